@@ -1,0 +1,140 @@
+//! Depthwise convolution: every channel is convolved with a kernel of its own.
+//!
+//! `y[n c r s] = sum_uv w[c 0 u v] * x[n c (r * stride + u * dilation - padding) (s * stride + v * dilation - padding)]`,
+//! where pixels outside `x` count as 0.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Tensor, WithDType};
+
+use crate::element::{elements, with_element};
+use crate::error::{check, dims4};
+use crate::{Conv2dGeometry, Window};
+
+pub mod naive;
+
+const OP: &str = "depthwise_conv2d";
+
+/// Depthwise convolution.
+///
+/// # Shapes
+/// `x`: `n c h w`; `w`: `c 1 u v`; result: `n c h' w'` with `h' = geometry.out_size(h, u)`.
+///
+/// # Errors
+/// If the shapes do not agree or the kernel does not fit the padded input.
+pub fn depthwise_conv2d(x: &Tensor, w: &Tensor, geometry: Conv2dGeometry) -> Result<Tensor> {
+    let [n, c, height, width] = dims4(OP, "x", "n c h w", x)?;
+    let [_, _, u, v] = dims4(OP, "w", "c 1 u v", w)?;
+    check(OP, "w", w, &[c, 1, u, v], x)?;
+    let window = Window::new(OP, [height, width], [u, v], geometry)?;
+    x.contiguous()?
+        .apply_op2(&w.contiguous()?, DepthwiseConv2d(Shape { n, c, window }))
+}
+
+/// Sizes of a depthwise convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Images.
+    pub n: usize,
+    /// Channels.
+    pub c: usize,
+    /// The windows on a plane.
+    pub window: Window,
+}
+
+impl Shape {
+    fn x(&self) -> candle_core::Shape {
+        let [h, w] = self.window.input;
+        (self.n, self.c, h, w).into()
+    }
+
+    fn y(&self) -> candle_core::Shape {
+        let [h, w] = self.window.output();
+        (self.n, self.c, h, w).into()
+    }
+
+    fn w(&self) -> candle_core::Shape {
+        let [u, v] = self.window.kernel;
+        (self.c, 1, u, v).into()
+    }
+}
+
+struct DepthwiseConv2d(Shape);
+
+impl CustomOp2 for DepthwiseConv2d {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, candle_core::Shape)> {
+        with_element!(self.name(), x, T => {
+            let y = naive::forward::<T>(elements(x, x_layout)?, elements(w, w_layout)?, &self.0);
+            Ok((T::to_cpu_storage_owned(y), self.0.y()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let grad_x = x
+            .track_op()
+            .then(|| grad.apply_op2_no_bwd(w, &GradX(self.0)))
+            .transpose()?;
+        let grad_w = w
+            .track_op()
+            .then(|| grad.apply_op2_no_bwd(x, &GradW(self.0)))
+            .transpose()?;
+        Ok((grad_x, grad_w))
+    }
+}
+
+struct GradX(Shape);
+
+impl CustomOp2 for GradX {
+    fn name(&self) -> &'static str {
+        "depthwise_conv2d_grad_x"
+    }
+
+    fn cpu_fwd(
+        &self,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, candle_core::Shape)> {
+        with_element!(self.name(), grad, T => {
+            let grad_x = naive::grad_x::<T>(elements(grad, grad_layout)?, elements(w, w_layout)?, &self.0);
+            Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
+        })
+    }
+}
+
+struct GradW(Shape);
+
+impl CustomOp2 for GradW {
+    fn name(&self) -> &'static str {
+        "depthwise_conv2d_grad_w"
+    }
+
+    fn cpu_fwd(
+        &self,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> Result<(CpuStorage, candle_core::Shape)> {
+        with_element!(self.name(), grad, T => {
+            let grad_w = naive::grad_w::<T>(elements(grad, grad_layout)?, elements(x, x_layout)?, &self.0);
+            Ok((T::to_cpu_storage_owned(grad_w), self.0.w()))
+        })
+    }
+}

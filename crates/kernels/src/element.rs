@@ -1,0 +1,53 @@
+//! The element types of the kernels, and the way from candle's storage to slices.
+
+use candle_core::{CpuStorage, Layout, Result, WithDType};
+
+/// An element type that the kernels compute with: `f32`, or `f64` for finite differences.
+pub trait Element: WithDType {
+    /// Below every number: where a maximum starts.
+    const NEG_INFINITY: Self;
+}
+
+impl Element for f32 {
+    const NEG_INFINITY: Self = f32::NEG_INFINITY;
+}
+
+impl Element for f64 {
+    const NEG_INFINITY: Self = f64::NEG_INFINITY;
+}
+
+/// The elements of a contiguous tensor.
+pub(crate) fn elements<'a, T: Element>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> Result<&'a [T]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!(
+            "expected a contiguous tensor, got strides {:?}",
+            layout.stride()
+        );
+    };
+    Ok(&T::cpu_storage_as_slice(storage)?[start..end])
+}
+
+/// Evaluates `$body` with `$T` naming the element type of `$storage`; an error for any type but `f32` and `f64`.
+macro_rules! with_element {
+    ($op:expr, $storage:expr, $T:ident => $body:expr) => {
+        match $storage {
+            candle_core::CpuStorage::F32(_) => {
+                type $T = f32;
+                $body
+            }
+            candle_core::CpuStorage::F64(_) => {
+                type $T = f64;
+                $body
+            }
+            other => Err(candle_core::Error::UnsupportedDTypeForOp(
+                candle_core::backend::BackendStorage::dtype(other),
+                $op,
+            )
+            .bt()),
+        }
+    };
+}
+pub(crate) use with_element;

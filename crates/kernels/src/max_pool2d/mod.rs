@@ -1,0 +1,97 @@
+//! Max pooling: the largest value under each window. Padding never wins.
+//!
+//! The gradient goes to the first maximum of a window in row-major order, as in PyTorch. A window with a NaN
+//! gives NaN, and its gradient goes to the last NaN.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Tensor, WithDType};
+
+use crate::element::{elements, with_element};
+use crate::error::dims4;
+use crate::{Pool2dGeometry, Window};
+
+pub mod naive;
+
+const OP: &str = "max_pool2d";
+
+/// Max pooling.
+///
+/// # Shapes
+/// `x`: `n c h w`; result: `n c h' w'` with `h' = geometry.out_size(h)`.
+///
+/// # Errors
+/// If `x` has not four axes, the window does not fit, or the padding is more than half of the window.
+pub fn max_pool2d(x: &Tensor, geometry: Pool2dGeometry) -> Result<Tensor> {
+    let [n, c, h, w] = dims4(OP, "x", "n c h w", x)?;
+    let window = geometry.window(OP, [h, w])?;
+    x.contiguous()?.apply_op1(MaxPool2d(Shape { n, c, window }))
+}
+
+/// Sizes of a pooling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Images.
+    pub n: usize,
+    /// Channels.
+    pub c: usize,
+    /// The windows on a plane.
+    pub window: Window,
+}
+
+impl Shape {
+    /// Number of planes.
+    pub fn n_planes(&self) -> usize {
+        self.n * self.c
+    }
+
+    pub(crate) fn x(&self) -> candle_core::Shape {
+        let [h, w] = self.window.input;
+        (self.n, self.c, h, w).into()
+    }
+
+    pub(crate) fn y(&self) -> candle_core::Shape {
+        let [h, w] = self.window.output();
+        (self.n, self.c, h, w).into()
+    }
+}
+
+struct MaxPool2d(Shape);
+
+impl CustomOp1 for MaxPool2d {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
+        with_element!(self.name(), x, T => {
+            let y = naive::forward::<T>(elements(x, layout)?, &self.0);
+            Ok((T::to_cpu_storage_owned(y), self.0.y()))
+        })
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        grad.contiguous()?
+            .apply_op2_no_bwd(x, &GradX(self.0))
+            .map(Some)
+    }
+}
+
+struct GradX(Shape);
+
+impl CustomOp2 for GradX {
+    fn name(&self) -> &'static str {
+        "max_pool2d_grad_x"
+    }
+
+    fn cpu_fwd(
+        &self,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> Result<(CpuStorage, candle_core::Shape)> {
+        with_element!(self.name(), grad, T => {
+            let grad_x = naive::grad_x::<T>(elements(grad, grad_layout)?, elements(x, x_layout)?, &self.0);
+            Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
+        })
+    }
+}
