@@ -1,0 +1,318 @@
+//! The tuple form of the original DARTS code:
+//! `Genotype(normal=[('sep_conv_3x3', 1), …], normal_concat=range(2, 6), reduce=[…], reduce_concat=…)`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use super::{CellGenotype, CellKind, Gene, Genotype, GenotypeError};
+use crate::primitive::Primitive;
+
+impl fmt::Display for CellGenotype {
+    /// Writes the list of the original code: `[('sep_conv_3x3', 1), …]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (_, Gene { primitive, source })) in self.genes().enumerate() {
+            let before = if index == 0 { "[" } else { ", " };
+            write!(f, "{before}('{primitive}', {source})")?;
+        }
+        f.write_str("]")
+    }
+}
+
+impl fmt::Display for Genotype {
+    /// Writes the tuple form of the original code, on one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { normal, reduction } = self;
+        write!(
+            f,
+            "Genotype(normal={normal}, normal_concat=range(2, 6), \
+             reduce={reduction}, reduce_concat=range(2, 6))"
+        )
+    }
+}
+
+impl FromStr for Genotype {
+    type Err = ParseGenotypeError;
+
+    /// Reads the tuple form of the original code.
+    ///
+    /// White space, line breaks, `#` comments and trailing commas are free, as in Python; quotes are
+    /// single or double; a `NAME =` may stand in front. The cell's output must be the nodes 2, 3, 4
+    /// and 5, written as a list or a `range`, or left away.
+    fn from_str(text: &str) -> Result<Self, ParseGenotypeError> {
+        let mut parser = Parser { text, offset: 0 };
+        let genotype = parser.genotype()?;
+        match parser.peek() {
+            None => Ok(genotype),
+            Some(_) => Err(parser.expected("the end of the text")),
+        }
+    }
+}
+
+/// Why a text is not a genotype in the tuple form.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ParseGenotypeError {
+    /// The text breaks off the form.
+    #[error("expected {expected} at byte {offset}, found {found}")]
+    Unexpected {
+        /// Where, in bytes from the start of the text.
+        offset: usize,
+        /// What the form asks for there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A field is given twice.
+    #[error("field `{field}` is given a second time at byte {offset}")]
+    RepeatedField {
+        /// Where, in bytes from the start of the text.
+        offset: usize,
+        /// The field's name.
+        field: String,
+    },
+    /// A cell is missing.
+    #[error("field `{kind}` is missing before the `)` at byte {offset}")]
+    MissingCell {
+        /// Where the tuple closes, in bytes from the start of the text.
+        offset: usize,
+        /// The cell.
+        kind: CellKind,
+    },
+    /// The text is well formed, but its genes make no genotype of this space.
+    #[error(transparent)]
+    Genotype(#[from] GenotypeError),
+}
+
+/// Reads from `offset` on; every method skips white space and comments first.
+struct Parser<'a> {
+    text: &'a str,
+    offset: usize,
+}
+
+type Parsed<T> = Result<T, ParseGenotypeError>;
+
+impl<'a> Parser<'a> {
+    fn genotype(&mut self) -> Parsed<Genotype> {
+        const START: &str = "`Genotype(`, after an optional `NAME =`";
+        let mut word = self.word().ok_or_else(|| self.expected(START))?;
+        if self.eat('=') {
+            word = self.word().ok_or_else(|| self.expected("`Genotype`"))?;
+        }
+        if word != "Genotype" {
+            self.offset -= word.len();
+            return Err(self.expected(START));
+        }
+        self.punctuation('(')?;
+
+        let mut cells = [None, None];
+        let mut has_concat = [false; 2];
+        let close = self.items(')', |parser| {
+            let start = parser.skip_blank();
+            let field = parser.word().unwrap_or_default();
+            let (kind_name, is_concat) = match field.strip_suffix("_concat") {
+                Some(kind_name) => (kind_name, true),
+                None => (field, false),
+            };
+            let Some(kind) = CellKind::from_name(kind_name) else {
+                parser.offset = start;
+                return Err(
+                    parser.expected("`normal`, `normal_concat`, `reduce`, `reduce_concat` or `)`")
+                );
+            };
+            let given = if is_concat {
+                has_concat[kind.index()]
+            } else {
+                cells[kind.index()].is_some()
+            };
+            if given {
+                return Err(ParseGenotypeError::RepeatedField {
+                    offset: start,
+                    field: field.to_owned(),
+                });
+            }
+            parser.punctuation('=')?;
+            if is_concat {
+                parser.concat()?;
+                has_concat[kind.index()] = true;
+            } else {
+                cells[kind.index()] = Some(parser.cell()?);
+            }
+            Ok(())
+        })?;
+        let missing = |kind| ParseGenotypeError::MissingCell {
+            offset: close,
+            kind,
+        };
+        let [normal, reduction] = cells;
+        Ok(Genotype::new(
+            normal.ok_or(missing(CellKind::Normal))?,
+            reduction.ok_or(missing(CellKind::Reduction))?,
+        )?)
+    }
+
+    /// `[('sep_conv_3x3', 1), …]`: two genes for each node. What the genes say is not checked.
+    fn cell(&mut self) -> Parsed<CellGenotype> {
+        let start = self.skip_blank();
+        let mut genes = Vec::new();
+        self.punctuation('[')?;
+        self.items(']', |parser| {
+            parser.punctuation('(')?;
+            let primitive = parser.primitive()?;
+            parser.punctuation(',')?;
+            let source = parser.number()?;
+            parser.punctuation(')')?;
+            genes.push(Gene { primitive, source });
+            Ok(())
+        })?;
+        let Ok(genes) = <[Gene; 8]>::try_from(genes.as_slice()) else {
+            return Err(ParseGenotypeError::Unexpected {
+                offset: start,
+                expected: "eight genes, two for each of the nodes 2, 3, 4, 5".to_owned(),
+                found: format!("{}", genes.len()),
+            });
+        };
+        let [a, b, c, d, e, f, g, h] = genes;
+        Ok(CellGenotype {
+            nodes: [[a, b], [c, d], [e, f], [g, h]],
+        })
+    }
+
+    /// `[2, 3, 4, 5]` or `range(2, 6)`: nothing else is in this space.
+    fn concat(&mut self) -> Parsed<()> {
+        let start = self.skip_blank();
+        let mut nodes = Vec::new();
+        if self.eat('[') {
+            self.items(']', |parser| {
+                nodes.push(parser.number()?);
+                Ok(())
+            })?;
+        } else if self.word() == Some("range") {
+            self.punctuation('(')?;
+            let first = self.number()?;
+            self.punctuation(',')?;
+            nodes.extend(first..self.number()?.min(first + 8));
+            self.punctuation(')')?;
+        }
+        if nodes != [2, 3, 4, 5] {
+            self.offset = start;
+            return Err(self.expected("all intermediate nodes, `range(2, 6)` or `[2, 3, 4, 5]`"));
+        }
+        Ok(())
+    }
+
+    /// A quoted name of a primitive.
+    fn primitive(&mut self) -> Parsed<Primitive> {
+        let start = self.skip_blank();
+        let primitive = ['\'', '"'].into_iter().find_map(|quote| {
+            let (name, rest) = self.rest().strip_prefix(quote)?.split_once(quote)?;
+            let primitive = Primitive::from_name(name)?;
+            self.offset = self.text.len() - rest.len();
+            Some(primitive)
+        });
+        primitive.ok_or_else(|| {
+            self.offset = start;
+            let names: Vec<_> = Primitive::kept()
+                .map(|primitive| format!("'{primitive}'"))
+                .collect();
+            self.expected(&format!("one of {}", names.join(", ")))
+        })
+    }
+
+    /// `item, item, … close`, with an optional comma at the end; returns where `close` stands.
+    fn items(
+        &mut self,
+        close: char,
+        mut item: impl FnMut(&mut Self) -> Parsed<()>,
+    ) -> Parsed<usize> {
+        loop {
+            let at = self.skip_blank();
+            if self.eat(close) {
+                return Ok(at);
+            }
+            item(self)?;
+            if !self.eat(',') && self.peek() != Some(close) {
+                return Err(self.expected(&format!("`,` or `{close}`")));
+            }
+        }
+    }
+
+    /// A run of letters, digits and underscores that does not start with a digit.
+    fn word(&mut self) -> Option<&'a str> {
+        self.skip_blank();
+        let rest = self.rest();
+        let is_part = |c: char| c.is_alphanumeric() || c == '_';
+        let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
+        let word = &rest[..end];
+        if word.is_empty() || word.starts_with(|c: char| c.is_numeric()) {
+            return None;
+        }
+        self.offset += end;
+        Some(word)
+    }
+
+    fn number(&mut self) -> Parsed<usize> {
+        self.skip_blank();
+        let rest = self.rest();
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let number = rest[..end]
+            .parse()
+            .map_err(|_| self.expected("the number of a state"))?;
+        self.offset += end;
+        Ok(number)
+    }
+
+    fn punctuation(&mut self, expected: char) -> Parsed<()> {
+        if self.eat(expected) {
+            Ok(())
+        } else {
+            Err(self.expected(&format!("`{expected}`")))
+        }
+    }
+
+    fn eat(&mut self, wanted: char) -> bool {
+        let found = self.peek() == Some(wanted);
+        if found {
+            self.offset += wanted.len_utf8();
+        }
+        found
+    }
+
+    fn peek(&mut self) -> Option<char> {
+        self.skip_blank();
+        self.rest().chars().next()
+    }
+
+    /// Moves past white space and comments; returns the offset reached.
+    fn skip_blank(&mut self) -> usize {
+        loop {
+            let rest = self.rest().trim_start();
+            self.offset = self.text.len() - rest.len();
+            if !rest.starts_with('#') {
+                return self.offset;
+            }
+            self.offset += rest.find('\n').unwrap_or(rest.len());
+        }
+    }
+
+    fn rest(&self) -> &'a str {
+        &self.text[self.offset..]
+    }
+
+    /// The error that something else stands here.
+    fn expected(&mut self, expected: &str) -> ParseGenotypeError {
+        let offset = self.skip_blank();
+        let rest = self.rest();
+        let found = match rest.split_whitespace().next() {
+            None => "the end of the text".to_owned(),
+            Some(token) => format!("`{}`", token.chars().take(24).collect::<String>()),
+        };
+        ParseGenotypeError::Unexpected {
+            offset,
+            expected: expected.to_owned(),
+            found,
+        }
+    }
+}
