@@ -1,1 +1,20 @@
-//! measure.
+//! How something is timed, and on what: the protocol, the anchor against drift, the machine.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`timing`] | warm-up, repeats, median and quantiles of a closure |
+//! | [`anchor`] | corrects for drift of the machine, and says which timings it disturbed |
+//! | [`machine`] | the machine of the timings, and a fingerprint of what stays the same on it |
+//! | [`memory`] | the largest memory that the process has held |
+//!
+//! Nothing here knows a network, a file format or a thread pool: what is timed is a closure.
+
+pub mod anchor;
+pub mod machine;
+pub mod memory;
+pub mod timing;
+
+pub use crate::anchor::{Anchor, Drift};
+pub use crate::machine::Machine;
+pub use crate::memory::peak_rss_bytes;
+pub use crate::timing::{Protocol, Timing, time};
