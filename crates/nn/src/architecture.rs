@@ -1,0 +1,206 @@
+//! Architecture parameters: alpha, beta, and what follows from them.
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use rand_distr::{Distribution, StandardNormal};
+use space::{CellKind, Genotype, Primitive, SearchSpace};
+
+use crate::{Parameters, Rng};
+
+/// PC-DARTS's K: one channel in K passes through the candidate operations, the rest bypass them.
+///
+/// K = 1 is DARTS. `Option` would do as well, but the published name is a ratio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChannelRatio(usize);
+
+impl ChannelRatio {
+    /// All channels (DARTS).
+    pub const FULL: Self = Self(1);
+
+    /// One channel in `k`; `None` if `k` is 0.
+    pub const fn new(k: usize) -> Option<Self> {
+        if k == 0 { None } else { Some(Self(k)) }
+    }
+
+    /// K.
+    pub const fn get(self) -> usize {
+        self.0
+    }
+
+    /// Whether some channels bypass the operations.
+    pub const fn is_partial(self) -> bool {
+        self.0 > 1
+    }
+}
+
+/// The standard deviation of the initial architecture parameters.
+const INIT_STD: f64 = 1e-3;
+
+/// The architecture parameters of a search: alpha per cell kind, and beta where edges are normalised.
+///
+/// They are named as in the published code: `alphas_normal`, `alphas_reduce` (14 x 8), `betas_normal`,
+/// `betas_reduce` (14).
+pub struct Architecture {
+    space: SearchSpace,
+    alphas: [Var; 2],
+    betas: Option<[Var; 2]>,
+    parameters: Parameters,
+}
+
+/// The weights by which a cell mixes its operations and edges.
+pub struct Mixing {
+    /// softmax(alpha) per edge, `[e, p]`.
+    pub operations: Tensor,
+    /// softmax(beta) over the edges of each node, `[e]`; `None` where edges are summed as they are.
+    pub edges: Option<Tensor>,
+}
+
+impl Architecture {
+    /// Draws alpha (and beta, if edges are normalised, as PC-DARTS does) from 1e-3 * N(0, 1).
+    pub fn new(
+        space: SearchSpace,
+        normalises_edges: bool,
+        device: &Device,
+        dtype: DType,
+        rng: &mut Rng,
+    ) -> Result<Self> {
+        let (n_edges, n_primitives) = (space.n_edges(), space.n_primitives());
+        let mut weights = BTreeMap::new();
+        let mut draw = |name: &str, shape: &[usize]| {
+            let n = shape.iter().product();
+            let values: Vec<f64> = (0..n)
+                .map(|_| {
+                    let z: f64 = StandardNormal.sample(rng);
+                    INIT_STD * z
+                })
+                .collect();
+            let var = Var::from_tensor(&Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)?;
+            weights.insert(name.to_owned(), var.clone());
+            Ok::<_, candle_core::Error>(var)
+        };
+        let [normal, reduce] = CellKind::ALL.map(CellKind::name);
+        let alpha_shape = [n_edges, n_primitives];
+        let alphas = [
+            draw(&format!("alphas_{normal}"), &alpha_shape)?,
+            draw(&format!("alphas_{reduce}"), &alpha_shape)?,
+        ];
+        let betas = if normalises_edges {
+            Some([
+                draw(&format!("betas_{normal}"), &[n_edges])?,
+                draw(&format!("betas_{reduce}"), &[n_edges])?,
+            ])
+        } else {
+            None
+        };
+        Ok(Self {
+            space,
+            alphas,
+            betas,
+            parameters: Parameters::from_weights(weights),
+        })
+    }
+
+    /// Alpha and beta by name.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The mixing weights of a cell kind. Tracked for an alpha step, constants for a weight step.
+    pub fn mixing(&self, kind: CellKind, tracked: bool) -> Result<Mixing> {
+        let tensor = |var: &Var| {
+            if tracked {
+                var.as_tensor().clone()
+            } else {
+                var.as_detached_tensor()
+            }
+        };
+        let alpha = tensor(&self.alphas[kind.index()]);
+        let operations = candle_nn::ops::softmax(&alpha, D::Minus1)?;
+        let edges = match &self.betas {
+            None => None,
+            Some(betas) => {
+                let beta = tensor(&betas[kind.index()]);
+                let per_node = self
+                    .nodes()
+                    .map(|edges| {
+                        candle_nn::ops::softmax(&beta.narrow(0, edges.start, edges.len())?, 0)
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                Some(Tensor::cat(&per_node, 0)?)
+            }
+        };
+        Ok(Mixing { operations, edges })
+    }
+
+    /// The edges into each intermediate node, in order.
+    fn nodes(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let space = self.space;
+        (2..2 + space.n_nodes()).map(move |node| space.edges_into(node))
+    }
+
+    /// The mass-matched soft code, `[224]` in the layout of [`SearchSpace::code_index`], tracked.
+    ///
+    /// With beta: 2 * softmax(beta) * softmax(alpha). Without: softmax(alpha) * 2 / n for each of the n
+    /// edges into a node. Either way a cell's mass is 8, as a genotype's code, less the share of
+    /// `none`, whose entries are 0 because no genotype has any.
+    pub fn soft_code(&self) -> Result<Tensor> {
+        let dtype = self.alphas[0].dtype();
+        let device = self.alphas[0].device();
+        let is_operation: Vec<f64> = Primitive::ALL
+            .iter()
+            .map(|&primitive| {
+                if primitive == Primitive::None {
+                    0.0
+                } else {
+                    1.0
+                }
+            })
+            .collect();
+        let is_operation = Tensor::new(is_operation, device)?.to_dtype(dtype)?;
+        let uniform: Vec<f64> = self
+            .nodes()
+            .flat_map(|edges| vec![1.0 / edges.len() as f64; edges.len()])
+            .collect();
+        let uniform = Tensor::new(uniform, device)?.to_dtype(dtype)?;
+        let cells = CellKind::ALL
+            .into_iter()
+            .map(|kind| {
+                let mixing = self.mixing(kind, true)?;
+                let shares = mixing.edges.unwrap_or_else(|| uniform.clone());
+                mixing
+                    .operations
+                    .broadcast_mul(&(shares * 2.0)?.unsqueeze(1)?)?
+                    .broadcast_mul(&is_operation)?
+                    .flatten_all()
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Tensor::cat(&cells, 0)
+    }
+
+    /// What derivation ranks: softmax(alpha), times softmax(beta) where there is one, row-major `[e, p]`.
+    fn ranks(&self, kind: CellKind) -> Result<Vec<f32>> {
+        let Mixing { operations, edges } = self.mixing(kind, false)?;
+        let ranks = match edges {
+            Some(edges) => operations.broadcast_mul(&edges.unsqueeze(1)?)?,
+            None => operations,
+        };
+        ranks.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    }
+
+    /// The genotype that these parameters stand for now ([`SearchSpace::derive`]).
+    pub fn derive(&self) -> Result<Genotype> {
+        let [normal, reduction] = CellKind::ALL.map(|kind| self.ranks(kind));
+        Ok(self.space.derive([&normal?, &reduction?]))
+    }
+
+    /// The entropy of softmax(alpha) in nats, the mean over the edges; ln 8 = 2.08 at the start.
+    pub fn entropy(&self, kind: CellKind) -> Result<f64> {
+        let operations = self.mixing(kind, false)?.operations.to_dtype(DType::F64)?;
+        let rows: Vec<Vec<f64>> = operations.to_vec2()?;
+        let entropy = |row: &Vec<f64>| -> f64 {
+            row.iter().filter(|&&p| p > 0.0).map(|&p| -p * p.ln()).sum()
+        };
+        Ok(rows.iter().map(entropy).sum::<f64>() / rows.len() as f64)
+    }
+}

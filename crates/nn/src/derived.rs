@@ -1,0 +1,212 @@
+//! The network of one genotype.
+
+use candle_core::{Result, Tensor};
+use space::{CellGenotype, CellSpec, Genotype, NetworkSpec};
+
+use crate::auxiliary::AuxiliaryHead;
+use crate::candidate::{Candidate, EdgeInput};
+use crate::layers::{Affine, FactorizedReduce, Linear, ReluConvBn, Stem, global_average_pool};
+use crate::parameters::Builder;
+use crate::{Parameters, Pass};
+
+/// What brings a cell's first input to the cell's width and resolution.
+pub(crate) enum Preprocess {
+    Same(ReluConvBn),
+    /// The previous cell was a reduction, so the state before it is twice as large.
+    Halve(FactorizedReduce),
+}
+
+impl Preprocess {
+    /// Builds `preprocess0` and `preprocess1` of a cell.
+    pub(crate) fn pair(
+        builder: &Builder<'_>,
+        spec: &CellSpec,
+        affine: Affine,
+    ) -> Result<(Self, ReluConvBn)> {
+        let scope = builder.scope("preprocess0");
+        let (n_in, n_out) = (spec.channels_prev_prev, spec.channels);
+        let first = if spec.reduction_prev {
+            Self::Halve(FactorizedReduce::new(&scope, n_in, n_out, affine)?)
+        } else {
+            Self::Same(ReluConvBn::new(&scope, n_in, n_out, affine)?)
+        };
+        let scope = builder.scope("preprocess1");
+        Ok((
+            first,
+            ReluConvBn::new(&scope, spec.channels_prev, n_out, affine)?,
+        ))
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        match self {
+            Self::Same(block) => block.forward(x, pass),
+            Self::Halve(block) => block.forward(x, pass),
+        }
+    }
+}
+
+/// A cell of a derived network.
+struct DerivedCell {
+    spec: CellSpec,
+    preprocess0: Preprocess,
+    preprocess1: ReluConvBn,
+    /// Per node, its two operations and the states they read.
+    nodes: Vec<[(Candidate, usize); 2]>,
+}
+
+impl DerivedCell {
+    fn new(builder: &Builder<'_>, spec: &CellSpec, genotype: &CellGenotype) -> Result<Self> {
+        let (preprocess0, preprocess1) = Preprocess::pair(builder, spec, Affine::Yes)?;
+        let ops = builder.scope("_ops");
+        let operation = |index: usize, gene: space::Gene| {
+            let stride = spec.stride_from(gene.source);
+            let scope = ops.scope(index);
+            let op = Candidate::new(&scope, gene.primitive, spec.channels, stride, Affine::Yes)?;
+            Ok::<_, candle_core::Error>((op, gene.source))
+        };
+        let nodes = genotype
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(node, [a, b])| Ok([operation(2 * node, *a)?, operation(2 * node + 1, *b)?]))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            spec: spec.clone(),
+            preprocess0,
+            preprocess1,
+            nodes,
+        })
+    }
+
+    fn forward(&self, s0: &Tensor, s1: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let prepare = |x: Tensor, index| EdgeInput::new(x, self.spec.stride_from(index));
+        let mut states = vec![
+            prepare(self.preprocess0.forward(s0, pass)?, 0),
+            prepare(self.preprocess1.forward(s1, pass)?, 1),
+        ];
+        let mut nodes = Vec::with_capacity(self.nodes.len());
+        for operations in &self.nodes {
+            let [a, b] = operations.each_ref().map(|(operation, source)| {
+                let y = operation.forward(&states[*source], pass)?;
+                if operation.is_identity() {
+                    Ok(y)
+                } else {
+                    pass.drop_path(y)
+                }
+            });
+            let sum = (a? + b?)?;
+            states.push(prepare(sum.clone(), states.len()));
+            nodes.push(sum);
+        }
+        Tensor::cat(&nodes, 1)
+    }
+}
+
+/// One cell by itself, as a network would hold it at one position, for timing.
+pub struct StandaloneCell {
+    cell: DerivedCell,
+}
+
+impl StandaloneCell {
+    /// Builds the cell of `genotype` for the position `spec`.
+    pub fn new(builder: &Builder<'_>, spec: &CellSpec, genotype: &CellGenotype) -> Result<Self> {
+        Ok(Self {
+            cell: DerivedCell::new(builder, spec, genotype)?,
+        })
+    }
+
+    /// The shapes `[n, c, h, w]` of the two inputs at a batch size.
+    pub fn input_shapes(&self, batch_size: usize) -> [[usize; 4]; 2] {
+        let spec = &self.cell.spec;
+        let shape = |channels, size| [batch_size, channels, size, size];
+        [
+            shape(spec.channels_prev_prev, spec.size_prev_prev),
+            shape(spec.channels_prev, spec.size_prev),
+        ]
+    }
+
+    /// Runs the cell on the outputs of the two cells before it.
+    pub fn forward(&self, s0: &Tensor, s1: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.cell.forward(s0, s1, pass)
+    }
+}
+
+/// What a derived network answers, each `[n, n_classes]`.
+pub struct Logits {
+    /// The classifier's logits.
+    pub main: Tensor,
+    /// The auxiliary head's, in training if there is one.
+    pub auxiliary: Option<Tensor>,
+}
+
+/// The network of one genotype, with affine batch normalisation throughout.
+pub struct DerivedNet {
+    stem: Stem,
+    cells: Vec<DerivedCell>,
+    auxiliary: Option<(usize, AuxiliaryHead)>,
+    classifier: Linear,
+    parameters: Parameters,
+}
+
+impl DerivedNet {
+    /// Builds the network under the published names; `auxiliary` adds the head behind layer 2L/3.
+    pub fn new(
+        builder: &Builder<'_>,
+        spec: &NetworkSpec,
+        genotype: &Genotype,
+        auxiliary: bool,
+    ) -> Result<Self> {
+        let stem = Stem::new(builder, spec)?;
+        let scope = builder.scope("cells");
+        let specs = spec.cells();
+        let cells = specs
+            .iter()
+            .map(|cell| DerivedCell::new(&scope.scope(cell.layer), cell, genotype.cell(cell.kind)))
+            .collect::<Result<_>>()?;
+        let auxiliary = if auxiliary {
+            let layer = spec.reduction_layers()[1];
+            let n_in = 4 * specs[layer].channels;
+            Some((
+                layer,
+                AuxiliaryHead::new(&builder.scope("auxiliary_head"), n_in, spec)?,
+            ))
+        } else {
+            None
+        };
+        let classifier = Linear::new(
+            &builder.scope("classifier"),
+            spec.final_channels(),
+            spec.n_classes,
+        )?;
+        Ok(Self {
+            stem,
+            cells,
+            auxiliary,
+            classifier,
+            parameters: builder.parameters(),
+        })
+    }
+
+    /// The weights and buffers.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Images `[n, c, h, w]` to logits.
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Logits> {
+        let (mut s0, mut s1) = self.stem.forward(x, pass)?;
+        let mut auxiliary = None;
+        for (layer, cell) in self.cells.iter().enumerate() {
+            let out = cell.forward(&s0, &s1, pass)?;
+            (s0, s1) = (s1, out);
+            match &self.auxiliary {
+                Some((at, head)) if *at == layer && pass.is_training() => {
+                    auxiliary = Some(head.forward(&s1, pass)?);
+                }
+                _ => {}
+            }
+        }
+        let main = self.classifier.forward(&global_average_pool(&s1)?, pass)?;
+        Ok(Logits { main, auxiliary })
+    }
+}

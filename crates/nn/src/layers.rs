@@ -1,0 +1,269 @@
+//! The building blocks that the networks share (Liu et al. 2018, the published code's `operations.py`).
+
+use candle_core::{D, Result, Tensor, Var};
+use kernels::{BatchStatistics, Conv2dGeometry};
+
+use crate::Pass;
+use crate::parameters::Builder;
+
+/// Batch normalisation's epsilon.
+pub const BATCH_NORM_EPS: f64 = 1e-5;
+/// Batch normalisation's momentum: running = (1 - momentum) * running + momentum * batch.
+pub const BATCH_NORM_MOMENTUM: f64 = 0.1;
+
+/// Whether batch normalisations have a learned scale and shift.
+///
+/// The search uses none, because they would rescale what alpha weighs; the evaluation network has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Affine {
+    /// Normalise only.
+    No,
+    /// Normalise, scale and shift.
+    Yes,
+}
+
+/// Batch normalisation over `n, h, w` of `[n, c, h, w]`.
+pub struct BatchNorm {
+    affine: Option<(Var, Var)>,
+    running_mean: Var,
+    running_var: Var,
+}
+
+impl BatchNorm {
+    /// Builds `weight` and `bias` (if affine), `running_mean` and `running_var` over `n_channels`.
+    pub fn new(builder: &Builder<'_>, n_channels: usize, affine: Affine) -> Result<Self> {
+        let affine = match affine {
+            Affine::No => None,
+            Affine::Yes => Some((
+                builder.constant("weight", n_channels, 1.0)?,
+                builder.constant("bias", n_channels, 0.0)?,
+            )),
+        };
+        Ok(Self {
+            affine,
+            running_mean: builder.buffer("running_mean", n_channels, 0.0)?,
+            running_var: builder.buffer("running_var", n_channels, 1.0)?,
+        })
+    }
+
+    /// Normalises by the batch's statistics in training, by the running ones otherwise.
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let affine = self
+            .affine
+            .as_ref()
+            .map(|(w, b)| (pass.weight(w), pass.weight(b)));
+        let affine = affine.as_ref().map(|(w, b)| (w, b));
+        if pass.is_training() {
+            let (y, statistics) = kernels::batch_norm_train(x, affine, BATCH_NORM_EPS)?;
+            self.observe(&statistics)?;
+            Ok(y)
+        } else {
+            let (mean, var) = (
+                self.running_mean.as_detached_tensor(),
+                self.running_var.as_detached_tensor(),
+            );
+            kernels::batch_norm_eval(x, &mean, &var, affine, BATCH_NORM_EPS)
+        }
+    }
+
+    /// Moves the running statistics towards a batch's; the variance by its unbiased estimate.
+    pub(crate) fn observe(&self, batch: &BatchStatistics) -> Result<()> {
+        let unbias = batch.count as f64 / (batch.count.max(2) - 1) as f64;
+        let blend = |running: &Var, batch: Vec<f64>| {
+            let batch = Tensor::from_vec(batch, running.shape(), running.device())?
+                .to_dtype(running.dtype())?;
+            let kept = (running.as_detached_tensor() * (1.0 - BATCH_NORM_MOMENTUM))?;
+            running.set(&(kept + (batch * BATCH_NORM_MOMENTUM)?)?)
+        };
+        blend(&self.running_mean, batch.mean.clone())?;
+        blend(
+            &self.running_var,
+            batch.var.iter().map(|var| var * unbias).collect(),
+        )
+    }
+}
+
+/// A convolution without bias that mixes channels at each pixel.
+pub(crate) fn pointwise(builder: &Builder<'_>, n_in: usize, n_out: usize) -> Result<Var> {
+    builder.uniform("weight", (n_out, n_in, 1, 1), n_in)
+}
+
+/// ReLU, pointwise convolution, batch normalisation: `[n, n_in, h, w]` to `[n, n_out, h, w]`.
+pub struct ReluConvBn {
+    weight: Var,
+    norm: BatchNorm,
+}
+
+impl ReluConvBn {
+    /// Builds `op.1` (convolution) and `op.2` (batch normalisation).
+    pub fn new(builder: &Builder<'_>, n_in: usize, n_out: usize, affine: Affine) -> Result<Self> {
+        let op = builder.scope("op");
+        Ok(Self {
+            weight: pointwise(&op.scope(1), n_in, n_out)?,
+            norm: BatchNorm::new(&op.scope(2), n_out, affine)?,
+        })
+    }
+
+    /// Runs the block.
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let y = kernels::pointwise_conv2d(&kernels::relu(x)?, &pass.weight(&self.weight))?;
+        self.norm.forward(&y, pass)
+    }
+}
+
+/// Halves the resolution without pooling: `[n, n_in, h, w]` to `[n, n_out, ceil(h/2), ceil(w/2)]`.
+///
+/// ReLU, two pointwise convolutions at stride 2 to `n_out / 2` channels each, the second on the input
+/// shifted by one row and one column, concatenated, batch normalisation. An odd size is first padded
+/// with one zero row or column at its end (the published networks have even sizes only).
+pub struct FactorizedReduce {
+    even: Var,
+    odd: Var,
+    norm: BatchNorm,
+}
+
+impl FactorizedReduce {
+    /// Builds `conv_1`, `conv_2` and `bn`; `n_out` is even.
+    pub fn new(builder: &Builder<'_>, n_in: usize, n_out: usize, affine: Affine) -> Result<Self> {
+        Ok(Self {
+            even: pointwise(&builder.scope("conv_1"), n_in, n_out / 2)?,
+            odd: pointwise(&builder.scope("conv_2"), n_in, n_out - n_out / 2)?,
+            norm: BatchNorm::new(&builder.scope("bn"), n_out, affine)?,
+        })
+    }
+
+    /// Runs the block.
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.forward_activated(&kernels::relu(x)?, pass)
+    }
+
+    /// Runs the block on an input that has been through its ReLU already.
+    pub(crate) fn forward_activated(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let even = kernels::pointwise_conv2d(&subsample(x, 0)?, &pass.weight(&self.even))?;
+        let odd = kernels::pointwise_conv2d(&subsample(x, 1)?, &pass.weight(&self.odd))?;
+        self.norm.forward(&Tensor::cat(&[even, odd], 1)?, pass)
+    }
+}
+
+/// Every second pixel in both directions, from `offset` 0 or 1: `[n, c, ceil(h/2), ceil(w/2)]`.
+fn subsample(x: &Tensor, offset: usize) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    let x = x.pad_with_zeros(2, 0, h % 2)?.pad_with_zeros(3, 0, w % 2)?;
+    let (n, c, h, w) = x.dims4()?;
+    x.reshape((n, c, h / 2, 2, w / 2, 2))?
+        .narrow(3, offset, 1)?
+        .narrow(5, offset, 1)?
+        .reshape((n, c, h / 2, w / 2))
+}
+
+/// A dense 3x3 convolution with its batch normalisation, as the stems use it.
+struct ConvBn {
+    weight: Var,
+    stride: usize,
+    norm: BatchNorm,
+}
+
+impl ConvBn {
+    fn new(
+        conv: &Builder<'_>,
+        norm: &Builder<'_>,
+        n_in: usize,
+        n_out: usize,
+        stride: usize,
+    ) -> Result<Self> {
+        Ok(Self {
+            weight: conv.uniform("weight", (n_out, n_in, 3, 3), n_in * 9)?,
+            stride,
+            norm: BatchNorm::new(norm, n_out, Affine::Yes)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let geometry = Conv2dGeometry {
+            padding: 1,
+            stride: self.stride,
+            dilation: 1,
+        };
+        let y = kernels::conv2d(x, &pass.weight(&self.weight), geometry)?;
+        self.norm.forward(&y, pass)
+    }
+}
+
+/// What turns an image into the two inputs of the first cell.
+pub struct Stem {
+    layout: StemLayout,
+}
+
+enum StemLayout {
+    /// One convolution; both inputs are its output.
+    Single(ConvBn),
+    /// Three convolutions of stride 2; the inputs are the outputs of the second and of the third.
+    Imagenet([ConvBn; 3]),
+}
+
+impl Stem {
+    /// Builds `stem` (CIFAR) or `stem0` and `stem1` (ImageNet). Stems are affine in the search too.
+    pub fn new(builder: &Builder<'_>, spec: &space::NetworkSpec) -> Result<Self> {
+        let (n_in, c) = (spec.in_channels, spec.init_channels);
+        let single = |stride| {
+            let scope = builder.scope("stem");
+            ConvBn::new(&scope.scope(0), &scope.scope(1), n_in, 3 * c, stride)
+        };
+        let layout = match spec.stem {
+            space::Stem::Conv3x3 => StemLayout::Single(single(1)?),
+            space::Stem::Conv3x3Stride2 => StemLayout::Single(single(2)?),
+            space::Stem::Imagenet => {
+                let (first, second) = (builder.scope("stem0"), builder.scope("stem1"));
+                StemLayout::Imagenet([
+                    ConvBn::new(&first.scope(0), &first.scope(1), n_in, c / 2, 2)?,
+                    ConvBn::new(&first.scope(3), &first.scope(4), c / 2, c, 2)?,
+                    ConvBn::new(&second.scope(1), &second.scope(2), c, c, 2)?,
+                ])
+            }
+        };
+        Ok(Self { layout })
+    }
+
+    /// `[n, in_channels, h, w]` to the states that the first cell reads: (of two cells ago, of one ago).
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<(Tensor, Tensor)> {
+        match &self.layout {
+            StemLayout::Single(conv) => {
+                let y = conv.forward(x, pass)?;
+                Ok((y.clone(), y))
+            }
+            StemLayout::Imagenet([a, b, c]) => {
+                let y = kernels::relu(&a.forward(x, pass)?)?;
+                let s0 = b.forward(&y, pass)?;
+                let s1 = c.forward(&kernels::relu(&s0)?, pass)?;
+                Ok((s0, s1))
+            }
+        }
+    }
+}
+
+/// An affine map of the last axis: `[n, n_in]` to `[n, n_out]`.
+pub struct Linear {
+    weight: Var,
+    bias: Var,
+}
+
+impl Linear {
+    /// Builds `weight` `[n_out, n_in]` and `bias` `[n_out]`.
+    pub fn new(builder: &Builder<'_>, n_in: usize, n_out: usize) -> Result<Self> {
+        Ok(Self {
+            weight: builder.uniform("weight", (n_out, n_in), n_in)?,
+            bias: builder.uniform("bias", n_out, n_in)?,
+        })
+    }
+
+    /// Runs the layer.
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        x.matmul(&pass.weight(&self.weight).t()?)?
+            .broadcast_add(&pass.weight(&self.bias))
+    }
+}
+
+/// The mean over all pixels: `[n, c, h, w]` to `[n, c]`.
+pub(crate) fn global_average_pool(x: &Tensor) -> Result<Tensor> {
+    x.flatten_from(2)?.mean(D::Minus1)
+}

@@ -1,0 +1,313 @@
+//! SGD and Adam as the original networks were trained: with L2 regularisation in the gradient.
+//!
+//! Both keep their state by the parameters' names, export and import it for checkpoints, and visit the
+//! parameters in the order of their names.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor, Var};
+
+use crate::Parameters;
+
+/// The gradients of named parameters; a parameter that the loss did not depend on has none.
+pub struct Gradients {
+    by_name: BTreeMap<String, Tensor>,
+}
+
+impl Gradients {
+    /// Collects the gradients of all weights from a backward pass.
+    pub fn collect(parameters: &Parameters, store: &mut GradStore) -> Self {
+        let by_name = parameters
+            .weights()
+            .iter()
+            .filter_map(|(name, var)| Some((name.clone(), store.remove(var)?)))
+            .collect();
+        Self { by_name }
+    }
+
+    /// The gradient of a parameter.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.by_name.get(name)
+    }
+
+    /// The L2 norm of all gradients as one vector.
+    pub fn global_norm(&self) -> Result<f64> {
+        let sum = self
+            .by_name
+            .values()
+            .map(squared_norm)
+            .sum::<Result<f64>>()?;
+        Ok(sum.sqrt())
+    }
+
+    /// The factor that brings the global norm down to `max_norm`, at most 1: PyTorch's
+    /// `clip_grad_norm_`, max_norm / (norm + 1e-6). Returns (factor, norm before clipping).
+    pub fn clip_factor(&self, max_norm: f64) -> Result<(f64, f64)> {
+        let norm = self.global_norm()?;
+        Ok(((max_norm / (norm + 1e-6)).min(1.0), norm))
+    }
+}
+
+fn squared_norm(x: &Tensor) -> Result<f64> {
+    x.flatten_all()?
+        .to_dtype(DType::F64)?
+        .sqr()?
+        .sum_all()?
+        .to_scalar()
+}
+
+/// Stochastic gradient descent with momentum and L2 weight decay.
+///
+/// buffer = momentum * buffer + gradient + weight_decay * w; w -= learning_rate * buffer, as PyTorch.
+pub struct Sgd {
+    momentum: f64,
+    weight_decay: f64,
+    buffers: BTreeMap<String, Var>,
+}
+
+impl Sgd {
+    /// An optimiser without history.
+    pub fn new(momentum: f64, weight_decay: f64) -> Self {
+        Self {
+            momentum,
+            weight_decay,
+            buffers: BTreeMap::new(),
+        }
+    }
+
+    /// One step with the gradients multiplied by `gradient_scale` (see [`Gradients::clip_factor`]).
+    pub fn step(
+        &mut self,
+        parameters: &Parameters,
+        gradients: &Gradients,
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> Result<()> {
+        let update = SgdUpdate {
+            momentum: self.momentum,
+            weight_decay: self.weight_decay,
+            gradient_scale,
+        };
+        for (name, var) in parameters.weights() {
+            let Some(gradient) = gradients.get(name) else {
+                continue;
+            };
+            let buffer = buffer_of(&mut self.buffers, name, var)?;
+            let weight = var.as_detached_tensor();
+            let gradient = gradient.contiguous()?;
+            buffer.inplace_op3(&gradient, &weight, &update)?;
+            weight.inplace_op2(&buffer.as_detached_tensor(), &AddScaled(-learning_rate))?;
+        }
+        Ok(())
+    }
+
+    /// The momentum buffers by parameter name.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        copies(&self.buffers)
+    }
+
+    /// Replaces the momentum buffers.
+    pub fn load(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        self.buffers = vars(state)?;
+        Ok(())
+    }
+}
+
+/// Adam with coupled L2: weight decay is added to the gradient, before the moments (Kingma & Ba 2015;
+/// not AdamW).
+pub struct Adam {
+    learning_rate: f64,
+    betas: (f64, f64),
+    eps: f64,
+    weight_decay: f64,
+    n_steps: u64,
+    means: BTreeMap<String, Var>,
+    squares: BTreeMap<String, Var>,
+}
+
+impl Adam {
+    /// An optimiser without history; eps = 1e-8.
+    pub fn new(learning_rate: f64, betas: (f64, f64), weight_decay: f64) -> Self {
+        Self {
+            learning_rate,
+            betas,
+            eps: 1e-8,
+            weight_decay,
+            n_steps: 0,
+            means: BTreeMap::new(),
+            squares: BTreeMap::new(),
+        }
+    }
+
+    /// One step with the gradients multiplied by `gradient_scale`.
+    pub fn step(
+        &mut self,
+        parameters: &Parameters,
+        gradients: &Gradients,
+        gradient_scale: f64,
+    ) -> Result<()> {
+        self.n_steps += 1;
+        let (b1, b2) = self.betas;
+        let correction1 = 1.0 - b1.powf(self.n_steps as f64);
+        let correction2 = 1.0 - b2.powf(self.n_steps as f64);
+        for (name, var) in parameters.weights() {
+            let Some(gradient) = gradients.get(name) else {
+                continue;
+            };
+            let weight = var.as_detached_tensor();
+            let gradient = ((gradient * gradient_scale)? + (&weight * self.weight_decay)?)?;
+            let mean = buffer_of(&mut self.means, name, var)?;
+            let square = buffer_of(&mut self.squares, name, var)?;
+            mean.set(&((mean.as_detached_tensor() * b1)? + (&gradient * (1.0 - b1))?)?)?;
+            square
+                .set(&((square.as_detached_tensor() * b2)? + (gradient.sqr()? * (1.0 - b2))?)?)?;
+            let root = (square.as_detached_tensor().sqrt()? / correction2.sqrt())?;
+            let step = (mean.as_detached_tensor() / (root + self.eps)?)?;
+            var.set(&(weight - (step * (self.learning_rate / correction1))?)?)?;
+        }
+        Ok(())
+    }
+
+    /// The number of steps taken, and the moments as `mean.<name>` and `square.<name>`.
+    pub fn state(&self) -> Result<(u64, BTreeMap<String, Tensor>)> {
+        let prefixed = |prefix: &str, vars: &BTreeMap<String, Var>| {
+            copies(vars).map(|state| {
+                state
+                    .into_iter()
+                    .map(|(name, tensor)| (format!("{prefix}.{name}"), tensor))
+                    .collect::<BTreeMap<_, _>>()
+            })
+        };
+        let mut state = prefixed("mean", &self.means)?;
+        state.extend(prefixed("square", &self.squares)?);
+        Ok((self.n_steps, state))
+    }
+
+    /// Restores what [`Adam::state`] gave.
+    pub fn load(&mut self, n_steps: u64, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let stripped = |prefix: &str| {
+            let own: BTreeMap<String, Tensor> = state
+                .iter()
+                .filter_map(|(name, tensor)| {
+                    Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone()))
+                })
+                .collect();
+            vars(&own)
+        };
+        self.means = stripped("mean.")?;
+        self.squares = stripped("square.")?;
+        self.n_steps = n_steps;
+        Ok(())
+    }
+}
+
+/// The state of a parameter, zeros at first.
+fn buffer_of(buffers: &mut BTreeMap<String, Var>, name: &str, like: &Var) -> Result<Var> {
+    if let Some(buffer) = buffers.get(name) {
+        return Ok(buffer.clone());
+    }
+    let buffer = Var::zeros(like.shape(), like.dtype(), like.device())?;
+    buffers.insert(name.to_owned(), buffer.clone());
+    Ok(buffer)
+}
+
+fn copies(vars: &BTreeMap<String, Var>) -> Result<BTreeMap<String, Tensor>> {
+    vars.iter()
+        .map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?)))
+        .collect()
+}
+
+fn vars(state: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Var>> {
+    state
+        .iter()
+        .map(|(name, tensor)| Ok((name.clone(), Var::from_tensor(tensor)?)))
+        .collect()
+}
+
+/// buffer = momentum * buffer + gradient_scale * gradient + weight_decay * weight, in place.
+struct SgdUpdate {
+    momentum: f64,
+    weight_decay: f64,
+    gradient_scale: f64,
+}
+
+impl candle_core::InplaceOp3 for SgdUpdate {
+    fn name(&self) -> &'static str {
+        "sgd-update"
+    }
+
+    fn cpu_fwd(
+        &self,
+        buffer: &mut CpuStorage,
+        buffer_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<()> {
+        macro_rules! update {
+            ($float:ty, $buffer:expr, $gradient:expr, $weight:expr) => {{
+                let (m, d, s) = (
+                    self.momentum as $float,
+                    self.weight_decay as $float,
+                    self.gradient_scale as $float,
+                );
+                let buffer = &mut $buffer[range(self.name(), buffer_layout)?];
+                let gradient = &$gradient[range(self.name(), gradient_layout)?];
+                let weight = &$weight[range(self.name(), weight_layout)?];
+                for ((b, g), w) in buffer.iter_mut().zip(gradient).zip(weight) {
+                    *b = m * *b + s * g + d * w;
+                }
+                Ok(())
+            }};
+        }
+        match (buffer, gradient, weight) {
+            (CpuStorage::F32(b), CpuStorage::F32(g), CpuStorage::F32(w)) => update!(f32, b, g, w),
+            (CpuStorage::F64(b), CpuStorage::F64(g), CpuStorage::F64(w)) => update!(f64, b, g, w),
+            _ => candle_core::bail!("sgd-update: gradients and weights must both be f32 or f64"),
+        }
+    }
+}
+
+/// x += factor * y, in place.
+struct AddScaled(f64);
+
+impl candle_core::InplaceOp2 for AddScaled {
+    fn name(&self) -> &'static str {
+        "add-scaled"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        x_layout: &Layout,
+        y: &CpuStorage,
+        y_layout: &Layout,
+    ) -> Result<()> {
+        macro_rules! add {
+            ($float:ty, $x:expr, $y:expr) => {{
+                let factor = self.0 as $float;
+                let x = &mut $x[range(self.name(), x_layout)?];
+                let y = &$y[range(self.name(), y_layout)?];
+                for (x, y) in x.iter_mut().zip(y) {
+                    *x += factor * y;
+                }
+                Ok(())
+            }};
+        }
+        match (x, y) {
+            (CpuStorage::F32(x), CpuStorage::F32(y)) => add!(f32, x, y),
+            (CpuStorage::F64(x), CpuStorage::F64(y)) => add!(f64, x, y),
+            _ => candle_core::bail!("add-scaled: both tensors must be f32 or f64"),
+        }
+    }
+}
+
+/// The elements of a contiguous layout in its storage.
+fn range(op: &'static str, layout: &Layout) -> Result<std::ops::Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => candle_core::bail!("{op}: tensors must be contiguous"),
+    }
+}

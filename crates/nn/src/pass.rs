@@ -1,0 +1,109 @@
+//! What one forward pass needs to know beyond its input.
+
+use std::cell::RefCell;
+
+use candle_core::{Result, Tensor, Var};
+use rand::RngExt;
+
+use crate::Rng;
+
+/// The mode of one forward pass.
+///
+/// A pass that does not track weights treats them as constants: the alpha step needs no gradient of
+/// the weights, and inference needs none at all, so no graph is recorded for them.
+pub struct Pass<'r> {
+    training: bool,
+    tracks_weights: bool,
+    drop_path: Option<DropPath<'r>>,
+}
+
+struct DropPath<'r> {
+    probability: f64,
+    rng: RefCell<&'r mut Rng>,
+}
+
+impl<'r> Pass<'r> {
+    /// Inference: running statistics, no gradients of weights.
+    pub fn inference() -> Self {
+        Self {
+            training: false,
+            tracks_weights: false,
+            drop_path: None,
+        }
+    }
+
+    /// Running statistics, but gradients of the weights are recorded.
+    pub fn evaluation_with_gradients() -> Self {
+        Self {
+            training: false,
+            tracks_weights: true,
+            drop_path: None,
+        }
+    }
+
+    /// A weight step: batch statistics, gradients of the weights.
+    pub fn training() -> Self {
+        Self {
+            training: true,
+            tracks_weights: true,
+            drop_path: None,
+        }
+    }
+
+    /// An alpha step: batch statistics, weights held constant.
+    pub fn architecture_step() -> Self {
+        Self {
+            training: true,
+            tracks_weights: false,
+            drop_path: None,
+        }
+    }
+
+    /// A weight step in which each path is dropped with the given probability, independently per
+    /// sample, and survivors are divided by the probability of keeping them.
+    pub fn training_with_drop_path(probability: f64, rng: &'r mut Rng) -> Self {
+        let drop_path = (probability > 0.0).then(|| DropPath {
+            probability,
+            rng: RefCell::new(rng),
+        });
+        Self {
+            drop_path,
+            ..Self::training()
+        }
+    }
+
+    /// Whether batch statistics are used (and running statistics updated).
+    pub fn is_training(&self) -> bool {
+        self.training
+    }
+
+    /// The tensor of a weight, tracked or constant as this pass wants it.
+    pub(crate) fn weight(&self, var: &Var) -> Tensor {
+        if self.tracks_weights {
+            var.as_tensor().clone()
+        } else {
+            var.as_detached_tensor()
+        }
+    }
+
+    /// Applies drop path to the output of an operation, `[n, c, h, w]`; the identity outside training.
+    pub(crate) fn drop_path(&self, x: Tensor) -> Result<Tensor> {
+        let Some(drop) = &self.drop_path else {
+            return Ok(x);
+        };
+        let n = x.dim(0)?;
+        let keep = 1.0 - drop.probability;
+        let mut rng = drop.rng.borrow_mut();
+        let mask: Vec<f32> = (0..n)
+            .map(|_| {
+                if rng.random::<f64>() < keep {
+                    (1.0 / keep) as f32
+                } else {
+                    0.0
+                }
+            })
+            .collect();
+        let mask = Tensor::from_vec(mask, (n, 1, 1, 1), x.device())?.to_dtype(x.dtype())?;
+        x.broadcast_mul(&mask)
+    }
+}

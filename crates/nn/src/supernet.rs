@@ -1,0 +1,269 @@
+//! The weight-sharing search network: every edge computes all primitives at once.
+//!
+//! With a [`ChannelRatio`] of K > 1 it is PC-DARTS's network (Xu et al. 2020): the first C/K channels of
+//! a state pass through the operations, the rest bypass them, and the channels are shuffled afterwards.
+//! Nothing in that depends on where the weighted sum over edges is taken, so a node sums operations and
+//! bypasses apart and concatenates and shuffles once, instead of once per edge.
+
+use candle_core::{Result, Tensor};
+use kernels::Pool2dGeometry;
+use space::{CellSpec, NetworkSpec, Primitive, SearchSpace};
+
+use crate::architecture::{ChannelRatio, Mixing};
+use crate::candidate::{Candidate, EdgeInput};
+use crate::derived::Preprocess;
+use crate::layers::{Affine, Linear, ReluConvBn, Stem, global_average_pool};
+use crate::parameters::Builder;
+use crate::{Parameters, Pass};
+
+/// The weighted sum of all primitives on an edge.
+struct MixedOp {
+    candidates: Vec<Candidate>,
+}
+
+impl MixedOp {
+    fn new(builder: &Builder<'_>, n_channels: usize, stride: usize) -> Result<Self> {
+        let scope = builder.scope("_ops");
+        let candidates = Primitive::ALL
+            .into_iter()
+            .enumerate()
+            .map(|(index, primitive)| {
+                Candidate::new(
+                    &scope.scope(index),
+                    primitive,
+                    n_channels,
+                    stride,
+                    Affine::No,
+                )
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { candidates })
+    }
+
+    /// Adds this edge's operations, weighted by `weights` `[p]`, to the node's sum.
+    fn accumulate(
+        &self,
+        mut sum: Option<Tensor>,
+        input: &EdgeInput,
+        weights: &Tensor,
+        pass: &Pass<'_>,
+    ) -> Result<Option<Tensor>> {
+        for (index, candidate) in self.candidates.iter().enumerate() {
+            // Zeros add nothing: `none` acts through the softmax alone.
+            if matches!(candidate, Candidate::None { .. }) {
+                continue;
+            }
+            let y = candidate.forward(input, pass)?;
+            sum = Some(weighted_sum(sum, &y, &weights.narrow(0, index, 1)?)?);
+        }
+        Ok(sum)
+    }
+}
+
+fn weighted_sum(sum: Option<Tensor>, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    match sum {
+        None => kernels::scale(x, weight),
+        Some(sum) => kernels::weighted_add(&sum, x, weight),
+    }
+}
+
+/// What the edges that leave one state share.
+struct SearchState {
+    /// The channels that pass through the operations.
+    input: EdgeInput,
+    /// The others, at the resolution behind the edge; `None` where all channels pass.
+    bypass: Option<Tensor>,
+}
+
+impl SearchState {
+    fn new(x: &Tensor, ratio: ChannelRatio, stride: usize) -> Result<Self> {
+        if !ratio.is_partial() {
+            return Ok(Self {
+                input: EdgeInput::new(x.clone(), stride),
+                bypass: None,
+            });
+        }
+        let n_channels = x.dim(1)?;
+        let n_partial = n_channels / ratio.get();
+        let partial = x.narrow(1, 0, n_partial)?.contiguous()?;
+        let mut bypass = x.narrow(1, n_partial, n_channels - n_partial)?;
+        if stride == 2 {
+            // At an odd size the last row and column pool alone, so that the size is ceil(h / 2) as
+            // behind the operations (the published networks have even sizes only).
+            let (_, _, h, w) = bypass.dims4()?;
+            bypass = bypass
+                .pad_with_same(2, 0, h % 2)?
+                .pad_with_same(3, 0, w % 2)?;
+            bypass = kernels::max_pool2d(
+                &bypass,
+                Pool2dGeometry {
+                    kernel: 2,
+                    padding: 0,
+                    stride: 2,
+                },
+            )?;
+        }
+        Ok(Self {
+            input: EdgeInput::new(partial, stride),
+            bypass: Some(bypass),
+        })
+    }
+}
+
+/// A cell of the supernet.
+struct SearchCell {
+    spec: CellSpec,
+    ratio: ChannelRatio,
+    space: SearchSpace,
+    preprocess0: Preprocess,
+    preprocess1: ReluConvBn,
+    edges: Vec<MixedOp>,
+}
+
+impl SearchCell {
+    fn new(
+        builder: &Builder<'_>,
+        space: SearchSpace,
+        spec: &CellSpec,
+        ratio: ChannelRatio,
+    ) -> Result<Self> {
+        let ops = builder.scope("_ops");
+        let edges = space
+            .edges()
+            .iter()
+            .map(|edge| {
+                let stride = spec.stride_from(edge.source);
+                MixedOp::new(&ops.scope(edge.index), spec.channels / ratio.get(), stride)
+            })
+            .collect::<Result<_>>()?;
+        let (preprocess0, preprocess1) = Preprocess::pair(builder, spec, Affine::No)?;
+        Ok(Self {
+            spec: spec.clone(),
+            ratio,
+            space,
+            preprocess0,
+            preprocess1,
+            edges,
+        })
+    }
+
+    fn forward(
+        &self,
+        s0: &Tensor,
+        s1: &Tensor,
+        mixing: &Mixing,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let s0 = self.preprocess0.forward(s0, pass)?;
+        let s1 = self.preprocess1.forward(s1, pass)?;
+        let prepare =
+            |x: &Tensor, index| SearchState::new(x, self.ratio, self.spec.stride_from(index));
+        let mut states = vec![prepare(&s0, 0)?, prepare(&s1, 1)?];
+        let weights = match &mixing.edges {
+            Some(edges) => mixing.operations.broadcast_mul(&edges.unsqueeze(1)?)?,
+            None => mixing.operations.clone(),
+        };
+        let n_nodes = self.space.n_nodes();
+        let mut nodes = Vec::with_capacity(n_nodes);
+        for node in 2..2 + n_nodes {
+            let (mut operations, mut bypasses) = (None, None);
+            for edge in &self.space.edges()[self.space.edges_into(node)] {
+                let state = &states[edge.source];
+                let row = weights.narrow(0, edge.index, 1)?.flatten_all()?;
+                operations =
+                    self.edges[edge.index].accumulate(operations, &state.input, &row, pass)?;
+                if let (Some(bypass), Some(edges)) = (&state.bypass, &mixing.edges) {
+                    let weight = edges.narrow(0, edge.index, 1)?;
+                    bypasses = Some(weighted_sum(bypasses, bypass, &weight)?);
+                }
+            }
+            let mut sum = operations.expect("every node has an incoming edge");
+            if let Some(bypasses) = bypasses {
+                sum = shuffle_channels(&Tensor::cat(&[sum, bypasses], 1)?, self.ratio)?;
+            }
+            if node + 1 < 2 + n_nodes {
+                states.push(prepare(&sum, node)?);
+            }
+            nodes.push(sum);
+        }
+        Tensor::cat(&nodes, 1)
+    }
+}
+
+/// Channel shuffle with K groups: `[n, K, c/K, h, w]`, the middle two axes exchanged, flattened.
+fn shuffle_channels(x: &Tensor, ratio: ChannelRatio) -> Result<Tensor> {
+    let (n, c, h, w) = x.dims4()?;
+    x.reshape((n, ratio.get(), c / ratio.get(), h * w))?
+        .transpose(1, 2)?
+        .reshape((n, c, h, w))
+}
+
+/// The search network of DARTS or, with partial channels, PC-DARTS.
+pub struct Supernet {
+    stem: Stem,
+    cells: Vec<SearchCell>,
+    classifier: Linear,
+    ratio: ChannelRatio,
+    parameters: Parameters,
+}
+
+impl Supernet {
+    /// Builds the network under the published names.
+    ///
+    /// # Errors
+    /// If K does not divide the initial channels.
+    pub fn new(
+        builder: &Builder<'_>,
+        space: SearchSpace,
+        spec: &NetworkSpec,
+        ratio: ChannelRatio,
+    ) -> Result<Self> {
+        if !spec.init_channels.is_multiple_of(ratio.get()) {
+            candle_core::bail!(
+                "supernet: {} initial channels cannot be split by a channel ratio of {}",
+                spec.init_channels,
+                ratio.get()
+            );
+        }
+        let stem = Stem::new(builder, spec)?;
+        let scope = builder.scope("cells");
+        let cells = spec
+            .cells()
+            .iter()
+            .map(|cell| SearchCell::new(&scope.scope(cell.layer), space, cell, ratio))
+            .collect::<Result<_>>()?;
+        let classifier = Linear::new(
+            &builder.scope("classifier"),
+            spec.final_channels(),
+            spec.n_classes,
+        )?;
+        Ok(Self {
+            stem,
+            cells,
+            classifier,
+            ratio,
+            parameters: builder.parameters(),
+        })
+    }
+
+    /// The weights and buffers.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Images `[n, c, h, w]` to logits `[n, n_classes]`; `mixing` per cell kind.
+    ///
+    /// # Errors
+    /// If channels are partial but edges are not normalised: the bypass is weighted by beta alone.
+    pub fn forward(&self, x: &Tensor, mixing: &[Mixing; 2], pass: &Pass<'_>) -> Result<Tensor> {
+        if self.ratio.is_partial() && mixing.iter().any(|mixing| mixing.edges.is_none()) {
+            candle_core::bail!("supernet: partial channels need edge normalisation (beta)");
+        }
+        let (mut s0, mut s1) = self.stem.forward(x, pass)?;
+        for cell in &self.cells {
+            let out = cell.forward(&s0, &s1, &mixing[cell.spec.kind.index()], pass)?;
+            (s0, s1) = (s1, out);
+        }
+        self.classifier.forward(&global_average_pool(&s1)?, pass)
+    }
+}
