@@ -68,7 +68,7 @@ pub enum Error {
 
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
-        Self::wrap(error)
+        Self::Wrapped(Box::new(error))
     }
 }
 
