@@ -348,9 +348,9 @@ mod tests {
     #[test]
     fn imagenet_networks_count_as_published() {
         let published = [
-            ("DARTS_V2", 4_718_752, 529_911_552, 544_59),
-            ("PDARTS", 4_944_352, 542_819_328, 557_38),
-            ("PC_DARTS_cifar", 5_270_560, 571_137_408, 586_36),
+            ("DARTS_V2", 4_718_752, 529_911_552, 54_459),
+            ("PDARTS", 4_944_352, 542_819_328, 55_738),
+            ("PC_DARTS_cifar", 5_270_560, 571_137_408, 58_636),
         ];
         for (name, n_params, n_macs, multi_adds) in published {
             let counts = derived(name, &NetworkSpec::imagenet());
@@ -359,12 +359,92 @@ mod tests {
                 (n_params, n_macs),
                 "{name}"
             );
-            println!("{name} {}", counts.n_multi_adds);
             assert_eq!(
                 hundredths_of_a_million(counts.n_multi_adds),
                 multi_adds,
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn cifar100_differs_from_cifar10_by_90_rows_of_the_last_layer() {
+        for name in Genotype::names() {
+            let ten = derived(name, &NetworkSpec::cifar10());
+            let hundred = derived(name, &NetworkSpec::cifar100());
+            assert_eq!(hundred.n_params - ten.n_params, 90 * (576 + 1));
+            assert_eq!(hundred.n_macs - ten.n_macs, 90 * 576);
+            assert_eq!(hundred.n_multi_adds - ten.n_multi_adds, 90 * 576);
+        }
+    }
+
+    #[test]
+    fn auxiliary_heads_count_as_published() {
+        assert_eq!(count_auxiliary_params(&NetworkSpec::cifar10()), 476_426);
+        assert_eq!(count_auxiliary_params(&NetworkSpec::imagenet()), 1_260_776);
+    }
+
+    #[test]
+    fn supernets_count_as_published() {
+        let network = NetworkSpec {
+            n_layers: 8,
+            init_channels: 16,
+            ..NetworkSpec::cifar10()
+        };
+        assert_eq!(count_supernet_params(&network, 1), 1_930_618);
+        assert_eq!(count_supernet_params(&network, 4), 299_578);
+    }
+
+    /// One reduction cell on an odd image, small enough to count by hand.
+    #[test]
+    fn a_hand_counted_network() {
+        let genotype = "Genotype(
+            normal=[('skip_connect', 0), ('skip_connect', 1), ('skip_connect', 0), ('skip_connect', 1),
+                    ('skip_connect', 0), ('skip_connect', 1), ('skip_connect', 0), ('skip_connect', 1)],
+            reduce=[('max_pool_3x3', 0), ('skip_connect', 1), ('skip_connect', 2), ('avg_pool_3x3', 0),
+                    ('avg_pool_3x3', 3), ('dil_conv_5x5', 1), ('sep_conv_3x3', 4), ('skip_connect', 3)])"
+            .parse()
+            .unwrap();
+        let network = NetworkSpec {
+            stem: Stem::Conv3x3,
+            n_layers: 1,
+            init_channels: 1,
+            in_channels: 2,
+            n_classes: 5,
+            image_size: 5,
+        };
+        // (params, MACs, BN outputs, ReLU elements, pooling inputs); nodes are 2 channels of 3x3.
+        let layers: [(u64, u64, u64, u64, u64); 10] = [
+            (2 * 3 * 9 + 2 * 3, 2 * 3 * 9 * 25, 3 * 25, 0, 0), // stem, 2 to 3 channels
+            (3 * 2 + 2 * 2, 3 * 2 * 25, 2 * 25, 3 * 25, 0),    // pre-processing of s0, 3 to 2
+            (3 * 2 + 2 * 2, 3 * 2 * 25, 2 * 25, 3 * 25, 0),    // pre-processing of s1
+            (0, 0, 0, 0, 2 * 25),                              // max pool, stride 2
+            (2 * 2 + 2 * 2, 2 * 2 * 9, 2 * 9, 2 * 25, 0),      // factorized reduction
+            (0, 0, 0, 0, 2 * 25),                              // average pool, stride 2
+            (0, 0, 0, 0, 2 * 9),                               // average pool
+            (
+                2 * 25 + 2 * 2 + 2 * 2,
+                2 * 25 * 9 + 2 * 2 * 9,
+                2 * 9,
+                2 * 25,
+                0,
+            ), // dilated, stride 2
+            (
+                2 * (2 * 9 + 4 + 4),
+                2 * (2 * 9 * 9 + 4 * 9),
+                2 * 2 * 9,
+                2 * 2 * 9,
+                0,
+            ), // separable
+            (8 * 5 + 5, 8 * 5, 0, 0, 8 * 9),                   // global pool, linear
+        ];
+        let sum = |column: fn(&(u64, u64, u64, u64, u64)) -> u64| layers.iter().map(column).sum();
+        let n_macs: u64 = sum(|layer| layer.1);
+        let counts = Counts {
+            n_params: sum(|layer| layer.0),
+            n_macs,
+            n_multi_adds: n_macs + sum(|layer| 2 * layer.2 + layer.3 + layer.4),
+        };
+        assert_eq!(count_derived(&genotype, &network), counts);
     }
 }

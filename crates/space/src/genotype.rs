@@ -304,3 +304,212 @@ pub struct GenotypeError {
     /// What is wrong with it.
     pub error: CellError,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::space::SearchSpace;
+
+    /// Genotypes drawn uniformly, the genes of each node listed by source.
+    pub(crate) fn genotypes() -> impl Strategy<Value = Genotype> {
+        let sample = |seed| SearchSpace::darts().sample(&mut ChaCha8Rng::seed_from_u64(seed));
+        any::<u64>().prop_map(sample)
+    }
+
+    /// A cell of `(primitive, source)` pairs.
+    fn cell(genes: [(Primitive, usize); 8]) -> CellGenotype {
+        let [a, b, c, d, e, f, g, h] = genes.map(|(primitive, source)| Gene { primitive, source });
+        CellGenotype {
+            nodes: [[a, b], [c, d], [e, f], [g, h]],
+        }
+    }
+
+    /// What each node computes, as an expression over the states 0 and 1: how a graph looks from its
+    /// outputs, whatever its nodes are called.
+    fn expressions(cell: &CellGenotype) -> Vec<String> {
+        let mut states = vec!["0".to_owned(), "1".to_owned()];
+        for genes in &cell.nodes {
+            let mut terms =
+                genes.map(|gene| format!("{}({})", gene.primitive, states[gene.source]));
+            terms.sort();
+            states.push(terms.join("+"));
+        }
+        let mut expressions = states.split_off(2);
+        expressions.sort();
+        expressions
+    }
+
+    #[test]
+    fn published_genotypes_parse_and_are_valid() {
+        assert_eq!(
+            Genotype::names(),
+            [
+                "DARTS_V1",
+                "DARTS_V2",
+                "PDARTS",
+                "PC_DARTS_cifar",
+                "PC_DARTS_image"
+            ]
+        );
+        for ((name, text), listed) in PUBLISHED.into_iter().zip(Genotype::names()) {
+            assert_eq!(name, *listed);
+            assert!(text.contains(&format!("\n{name} = Genotype(")), "{name}");
+            let genotype: Genotype = text.parse().unwrap();
+            assert_eq!(Genotype::named(name), Some(genotype));
+        }
+        assert_eq!(Genotype::named("AmoebaNet"), None);
+    }
+
+    #[test]
+    fn published_genotypes_skip_as_often_as_published() {
+        let n_skips = |name| CellKind::ALL.map(|kind| Genotype::named(name).unwrap().n_skips(kind));
+        assert_eq!(n_skips("DARTS_V1"), [3, 3]);
+        assert_eq!(n_skips("DARTS_V2"), [2, 3]);
+        assert_eq!(n_skips("PDARTS"), [2, 0]);
+        assert_eq!(n_skips("PC_DARTS_cifar"), [1, 0]);
+        assert_eq!(n_skips("PC_DARTS_image"), [2, 1]);
+    }
+
+    #[test]
+    fn genes_come_with_their_nodes_in_order() {
+        let genotype = Genotype::named("DARTS_V1").unwrap();
+        let genes: Vec<_> = genotype
+            .cell(CellKind::Reduction)
+            .genes()
+            .map(|(node, gene)| (node, gene.primitive.name(), gene.source))
+            .collect();
+        assert_eq!(
+            genes[..3],
+            [
+                (2, "max_pool_3x3", 0),
+                (2, "max_pool_3x3", 1),
+                (3, "skip_connect", 2)
+            ]
+        );
+        assert_eq!(genes[7], (5, "avg_pool_3x3", 0));
+    }
+
+    #[test]
+    fn a_genotype_that_is_none_is_refused_with_its_place() {
+        let good = Genotype::named("DARTS_V1").unwrap();
+        let refusal = |change: &dyn Fn(&mut CellGenotype)| {
+            let mut reduction = good.reduction.clone();
+            change(&mut reduction);
+            Genotype::new(good.normal.clone(), reduction)
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            refusal(&|cell| cell.nodes[1][1].source = 3),
+            "reduce cell: node 3 reads state 3, but only states before 3 exist there"
+        );
+        assert_eq!(
+            refusal(&|cell| cell.nodes[3][0].source = 0),
+            "reduce cell: node 5 reads state 0 twice; its two genes must read two states"
+        );
+        assert_eq!(
+            refusal(&|cell| cell.nodes[0][0].primitive = Primitive::None),
+            "reduce cell: node 2 keeps the primitive `none`, which only the search knows"
+        );
+    }
+
+    #[test]
+    fn there_are_24_permutations() {
+        let mut all: Vec<_> = permutations().collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 24);
+    }
+
+    #[test]
+    fn one_graph_has_one_canonical_form() {
+        use Primitive::{AvgPool3x3, DilConv3x3, SepConv3x3, SepConv5x5, SkipConnect};
+        // Nodes 2 and 3 read the inputs alone; node 4 reads node 2; node 5 reads nodes 3 and 4.
+        let first = cell([
+            (SepConv3x3, 0),
+            (SkipConnect, 1),
+            (AvgPool3x3, 0),
+            (SepConv5x5, 1),
+            (SkipConnect, 2),
+            (DilConv3x3, 0),
+            (SepConv3x3, 3),
+            (SepConv3x3, 4),
+        ]);
+        // The same with nodes 2 and 3 exchanged, and genes turned round.
+        let second = cell([
+            (SepConv5x5, 1),
+            (AvgPool3x3, 0),
+            (SepConv3x3, 0),
+            (SkipConnect, 1),
+            (DilConv3x3, 0),
+            (SkipConnect, 3),
+            (SepConv3x3, 4),
+            (SepConv3x3, 2),
+        ]);
+        // The same with node 4 before node 3: 3 now reads 2, and 4 the inputs.
+        let third = cell([
+            (SepConv3x3, 0),
+            (SkipConnect, 1),
+            (SkipConnect, 2),
+            (DilConv3x3, 0),
+            (AvgPool3x3, 0),
+            (SepConv5x5, 1),
+            (SepConv3x3, 4),
+            (SepConv3x3, 3),
+        ]);
+        // Another graph: node 4 reads the other node.
+        let other = cell([
+            (SepConv3x3, 0),
+            (SkipConnect, 1),
+            (AvgPool3x3, 0),
+            (SepConv5x5, 1),
+            (SkipConnect, 3),
+            (DilConv3x3, 0),
+            (SepConv3x3, 3),
+            (SepConv3x3, 4),
+        ]);
+        assert_eq!(first.canonical(), second.canonical());
+        assert_eq!(first.canonical(), third.canonical());
+        assert_ne!(first.canonical(), other.canonical());
+    }
+
+    proptest! {
+        #[test]
+        fn canonical_forms_ignore_gene_order_and_node_names(
+            genotype in genotypes(),
+            turned in any::<[bool; 4]>(),
+            permutation in 0..24_usize,
+        ) {
+            let cell = &genotype.normal;
+            let places = permutations().nth(permutation).unwrap();
+            // Not every permutation keeps each node behind what it reads.
+            if let Some(mut same) = cell.relabelled(places) {
+                for (genes, turned) in same.nodes.iter_mut().zip(turned) {
+                    if turned {
+                        genes.reverse();
+                    }
+                }
+                prop_assert!(CellGenotype::new(same.nodes).is_ok());
+                prop_assert_eq!(expressions(&same), expressions(cell));
+                prop_assert_eq!(same.canonical(), cell.canonical());
+            }
+        }
+
+        #[test]
+        fn canonical_forms_are_the_same_graph_and_stay(genotype in genotypes()) {
+            let canonical = genotype.canonical();
+            prop_assert!(Genotype::new(canonical.normal.clone(), canonical.reduction.clone()).is_ok());
+            for kind in CellKind::ALL {
+                prop_assert_eq!(
+                    expressions(canonical.cell(kind)),
+                    expressions(genotype.cell(kind))
+                );
+            }
+            prop_assert_eq!(canonical.canonical(), canonical);
+        }
+    }
+}

@@ -243,3 +243,150 @@ pub enum NetworkSpecError {
         init_channels: usize,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (kind, reduction_prev, channels, size) of each cell, and its inputs checked against the cells
+    /// before it.
+    fn outline(network: &NetworkSpec) -> Vec<(CellKind, bool, usize, usize)> {
+        let cells = network.cells();
+        for (layer, cell) in cells.iter().enumerate() {
+            assert_eq!(cell.layer, layer);
+            if let Some(prev) = layer.checked_sub(1).map(|layer| &cells[layer]) {
+                assert_eq!(
+                    (cell.channels_prev, cell.size_prev),
+                    (prev.out_channels(), prev.out_size())
+                );
+                assert_eq!(
+                    (cell.channels_prev_prev, cell.size_prev_prev),
+                    (prev.channels_prev, prev.size_prev)
+                );
+                assert_eq!(cell.reduction_prev, prev.kind == CellKind::Reduction);
+            }
+        }
+        cells
+            .iter()
+            .map(|cell| {
+                (
+                    cell.kind,
+                    cell.reduction_prev,
+                    cell.channels,
+                    cell.out_size(),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn cifar_networks_reduce_at_6_and_13() {
+        use CellKind::{Normal, Reduction};
+        let network = NetworkSpec::cifar10();
+        let cells = outline(&network);
+        assert_eq!(cells.len(), 20);
+        assert_eq!(cells[0], (Normal, false, 36, 32));
+        assert_eq!(
+            cells[5..8],
+            [
+                (Normal, false, 36, 32),
+                (Reduction, false, 72, 16),
+                (Normal, true, 72, 16)
+            ]
+        );
+        assert_eq!(
+            cells[13..15],
+            [(Reduction, false, 144, 8), (Normal, true, 144, 8)]
+        );
+        assert_eq!(network.reduction_layers(), [6, 13]);
+        assert_eq!(network.final_channels(), 576);
+        let first = &network.cells()[0];
+        assert_eq!((first.channels_prev_prev, first.channels_prev), (108, 108));
+    }
+
+    #[test]
+    fn the_imagenet_stem_counts_as_a_reduction() {
+        let network = NetworkSpec::imagenet();
+        let cells = outline(&network);
+        assert_eq!(network.reduction_layers(), [4, 9]);
+        assert_eq!(cells[0], (CellKind::Normal, true, 48, 28));
+        assert_eq!(cells[13], (CellKind::Normal, false, 192, 7));
+        let first = &network.cells()[0];
+        assert_eq!((first.channels_prev_prev, first.size_prev_prev), (48, 56));
+        assert_eq!((first.channels_prev, first.size_prev), (48, 28));
+    }
+
+    #[test]
+    fn odd_sizes_round_up() {
+        let network = NetworkSpec {
+            stem: Stem::Conv3x3Stride2,
+            n_layers: 5,
+            image_size: 28,
+            ..NetworkSpec::cifar10()
+        };
+        let sizes: Vec<_> = network.cells().iter().map(CellSpec::out_size).collect();
+        assert_eq!(network.reduction_layers(), [1, 3]);
+        assert_eq!(sizes, [14, 7, 7, 4, 4]);
+        outline(&network);
+    }
+
+    #[test]
+    fn cells_that_do_the_same_work_have_one_geometry() {
+        let cells = NetworkSpec::cifar10().cells();
+        let geometries: std::collections::HashSet<_> =
+            cells.iter().map(CellSpec::geometry).collect();
+        // In each of three stages: the first cell (or the reduction), the one after it, the rest. Before
+        // the first reduction the second cell differs from the third by the stem's width.
+        assert_eq!(geometries.len(), 9);
+        assert_eq!(cells[3].geometry(), cells[4].geometry());
+        assert_ne!(cells[3], cells[4]);
+    }
+
+    #[test]
+    fn edges_from_the_inputs_of_a_reduction_have_stride_2() {
+        let cells = NetworkSpec::cifar10().cells();
+        assert_eq!(
+            [0, 1, 2, 4].map(|source| cells[6].stride_from(source)),
+            [2, 2, 1, 1]
+        );
+        assert_eq!(
+            [0, 1, 2, 4].map(|source| cells[7].stride_from(source)),
+            [1, 1, 1, 1]
+        );
+    }
+
+    #[test]
+    fn stem_names_lead_back() {
+        for stem in Stem::ALL {
+            assert_eq!(Stem::from_name(stem.name()), Some(stem));
+        }
+        assert_eq!(Stem::from_name("cifar"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_refused() {
+        for network in [
+            NetworkSpec::cifar10(),
+            NetworkSpec::cifar100(),
+            NetworkSpec::imagenet(),
+        ] {
+            assert_eq!(network.validate(), Ok(()));
+        }
+        let flat = NetworkSpec {
+            n_layers: 0,
+            ..NetworkSpec::cifar10()
+        };
+        assert_eq!(
+            flat.validate(),
+            Err(NetworkSpecError::Zero { field: "n_layers" })
+        );
+        let odd = NetworkSpec {
+            init_channels: 15,
+            ..NetworkSpec::imagenet()
+        };
+        assert_eq!(
+            odd.validate(),
+            Err(NetworkSpecError::OddChannels { init_channels: 15 })
+        );
+    }
+}

@@ -94,14 +94,15 @@ type Parsed<T> = Result<T, ParseGenotypeError>;
 
 impl<'a> Parser<'a> {
     fn genotype(&mut self) -> Parsed<Genotype> {
-        const START: &str = "`Genotype(`, after an optional `NAME =`";
-        let mut word = self.word().ok_or_else(|| self.expected(START))?;
-        if self.eat('=') {
-            word = self.word().ok_or_else(|| self.expected("`Genotype`"))?;
+        let mut start = self.skip_blank();
+        let mut word = self.word();
+        if word.is_some() && self.eat('=') {
+            start = self.skip_blank();
+            word = self.word();
         }
-        if word != "Genotype" {
-            self.offset -= word.len();
-            return Err(self.expected(START));
+        if word != Some("Genotype") {
+            self.offset = start;
+            return Err(self.expected("`Genotype(`, after an optional `NAME =`"));
         }
         self.punctuation('(')?;
 
@@ -169,7 +170,7 @@ impl<'a> Parser<'a> {
             return Err(ParseGenotypeError::Unexpected {
                 offset: start,
                 expected: "eight genes, two for each of the nodes 2, 3, 4, 5".to_owned(),
-                found: format!("{}", genes.len()),
+                found: genes.len().to_string(),
             });
         };
         let [a, b, c, d, e, f, g, h] = genes;
@@ -191,7 +192,7 @@ impl<'a> Parser<'a> {
             self.punctuation('(')?;
             let first = self.number()?;
             self.punctuation(',')?;
-            nodes.extend(first..self.number()?.min(first + 8));
+            nodes.extend(first..self.number()?.min(first.saturating_add(8)));
             self.punctuation(')')?;
         }
         if nodes != [2, 3, 4, 5] {
@@ -212,9 +213,7 @@ impl<'a> Parser<'a> {
         });
         primitive.ok_or_else(|| {
             self.offset = start;
-            let names: Vec<_> = Primitive::kept()
-                .map(|primitive| format!("'{primitive}'"))
-                .collect();
+            let names = Primitive::KEPT.map(|primitive| format!("'{primitive}'"));
             self.expected(&format!("one of {}", names.join(", ")))
         })
     }
@@ -313,6 +312,171 @@ impl<'a> Parser<'a> {
             offset,
             expected: expected.to_owned(),
             found,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::genotype::tests::genotypes;
+
+    const WRITTEN: &str = "Genotype(\
+        normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 0), ('sep_conv_3x3', 1), \
+        ('skip_connect', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 2)], \
+        normal_concat=range(2, 6), \
+        reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 0), \
+        ('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), ('avg_pool_3x3', 0)], \
+        reduce_concat=range(2, 6))";
+
+    fn parse(text: &str) -> Result<Genotype, ParseGenotypeError> {
+        text.parse()
+    }
+
+    /// The message of parsing [`WRITTEN`] with its first `old` replaced.
+    fn message(old: &str, new: &str) -> String {
+        assert!(WRITTEN.contains(old), "{old}");
+        parse(&WRITTEN.replacen(old, new, 1))
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn writes_the_form_of_the_original_code() {
+        assert_eq!(Genotype::named("DARTS_V1").unwrap().to_string(), WRITTEN);
+    }
+
+    #[test]
+    fn reads_what_python_would_read() {
+        let genotype = Genotype::named("DARTS_V1").unwrap();
+        for text in [
+            WRITTEN.replace(' ', ""),
+            WRITTEN.replace(' ', " \n\t "),
+            WRITTEN.replace('\'', "\""),
+            WRITTEN.replace("range(2, 6)", "[2, 3, 4, 5]"),
+            WRITTEN.replace(", normal_concat=range(2, 6)", ""),
+            WRITTEN.replace("2)]", "2),]").replace("6))", "6),)"),
+            WRITTEN.replace("reduce=[", "reduce=[ # the reduction cell\n"),
+            format!("DARTS_V1 = {WRITTEN}\n"),
+            format!("# comment\n\nX={WRITTEN} # the end"),
+        ] {
+            assert_eq!(parse(&text), Ok(genotype.clone()), "{text}");
+        }
+    }
+
+    #[test]
+    fn fields_come_in_any_order() {
+        let (normal, reduce) = WRITTEN
+            .strip_prefix("Genotype(")
+            .and_then(|fields| fields.strip_suffix(")"))
+            .and_then(|fields| fields.split_once(", reduce="))
+            .unwrap();
+        let turned = format!("Genotype(reduce={reduce}, {normal})");
+        assert_eq!(parse(&turned), parse(WRITTEN));
+    }
+
+    #[test]
+    fn errors_say_where_and_what() {
+        assert_eq!(
+            parse("").unwrap_err().to_string(),
+            "expected `Genotype(`, after an optional `NAME =` at byte 0, found the end of the text"
+        );
+        assert_eq!(
+            parse(" Network (").unwrap_err().to_string(),
+            "expected `Genotype(`, after an optional `NAME =` at byte 1, found `Network`"
+        );
+        assert_eq!(
+            parse(&format!("{WRITTEN} x")).unwrap_err().to_string(),
+            format!(
+                "expected the end of the text at byte {}, found `x`",
+                WRITTEN.len() + 1
+            )
+        );
+        assert_eq!(
+            message("normal=", "norm="),
+            "expected `normal`, `normal_concat`, `reduce`, `reduce_concat` or `)` at byte 9, \
+             found `norm=[('sep_conv_3x3',`"
+        );
+        assert_eq!(
+            message("'sep_conv_3x3', 1", "'sep_conv_7x7', 1"),
+            "expected one of 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3', \
+             'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5' at byte 18, found `'sep_conv_7x7',`"
+        );
+        assert_eq!(
+            message("'sep_conv_3x3', 1", "'sep_conv_3x3' 1"),
+            "expected `,` at byte 33, found `1),`"
+        );
+        assert_eq!(
+            message("'sep_conv_3x3', 1", "'sep_conv_3x3', -1"),
+            "expected the number of a state at byte 34, found `-1),`"
+        );
+        assert_eq!(
+            message("('sep_conv_3x3', 1), ", ""),
+            "expected eight genes, two for each of the nodes 2, 3, 4, 5 at byte 16, found 7"
+        );
+        assert_eq!(
+            message("1), (", "1) ("),
+            "expected `,` or `]` at byte 37, found `('sep_conv_3x3',`"
+        );
+        for concat in [
+            "range(2, 5)",
+            "[2, 3, 4]",
+            "range(0, 18446744073709551615)",
+            "x",
+        ] {
+            let message = message("range(2, 6)", concat);
+            let expected =
+                "expected all intermediate nodes, `range(2, 6)` or `[2, 3, 4, 5]` at byte";
+            assert!(message.starts_with(expected), "{message}");
+        }
+        assert!(
+            message("reduce=", "normal=")
+                .starts_with("field `normal` is given a second time at byte")
+        );
+        assert!(
+            message("reduce_concat=", "normal_concat=")
+                .starts_with("field `normal_concat` is given a second time at byte")
+        );
+        assert_eq!(
+            parse("Genotype()").unwrap_err().to_string(),
+            "field `normal` is missing before the `)` at byte 9"
+        );
+        assert_eq!(
+            message("'sep_conv_3x3', 1", "'none', 1"),
+            "normal cell: node 2 keeps the primitive `none`, which only the search knows"
+        );
+        assert_eq!(
+            message("'sep_conv_3x3', 1", "'sep_conv_3x3', 2"),
+            "normal cell: node 2 reads state 2, but only states before 2 exist there"
+        );
+    }
+
+    #[test]
+    fn every_beginning_is_an_error() {
+        for end in 0..WRITTEN.len() {
+            assert!(parse(&WRITTEN[..end]).is_err(), "{}", &WRITTEN[..end]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reads_what_it_writes(genotype in genotypes()) {
+            prop_assert_eq!(parse(&genotype.to_string()), Ok(genotype));
+        }
+
+        #[test]
+        fn a_broken_text_is_an_error_and_no_panic(
+            at in 0..WRITTEN.len(),
+            length in 0..8_usize,
+            put in r"[ a-z0-9#'é=(),\[\]]{0,4}",
+        ) {
+            let mut text = WRITTEN.to_owned();
+            text.replace_range(at..(at + length).min(WRITTEN.len()), &put);
+            if let Ok(genotype) = parse(&text) {
+                prop_assert_eq!(parse(&genotype.to_string()), Ok(genotype));
+            }
         }
     }
 }
