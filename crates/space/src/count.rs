@@ -38,6 +38,9 @@ pub fn count_derived(genotype: &Genotype, network: &NetworkSpec) -> Counts {
 }
 
 /// The parameters of the auxiliary head, which only training uses.
+///
+/// # Panics
+/// If the network has no cells.
 pub fn count_auxiliary_params(network: &NetworkSpec) -> u64 {
     let tapped = &network.cells()[network.reduction_layers()[1]];
     let mut walk = Walk::new(Form::Evaluation);

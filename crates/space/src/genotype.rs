@@ -163,8 +163,8 @@ fn permutations() -> impl Iterator<Item = [usize; 4]> {
 ///                 ('sep_conv_3x3', 0), ('sep_conv_3x3', 3), ('sep_conv_3x3', 1), ('sep_conv_3x3', 2)],
 ///         reduce_concat=range(2, 6))"
 ///     .parse()?;
-/// assert_eq!(Some(genotype), Genotype::named("PC_DARTS_cifar"));
 /// assert_eq!(genotype.to_string().parse::<Genotype>()?, genotype);
+/// assert_eq!(Genotype::named("PC_DARTS_cifar"), Some(genotype));
 /// # Ok::<(), space::ParseGenotypeError>(())
 /// ```
 ///
