@@ -1,0 +1,142 @@
+//! What every latency model can do, and the numbers that it is stored as.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error;
+
+/// Predicts the latency of an architecture from its code.
+pub trait LatencyModel {
+    /// The length of the codes that the model was fitted on.
+    fn code_len(&self) -> usize;
+
+    /// The latency of a code, in milliseconds.
+    ///
+    /// # Panics
+    /// If the code is not [`code_len`](Self::code_len) long.
+    fn predict_millis(&self, code: &[f32]) -> f64;
+
+    /// The latency of a code in milliseconds, and its exact derivative with respect to each number of
+    /// the code.
+    ///
+    /// # Panics
+    /// If the code is not [`code_len`](Self::code_len) long.
+    fn gradient(&self, code: &[f32]) -> (f64, Vec<f32>);
+}
+
+/// The numbers of a model by name. [`Ridge`](crate::Ridge) and [`Mlp`](crate::Mlp) turn into a state and
+/// back without a change in what they predict.
+pub type State = BTreeMap<String, StateTensor>;
+
+/// Some numbers of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateTensor {
+    /// The length along each axis; none for a single number.
+    pub shape: Vec<usize>,
+    /// The numbers, row-major.
+    pub values: Vec<f32>,
+}
+
+impl StateTensor {
+    /// Numbers of a shape.
+    ///
+    /// # Panics
+    /// If their number is not that of the shape.
+    pub fn new(shape: Vec<usize>, values: Vec<f32>) -> Self {
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            values.len(),
+            "shape {shape:?}"
+        );
+        Self { shape, values }
+    }
+}
+
+/// Why a model cannot be fitted.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum FitError {
+    /// There are fewer architectures than the fit needs.
+    #[error("the fit needs at least {needed} architectures, there are {found}; profile more")]
+    TooFew {
+        /// How many it needs.
+        needed: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// The numbers of codes and latencies differ.
+    #[error("there are {codes} codes for {millis} latencies")]
+    Unpaired {
+        /// How many codes.
+        codes: usize,
+        /// How many latencies.
+        millis: usize,
+    },
+    /// A code is not as long as the first.
+    #[error("code {index} holds {found} numbers, the first holds {expected}")]
+    CodeLength {
+        /// Which code.
+        index: usize,
+        /// The length of the first.
+        expected: usize,
+        /// Its length.
+        found: usize,
+    },
+    /// A number of a code is NaN or infinite.
+    #[error("code {index} holds a number that is not finite")]
+    Code {
+        /// Which code.
+        index: usize,
+    },
+    /// A latency is not a positive number.
+    #[error("the latency of architecture {index} is {millis} ms; it must be positive and finite")]
+    Latency {
+        /// Which architecture.
+        index: usize,
+        /// The latency.
+        millis: f64,
+    },
+    /// A setting of the fit is out of its range.
+    #[error("{name} is {value}; it must be {expected}")]
+    Setting {
+        /// The name of the setting.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// The range, in words.
+        expected: &'static str,
+    },
+    /// The fit ran away.
+    #[error("{what} is not finite after epoch {epoch}; lower the learning rate")]
+    NonFinite {
+        /// What is not finite.
+        what: &'static str,
+        /// The epochs done.
+        epoch: usize,
+    },
+}
+
+/// Why a state does not make a model.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum StateError {
+    /// A tensor is missing.
+    #[error("the state has no tensor `{name}`")]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor has another shape than the rest of the state asks for.
+    #[error("tensor `{name}` has shape {found:?}, expected {expected}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape that it must have, in words.
+        expected: String,
+    },
+    /// A tensor holds NaN or infinity.
+    #[error("tensor `{name}` holds a number that is not finite")]
+    NonFinite {
+        /// Its name.
+        name: String,
+    },
+}
