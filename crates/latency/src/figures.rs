@@ -29,18 +29,87 @@ impl Figures {
     /// # Panics
     /// If there are none, or not as many of one as of the other.
     pub fn compute(predicted: &[f64], measured: &[f64]) -> Self {
-        let _ = (predicted, measured);
+        let n = predicted.len();
+        assert_eq!(n, measured.len(), "one measurement per prediction");
+        assert!(n > 0, "figures need at least one pair");
+
+        let mean = |of: &dyn Fn(f64, f64) -> f64| {
+            predicted
+                .iter()
+                .zip(measured)
+                .map(|(&p, &m)| of(p, m))
+                .sum::<f64>()
+                / n as f64
+        };
+        let ape = |p: f64, m: f64| (p - m).abs() / m;
+        let mut apes: Vec<f64> = predicted
+            .iter()
+            .zip(measured)
+            .map(|(&p, &m)| ape(p, m))
+            .collect();
+        apes.sort_by(f64::total_cmp);
         Self {
-            n: 0,
-            mae_millis: 0.0,
-            rmse_millis: 0.0,
-            mape: 0.0,
-            median_ape: 0.0,
-            within_5_percent: 0.0,
-            within_10_percent: 0.0,
-            spearman: 0.0,
-            kendall: 0.0,
+            n,
+            mae_millis: mean(&|p, m| (p - m).abs()),
+            rmse_millis: mean(&|p, m| (p - m).powi(2)).sqrt(),
+            mape: mean(&ape),
+            median_ape: (apes[(n - 1) / 2] + apes[n / 2]) / 2.0,
+            within_5_percent: mean(&|p, m| f64::from(u8::from(ape(p, m) <= 0.05))),
+            within_10_percent: mean(&|p, m| f64::from(u8::from(ape(p, m) <= 0.1))),
+            spearman: pearson(&ranks(predicted), &ranks(measured)),
+            kendall: kendall(predicted, measured),
         }
+    }
+}
+
+/// The rank of each value from 0, equal values at the mean of their ranks.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut first = 0;
+    for equal in order.chunk_by(|&a, &b| values[a] == values[b]) {
+        let rank = first as f64 + (equal.len() - 1) as f64 / 2.0;
+        equal.iter().for_each(|&index| ranks[index] = rank);
+        first += equal.len();
+    }
+    ranks
+}
+
+fn pearson(a: &[f64], b: &[f64]) -> f64 {
+    let n = a.len() as f64;
+    let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
+    let [mut aa, mut bb, mut ab] = [0.0; 3];
+    for (a, b) in a.iter().zip(b) {
+        let (a, b) = (a - mean_a, b - mean_b);
+        aa += a * a;
+        bb += b * b;
+        ab += a * b;
+    }
+    ratio(ab, aa, bb)
+}
+
+/// Tau-b: (concordant - discordant) / √((pairs untied in a) (pairs untied in b)).
+fn kendall(a: &[f64], b: &[f64]) -> f64 {
+    let [mut balance, mut untied_a, mut untied_b] = [0i64; 3];
+    for i in 0..a.len() {
+        for j in 0..i {
+            let sign_a = i64::from(a[i] > a[j]) - i64::from(a[i] < a[j]);
+            let sign_b = i64::from(b[i] > b[j]) - i64::from(b[i] < b[j]);
+            balance += sign_a * sign_b;
+            untied_a += sign_a.abs();
+            untied_b += sign_b.abs();
+        }
+    }
+    ratio(balance as f64, untied_a as f64, untied_b as f64)
+}
+
+/// `ab` / √(`aa` · `bb`), 0 where there is no variation to relate.
+fn ratio(ab: f64, aa: f64, bb: f64) -> f64 {
+    if aa > 0.0 && bb > 0.0 {
+        ab / (aa.sqrt() * bb.sqrt())
+    } else {
+        0.0
     }
 }
 

@@ -52,7 +52,7 @@ impl Mlp {
     pub fn fit(config: &MlpConfig, codes: &[Vec<f32>], millis: &[f64]) -> Result<Self, FitError> {
         let _ = config;
         Ok(Self {
-            linear: crate::Ridge::fit_cv(codes, millis)?,
+            linear: crate::Ridge::fit_cv(codes, millis, &crate::Ridge::L2_GRID)?,
         })
     }
 

@@ -49,6 +49,96 @@ impl StateTensor {
         );
         Self { shape, values }
     }
+
+    /// A single number.
+    pub(crate) fn scalar(value: f32) -> Self {
+        Self::new(vec![], vec![value])
+    }
+
+    /// Numbers along one axis.
+    pub(crate) fn vector(values: Vec<f32>) -> Self {
+        Self::new(vec![values.len()], values)
+    }
+
+    /// The tensor of a name.
+    pub(crate) fn find<'a>(state: &'a State, name: &str) -> Result<&'a Self, StateError> {
+        state.get(name).ok_or_else(|| StateError::Missing {
+            name: name.to_owned(),
+        })
+    }
+
+    /// The single number of a name.
+    pub(crate) fn find_scalar(state: &State, name: &str) -> Result<f32, StateError> {
+        Ok(Self::find(state, name)?.expect_axes(name, &[])?[0])
+    }
+
+    /// The numbers, if they are finite and the axes have these lengths, where `None` allows any but 0.
+    pub(crate) fn expect_axes(
+        &self,
+        name: &str,
+        axes: &[Option<usize>],
+    ) -> Result<&[f32], StateError> {
+        let fits = self.shape.len() == axes.len()
+            && self.shape.iter().zip(axes).all(|(&len, axis)| match axis {
+                Some(axis) => len == *axis,
+                None => len > 0,
+            })
+            && self.shape.iter().product::<usize>() == self.values.len();
+        if !fits {
+            let axes: Vec<String> = axes
+                .iter()
+                .map(|axis| axis.map_or("any".to_owned(), |len| len.to_string()))
+                .collect();
+            return Err(StateError::Shape {
+                name: name.to_owned(),
+                found: self.shape.clone(),
+                expected: format!("[{}]", axes.join(", ")),
+            });
+        }
+        if self.values.iter().any(|value| !value.is_finite()) {
+            return Err(StateError::NonFinite {
+                name: name.to_owned(),
+            });
+        }
+        Ok(&self.values)
+    }
+}
+
+/// Checks what every fit asks of its data; the length of the codes.
+pub(crate) fn check_data(
+    codes: &[Vec<f32>],
+    millis: &[f64],
+    needed: usize,
+) -> Result<usize, FitError> {
+    if codes.len() != millis.len() {
+        return Err(FitError::Unpaired {
+            codes: codes.len(),
+            millis: millis.len(),
+        });
+    }
+    if codes.len() < needed {
+        return Err(FitError::TooFew {
+            needed,
+            found: codes.len(),
+        });
+    }
+    let expected = codes[0].len();
+    for (index, (code, &millis)) in codes.iter().zip(millis).enumerate() {
+        if code.len() != expected || expected == 0 {
+            return Err(FitError::CodeLength {
+                index,
+                expected,
+                found: code.len(),
+            });
+        }
+        if code.iter().any(|value| !value.is_finite()) {
+            return Err(FitError::Code { index });
+        }
+        if !(millis > 0.0 && millis.is_finite()) {
+            return Err(FitError::Latency { index, millis });
+        }
+    }
+    Ok(expected)
 }
 
 /// Why a model cannot be fitted.

@@ -1,58 +1,97 @@
 //! The additive control: one number per edge and primitive.
+//!
+//! The sum of a latency per gene is nearly exact for kernels that run one after another, so every other
+//! model has to beat this one.
 
-use crate::model::{FitError, LatencyModel, State, StateError, StateTensor};
+use crate::model::{FitError, LatencyModel, State, StateError, StateTensor, check_data};
 
-/// latency = intercept + weights · code.
+/// latency = intercept + weights · code, the weights of least squares with a penalty on their squares.
+///
+/// With codes c and latencies y, both centred, the weights minimise Σ (y - c · w)² + l2 · |w|². The
+/// intercept follows from the means and is not penalised. Where a code chooses one of several, as an
+/// edge chooses a primitive, only differences between weights show in the data; the penalty makes the
+/// weights of one choice sum to about 0, and so a choice that was never seen, whose weight is 0, counts
+/// as the mean of its alternatives.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ridge {
     weights: Vec<f32>,
     intercept: f32,
-    l2: f64,
+    l2: f32,
 }
 
 impl Ridge {
-    /// stub
+    /// Penalties from almost none to almost nothing but the mean, for [`fit_cv`](Self::fit_cv) on codes of
+    /// zeros and ones.
+    pub const L2_GRID: [f64; 13] = [
+        0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0,
+    ];
+
+    /// Fits codes to what the architectures took, in milliseconds, with one penalty.
+    ///
+    /// # Errors
+    /// If the data cannot be fitted, or if the penalty is not positive.
     pub fn fit(codes: &[Vec<f32>], millis: &[f64], l2: f64) -> Result<Self, FitError> {
-        let _ = millis;
-        Ok(Self {
-            weights: vec![0.0; codes[0].len()],
-            intercept: 0.0,
-            l2,
-        })
+        let normal = NormalEquations::new(codes, millis)?;
+        Ok(normal.solve(l2)?.0)
     }
 
-    /// stub
-    pub fn fit_cv(codes: &[Vec<f32>], millis: &[f64]) -> Result<Self, FitError> {
-        Self::fit(codes, millis, 1.0)
+    /// Fits with the penalty of the grid that has the smallest squared error on left-out architectures.
+    ///
+    /// Each architecture is left out once, without a fit for each: its error is its residual over one
+    /// minus its leverage (Allen's PRESS statistic). Of equals, the first penalty wins.
+    ///
+    /// # Errors
+    /// If the data cannot be fitted, if the grid is empty, or if a penalty is not positive.
+    pub fn fit_cv(codes: &[Vec<f32>], millis: &[f64], grid: &[f64]) -> Result<Self, FitError> {
+        let normal = NormalEquations::new(codes, millis)?;
+        let mut best: Option<(f64, Self)> = None;
+        for &l2 in grid {
+            let (ridge, factor) = normal.solve(l2)?;
+            let error = normal.left_out_error(&ridge, &factor);
+            if best.as_ref().is_none_or(|(least, _)| error < *least) {
+                best = Some((error, ridge));
+            }
+        }
+        let (_, ridge) = best.ok_or(FitError::Setting {
+            name: "the number of penalties",
+            value: 0.0,
+            expected: "at least 1",
+        })?;
+        Ok(ridge)
     }
 
     /// The penalty of the fit.
-    pub fn l2(&self) -> f64 {
+    pub fn l2(&self) -> f32 {
         self.l2
     }
 
-    /// The numbers of the model.
+    /// The milliseconds of each number of the code.
+    pub fn weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    /// The numbers of the model: `weights` (code length), `intercept` and `l2`.
     pub fn state(&self) -> State {
         State::from([
             (
                 "weights".to_owned(),
-                StateTensor::new(vec![self.weights.len()], self.weights.clone()),
+                StateTensor::vector(self.weights.clone()),
             ),
-            (
-                "intercept".to_owned(),
-                StateTensor::new(vec![], vec![self.intercept]),
-            ),
+            ("intercept".to_owned(), StateTensor::scalar(self.intercept)),
+            ("l2".to_owned(), StateTensor::scalar(self.l2)),
         ])
     }
 
     /// The model of a state.
     ///
     /// # Errors
-    /// If a tensor is missing or does not fit the others.
+    /// If a tensor is missing, has a wrong shape, or holds a number that is not finite.
     pub fn from_state(state: &State) -> Result<Self, StateError> {
-        let _ = state;
-        Err(StateError::Missing {
-            name: "weights".to_owned(),
+        let weights = StateTensor::find(state, "weights")?;
+        Ok(Self {
+            weights: weights.expect_axes("weights", &[None])?.to_vec(),
+            intercept: StateTensor::find_scalar(state, "intercept")?,
+            l2: StateTensor::find_scalar(state, "l2")?,
         })
     }
 }
@@ -63,11 +102,168 @@ impl LatencyModel for Ridge {
     }
 
     fn predict_millis(&self, code: &[f32]) -> f64 {
-        let _ = code;
-        0.0
+        assert_eq!(code.len(), self.weights.len(), "length of the code");
+        let products = self
+            .weights
+            .iter()
+            .zip(code)
+            .map(|(&w, &c)| f64::from(w) * f64::from(c));
+        f64::from(self.intercept) + products.sum::<f64>()
     }
 
     fn gradient(&self, code: &[f32]) -> (f64, Vec<f32>) {
         (self.predict_millis(code), self.weights.clone())
     }
+}
+
+/// What the fits of all penalties share.
+struct NormalEquations {
+    /// The centred codes, `n p`, and their means, `p`.
+    centred: Vec<f64>,
+    means: Vec<f64>,
+    /// The centred latencies, `n`, and their mean.
+    targets: Vec<f64>,
+    mean_millis: f64,
+    /// centredᵀ centred, `p p`, the lower triangle, and centredᵀ targets, `p`.
+    gram: Vec<f64>,
+    moments: Vec<f64>,
+}
+
+impl NormalEquations {
+    fn new(codes: &[Vec<f32>], millis: &[f64]) -> Result<Self, FitError> {
+        let code_len = check_data(codes, millis, 2)?;
+        let n = codes.len() as f64;
+
+        let mut means = vec![0.0; code_len];
+        for code in codes {
+            means
+                .iter_mut()
+                .zip(code)
+                .for_each(|(mean, &c)| *mean += f64::from(c) / n);
+        }
+        let centred: Vec<f64> = codes
+            .iter()
+            .flat_map(|code| {
+                code.iter()
+                    .zip(&means)
+                    .map(|(&c, mean)| f64::from(c) - mean)
+            })
+            .collect();
+        let mean_millis = millis.iter().sum::<f64>() / n;
+        let targets: Vec<f64> = millis.iter().map(|y| y - mean_millis).collect();
+
+        let mut gram = vec![0.0; code_len * code_len];
+        let mut moments = vec![0.0; code_len];
+        for (row, &target) in centred.chunks_exact(code_len).zip(&targets) {
+            for (i, &c) in row.iter().enumerate() {
+                moments[i] += c * target;
+                let products = gram[i * code_len..].iter_mut().zip(&row[..=i]);
+                products.for_each(|(sum, other)| *sum += c * other);
+            }
+        }
+        Ok(Self {
+            centred,
+            means,
+            targets,
+            mean_millis,
+            gram,
+            moments,
+        })
+    }
+
+    fn solve(&self, l2: f64) -> Result<(Ridge, Cholesky), FitError> {
+        if !(l2 > 0.0 && l2.is_finite()) {
+            return Err(FitError::Setting {
+                name: "l2",
+                value: l2,
+                expected: "positive",
+            });
+        }
+        let code_len = self.means.len();
+        let mut matrix = self.gram.clone();
+        matrix
+            .iter_mut()
+            .step_by(code_len + 1)
+            .for_each(|diagonal| *diagonal += l2);
+        let factor = Cholesky::new(matrix, code_len).ok_or(FitError::Setting {
+            name: "l2",
+            value: l2,
+            expected: "larger, for codes that depend on each other this much",
+        })?;
+        let mut weights = self.moments.clone();
+        factor.solve(&mut weights);
+        let ridge = Ridge {
+            intercept: (self.mean_millis - dot(&weights, &self.means)) as f32,
+            weights: weights.iter().map(|&w| w as f32).collect(),
+            l2: l2 as f32,
+        };
+        Ok((ridge, factor))
+    }
+
+    /// Σ (residual / (1 - leverage))²; the leverage of c is 1/n + cᵀ (gram + l2)⁻¹ c.
+    fn left_out_error(&self, ridge: &Ridge, factor: &Cholesky) -> f64 {
+        let weights: Vec<f64> = ridge.weights.iter().map(|&w| f64::from(w)).collect();
+        let n = self.targets.len() as f64;
+        let mut whitened = vec![0.0; weights.len()];
+        let rows = self.centred.chunks_exact(weights.len());
+        rows.zip(&self.targets)
+            .map(|(row, target)| {
+                whitened.copy_from_slice(row);
+                factor.solve_lower(&mut whitened);
+                let leverage = 1.0 / n + dot(&whitened, &whitened);
+                ((target - dot(&weights, row)) / (1.0 - leverage)).powi(2)
+            })
+            .sum()
+    }
+}
+
+/// The lower triangle L of a positive definite matrix L Lᵀ, row-major.
+struct Cholesky {
+    lower: Vec<f64>,
+    n: usize,
+}
+
+impl Cholesky {
+    /// Factors a matrix in place, of which only the lower triangle is read; `None` if it is not
+    /// positive definite to working precision.
+    fn new(mut matrix: Vec<f64>, n: usize) -> Option<Self> {
+        for i in 0..n {
+            let (above, row) = matrix.split_at_mut(i * n);
+            for j in 0..i {
+                let other = &above[j * n..][..=j];
+                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
+            }
+            let pivot = row[i] - dot(&row[..i], &row[..i]);
+            if !(pivot > row[i] * f64::EPSILON) {
+                return None;
+            }
+            row[i] = pivot.sqrt();
+        }
+        Some(Self { lower: matrix, n })
+    }
+
+    /// Solves L x = b, in place.
+    fn solve_lower(&self, x: &mut [f64]) {
+        for i in 0..self.n {
+            let row = &self.lower[i * self.n..][..=i];
+            x[i] = (x[i] - dot(&row[..i], &x[..i])) / row[i];
+        }
+    }
+
+    /// Solves L Lᵀ x = b, in place.
+    fn solve(&self, x: &mut [f64]) {
+        self.solve_lower(x);
+        for i in (0..self.n).rev() {
+            let row = &self.lower[i * self.n..][..=i];
+            let solved = x[i] / row[i];
+            x[i] = solved;
+            x.iter_mut()
+                .zip(&row[..i])
+                .for_each(|(x, l)| *x -= solved * l);
+        }
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
