@@ -28,6 +28,8 @@
 mod element;
 mod error;
 mod geometry;
+mod parallel;
+mod runs;
 
 pub mod avg_pool2d;
 pub mod batch_norm;
