@@ -28,3 +28,36 @@ pub fn n_correct(logits: &Tensor, targets: &Tensor) -> Result<usize> {
 pub fn scalar(loss: &Tensor) -> Result<f64> {
     loss.to_dtype(DType::F64)?.to_scalar()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn equal_logits_cost_the_logarithm_of_the_number_of_classes() {
+        let logits = Tensor::zeros((3, 10), DType::F32, &Device::Cpu).unwrap();
+        let targets = Tensor::new(&[0u32, 4, 9], &Device::Cpu).unwrap();
+        for smoothing in [0.0, 0.1] {
+            let loss = scalar(&cross_entropy(&logits, &targets, smoothing).unwrap()).unwrap();
+            assert!((loss - 10f64.ln()).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn smoothing_spreads_over_all_classes() {
+        let logits = Tensor::new(&[[2.0f32, 0.0]], &Device::Cpu).unwrap();
+        let targets = Tensor::new(&[0u32], &Device::Cpu).unwrap();
+        let log_sum = (2f64.exp() + 1.0).ln();
+        let expected = 0.95 * (log_sum - 2.0) + 0.05 * log_sum;
+        let loss = scalar(&cross_entropy(&logits, &targets, 0.1).unwrap()).unwrap();
+        assert!((loss - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn right_answers_are_counted() {
+        let logits = Tensor::new(&[[2.0f32, 0.0], [0.0, 1.0], [3.0, 1.0]], &Device::Cpu).unwrap();
+        let targets = Tensor::new(&[0u32, 1, 1], &Device::Cpu).unwrap();
+        assert_eq!(n_correct(&logits, &targets).unwrap(), 2);
+    }
+}

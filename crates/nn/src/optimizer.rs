@@ -311,3 +311,85 @@ fn range(op: &'static str, layout: &Layout) -> Result<std::ops::Range<usize>> {
         None => candle_core::bail!("{op}: tensors must be contiguous"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn one_weight(value: f64) -> (Parameters, Var) {
+        let var = Var::from_tensor(&Tensor::new(&[value], &Device::Cpu).unwrap()).unwrap();
+        let weights = BTreeMap::from([("w".to_owned(), var.clone())]);
+        (Parameters::from_weights(weights), var)
+    }
+
+    fn gradient(value: f64) -> Gradients {
+        let gradient = Tensor::new(&[value], &Device::Cpu).unwrap();
+        Gradients {
+            by_name: BTreeMap::from([("w".to_owned(), gradient)]),
+        }
+    }
+
+    fn value(var: &Var) -> f64 {
+        var.to_vec1::<f64>().unwrap()[0]
+    }
+
+    #[test]
+    fn sgd_follows_the_formula() {
+        let (parameters, var) = one_weight(2.0);
+        let mut sgd = Sgd::new(0.9, 0.1);
+        sgd.step(&parameters, &gradient(3.0), 0.5, 0.5).unwrap();
+        // buffer = 0.5 * 3 + 0.1 * 2 = 1.7
+        assert!((value(&var) - (2.0 - 0.5 * 1.7)).abs() < 1e-15);
+        let w = value(&var);
+        sgd.step(&parameters, &gradient(-1.0), 0.5, 1.0).unwrap();
+        let buffer = 0.9 * 1.7 - 1.0 + 0.1 * w;
+        assert!((value(&var) - (w - 0.5 * buffer)).abs() < 1e-15);
+    }
+
+    #[test]
+    fn adam_adds_the_decay_to_the_gradient() {
+        let (parameters, var) = one_weight(2.0);
+        let mut adam = Adam::new(0.01, (0.5, 0.999), 0.1);
+        adam.step(&parameters, &gradient(-0.2), 1.0).unwrap();
+        // The gradient and the decay cancel: coupled Adam stands still, AdamW would shrink the weight.
+        assert!((value(&var) - 2.0).abs() < 1e-12);
+        adam.step(&parameters, &gradient(0.8), 1.0).unwrap();
+        let (mean, square) = (0.5 * 1.0, 0.001 * 1.0);
+        let step = (mean / (1.0 - 0.25)) / ((square / (1.0 - 0.999f64.powi(2))).sqrt() + 1e-8);
+        assert!((value(&var) - (2.0 - 0.01 * step)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_restored_optimiser_goes_on_as_if_never_interrupted() {
+        let run = |interrupt: bool| {
+            let (parameters, var) = one_weight(1.0);
+            let mut sgd = Sgd::new(0.9, 1e-3);
+            let mut adam = Adam::new(0.1, (0.5, 0.999), 1e-3);
+            for step in 0..6 {
+                if interrupt && step == 3 {
+                    let mut fresh = Sgd::new(0.9, 1e-3);
+                    fresh.load(&sgd.state().unwrap()).unwrap();
+                    sgd = fresh;
+                    let mut fresh = Adam::new(0.1, (0.5, 0.999), 1e-3);
+                    let (n_steps, state) = adam.state().unwrap();
+                    fresh.load(n_steps, &state).unwrap();
+                    adam = fresh;
+                }
+                let g = gradient((step as f64).sin());
+                sgd.step(&parameters, &g, 0.1, 1.0).unwrap();
+                adam.step(&parameters, &g, 1.0).unwrap();
+            }
+            value(&var)
+        };
+        assert_eq!(run(false), run(true));
+    }
+
+    #[test]
+    fn clipping_scales_to_the_norm_and_never_up() {
+        let (factor, norm) = gradient(10.0).clip_factor(5.0).unwrap();
+        assert_eq!(norm, 10.0);
+        assert!((factor * norm - 5.0).abs() < 1e-5);
+        assert_eq!(gradient(1.0).clip_factor(5.0).unwrap().0, 1.0);
+    }
+}

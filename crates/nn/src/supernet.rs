@@ -267,3 +267,92 @@ impl Supernet {
         self.classifier.forward(&global_average_pool(&s1)?, pass)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+    use rand_chacha::rand_core::SeedableRng;
+    use space::CellKind;
+
+    /// Summing operations and bypasses apart must equal the published order of things: concatenate and
+    /// shuffle on every edge, then sum the edges weighted by beta.
+    #[test]
+    fn a_node_equals_the_sum_of_its_edges_one_by_one() -> Result<()> {
+        let mut rng = crate::Rng::seed_from_u64(5);
+        let spec = NetworkSpec {
+            n_layers: 3,
+            init_channels: 8,
+            image_size: 8,
+            ..NetworkSpec::cifar10()
+        };
+        let space = SearchSpace::darts();
+        let ratio = ChannelRatio::new(4).expect("4 is not 0");
+        let architecture =
+            crate::Architecture::new(space, true, &Device::Cpu, DType::F64, &mut rng)?;
+        let builder = Builder::new(&Device::Cpu, DType::F64, &mut rng);
+        for cell_spec in &spec.cells() {
+            let cell = SearchCell::new(&builder, space, cell_spec, ratio)?;
+            let pass = Pass::training();
+            let input = |channels: usize, size: usize| {
+                let n = 2 * channels * size * size;
+                let values: Vec<f64> = (0..n).map(|i| (i as f64 * 0.37).sin()).collect();
+                Tensor::from_vec(values, (2, channels, size, size), &Device::Cpu)
+            };
+            let s0 = input(cell_spec.channels_prev_prev, cell_spec.size_prev_prev)?;
+            let s1 = input(cell_spec.channels_prev, cell_spec.size_prev)?;
+            let mixing = architecture.mixing(cell_spec.kind, false)?;
+            let fast = cell.forward(&s0, &s1, &mixing, &pass)?;
+
+            let edges = mixing
+                .edges
+                .as_ref()
+                .expect("edges are normalised")
+                .to_vec1::<f64>()?;
+            let operations = mixing.operations.to_vec2::<f64>()?;
+            let mut states = vec![
+                cell.preprocess0.forward(&s0, &pass)?,
+                cell.preprocess1.forward(&s1, &pass)?,
+            ];
+            for node in 2..6 {
+                let mut sum: Option<Tensor> = None;
+                for edge in &space.edges()[space.edges_into(node)] {
+                    let stride = if cell_spec.kind == CellKind::Reduction && edge.source < 2 {
+                        2
+                    } else {
+                        1
+                    };
+                    let state = SearchState::new(&states[edge.source], ratio, stride)?;
+                    let mut mixed: Option<Tensor> = None;
+                    for (p, candidate) in cell.edges[edge.index].candidates.iter().enumerate() {
+                        let y =
+                            (candidate.forward(&state.input, &pass)? * operations[edge.index][p])?;
+                        mixed = Some(match mixed {
+                            Some(mixed) => (mixed + y)?,
+                            None => y,
+                        });
+                    }
+                    let parts = [
+                        mixed.expect("eight primitives"),
+                        state.bypass.expect("partial"),
+                    ];
+                    let y =
+                        (shuffle_channels(&Tensor::cat(&parts, 1)?, ratio)? * edges[edge.index])?;
+                    sum = Some(match sum {
+                        Some(sum) => (sum + y)?,
+                        None => y,
+                    });
+                }
+                states.push(sum.expect("every node has an incoming edge"));
+            }
+            let slow = Tensor::cat(&states[2..], 1)?;
+            let difference = (fast - slow)?.abs()?.max_all()?.to_scalar::<f64>()?;
+            assert!(
+                difference < 1e-12,
+                "layer {}: {difference}",
+                cell_spec.layer
+            );
+        }
+        Ok(())
+    }
+}
