@@ -6,15 +6,26 @@ use candle_core::{CpuStorage, Layout, Result, WithDType};
 pub trait Element: WithDType {
     /// Below every number: where a maximum starts.
     const NEG_INFINITY: Self;
+
+    /// Whether this is not a number.
+    fn is_nan(self) -> bool;
 }
 
-impl Element for f32 {
-    const NEG_INFINITY: Self = f32::NEG_INFINITY;
+macro_rules! impl_element {
+    ($T:ident) => {
+        impl Element for $T {
+            const NEG_INFINITY: Self = $T::NEG_INFINITY;
+
+            #[inline]
+            fn is_nan(self) -> bool {
+                $T::is_nan(self)
+            }
+        }
+    };
 }
 
-impl Element for f64 {
-    const NEG_INFINITY: Self = f64::NEG_INFINITY;
-}
+impl_element!(f32);
+impl_element!(f64);
 
 /// The elements of a contiguous tensor.
 pub(crate) fn elements<'a, T: Element>(

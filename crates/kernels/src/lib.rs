@@ -27,6 +27,7 @@
 
 mod element;
 mod error;
+mod gemm;
 mod geometry;
 mod parallel;
 mod runs;

@@ -1,19 +1,23 @@
 //! Windows as contiguous runs: how the fast paths get long vector loops out of small planes.
 //!
-//! A plane is copied into a padded scratch plane once. Under one tap, the pixels of *all* windows then lie at a
-//! fixed distance from the windows' own index, so a tap is a single shifted run over the whole plane, not a loop over
-//! short rows. Three tricks:
+//! A plane is copied into a padded scratch plane once. Under one tap, the pixels of *all* windows then lie
+//! at a fixed distance from the windows' own index, so a tap is a single shifted run over the whole plane
+//! instead of a loop over short rows. Three things make that work:
 //!
-//! * Rows of the scratch plane overlap where they can: the padding right of a row is the padding left of the next.
-//! * Runs go on through the pixels between two rows of windows. What is computed there is never read (and
-//!   where a run is an input, zeros stand there).
+//! * Rows of the scratch overlap where they can: the padding right of a row is the padding left of the next.
+//! * A run goes on through the pixels between two rows of windows. What is computed there is never read;
+//!   where the run is an input, zeros stand there.
 //! * A stride splits the plane into phases, one scratch plane for each remainder of (row, column), in
 //!   which neighbouring windows are neighbours again.
 
+use std::ops::Range;
+
+use multiversion::multiversion;
+
 use crate::{Element, Window};
 
-/// Runs are padded to whole blocks of this many elements.
-pub(crate) const BLOCK: usize = 32;
+/// Runs are worked on in blocks of this many elements.
+const BLOCK: usize = 32;
 
 /// The layout of scratch planes and runs for one window.
 #[derive(Debug)]
@@ -23,14 +27,34 @@ pub(crate) struct Runs {
     pitch: usize,
     /// Length of a run, in whole blocks.
     len: usize,
-    /// For every tap, where its run starts in the scratch.
-    offsets: Vec<usize>,
-    /// The pixels of the input and their places in the scratch.
+    taps: Vec<Tap>,
+    phases: Vec<Phase>,
+    /// The input pixels and their places in the scratch.
     segments: Vec<Segment>,
     padded_len: usize,
+    /// Zeros before and behind a run that is read by [`Phase::taps`].
+    lead: usize,
 }
 
-/// Pixels of one input row that belong to one phase.
+/// A tap as a shift: the element at `index + offset` of one buffer meets the element at `index` of another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tap {
+    /// Which tap of the window, in row-major order.
+    pub(crate) index: usize,
+    /// The shift.
+    pub(crate) offset: usize,
+}
+
+/// A scratch plane of input pixels that share the remainder of their row and column by the stride.
+#[derive(Debug)]
+pub(crate) struct Phase {
+    /// The part of the scratch that holds all its input pixels, in whole blocks.
+    pub(crate) range: Range<usize>,
+    /// From a place in `range` to the windows that read it, in a run with a lead.
+    pub(crate) taps: Vec<Tap>,
+}
+
+/// Neighbouring pixels of one phase.
 #[derive(Debug)]
 struct Segment {
     /// The first pixel in the plane; the next are a stride apart.
@@ -40,18 +64,20 @@ struct Segment {
     len: usize,
 }
 
-/// The pixels of an axis that belong to one phase: taps whose distance leaves the same remainder.
-struct Phase {
-    /// Number of scratch pixels that windows reach.
+/// The rows or columns of one phase.
+#[derive(Debug, Clone, Copy)]
+struct Axis {
+    /// Number of them that windows reach.
     len: usize,
-    /// Range of those that are input rather than padding.
+    /// Those of them that are input rather than padding.
     start: usize,
     end: usize,
-    /// The input pixel at `start`.
+    /// The input row or column at `start`.
     first: usize,
 }
 
-impl Phase {
+impl Axis {
+    /// The rows (`axis` 0) or columns (1) with the given remainder, if any tap falls on them.
     fn new(window: &Window, axis: usize, remainder: usize) -> Option<Self> {
         let Window {
             padding,
@@ -88,57 +114,107 @@ impl Runs {
             ..
         } = window;
         let [out_h, out_w] = window.output();
-        let phases = |axis| (0..stride).map(move |remainder| Phase::new(&window, axis, remainder));
-        // Rows may overlap as long as no input of one lies on anything but padding of the next.
-        let pitch = phases(1)
+        let axis = |axis| (0..stride).map(move |remainder| Axis::new(&window, axis, remainder));
+        // Rows may overlap as long as what is input in one is padding in the next.
+        let pitch = axis(1)
             .flatten()
             .map(|cols| cols.end.max(cols.len - cols.start))
             .fold(out_w, usize::max);
         let len = ((out_h - 1) * pitch + out_w).next_multiple_of(BLOCK);
-        let mut starts = vec![0; stride * stride];
-        let mut segments = Vec::new();
-        let mut padded_len = 0;
-        for (phase_row, rows) in phases(0).enumerate() {
-            for (phase_col, cols) in phases(1).enumerate() {
-                let (Some(rows), Some(cols)) = (&rows, &cols) else {
-                    continue;
-                };
-                starts[phase_row * stride + phase_col] = padded_len;
-                segments.extend(
-                    (rows.start..rows.end)
-                        .enumerate()
-                        .map(|(index, row)| Segment {
-                            plane: (rows.first + index * stride) * window.input[1] + cols.first,
-                            padded: padded_len + row * pitch + cols.start,
-                            len: cols.end - cols.start,
-                        }),
-                );
-                // The last run of the phase starts `reach` rows and columns in, and ends with a whole block.
-                padded_len += (rows.len - out_h) * pitch + (cols.len - out_w) + len;
-            }
-        }
-        segments.retain(|segment| segment.len > 0);
-        let offset = |(u, v): (usize, usize)| {
-            let (row, col) = (u * dilation, v * dilation);
-            starts[row % stride * stride + col % stride] + row / stride * pitch + col / stride
+        let all_taps = || {
+            (0..n_u)
+                .flat_map(|u| (0..n_v).map(move |v| [u * dilation, v * dilation]))
+                .enumerate()
         };
-        let offsets = (0..n_u)
-            .flat_map(|u| (0..n_v).map(move |v| (u, v)))
-            .map(offset)
-            .collect();
-        Self {
+        let lead = all_taps()
+            .map(|(_, [row, col])| row / stride * pitch + col / stride)
+            .fold(0, usize::max);
+
+        let mut runs = Self {
             window,
             pitch,
             len,
-            offsets,
-            segments,
-            padded_len,
+            taps: vec![],
+            phases: vec![],
+            segments: vec![],
+            padded_len: 0,
+            lead,
+        };
+        for (phase_row, rows) in axis(0).enumerate() {
+            for (phase_col, cols) in axis(1).enumerate() {
+                if let (Some(rows), Some(cols)) = (rows, cols) {
+                    let taps: Vec<Tap> = all_taps()
+                        .filter(|&(_, [row, col])| {
+                            [row % stride, col % stride] == [phase_row, phase_col]
+                        })
+                        .map(|(index, [row, col])| Tap {
+                            index,
+                            offset: row / stride * pitch + col / stride,
+                        })
+                        .collect();
+                    runs.push_phase(rows, cols, taps);
+                }
+            }
         }
+        runs.taps.sort_by_key(|tap| tap.index);
+        runs
     }
 
-    /// For every tap, where its run starts in the scratch.
-    pub(crate) fn offsets(&self) -> &[usize] {
-        &self.offsets
+    /// Appends a phase, `taps` being the shifts from a window to its pixels within the phase.
+    fn push_phase(&mut self, rows: Axis, cols: Axis, taps: Vec<Tap>) {
+        let Self {
+            window,
+            pitch,
+            len,
+            lead,
+            ..
+        } = *self;
+        let [out_h, out_w] = window.output();
+        let start = self.padded_len;
+        // The run of the last tap starts this many rows and columns in.
+        self.padded_len += (rows.len - out_h) * pitch + (cols.len - out_w) + len;
+        if rows.start < rows.end && cols.start < cols.end {
+            self.segments.extend(
+                (rows.start..rows.end)
+                    .enumerate()
+                    .map(|(index, row)| Segment {
+                        plane: (rows.first + index * window.stride) * window.input[1] + cols.first,
+                        padded: start + row * pitch + cols.start,
+                        len: cols.end - cols.start,
+                    }),
+            );
+            let first = rows.start * pitch + cols.start;
+            let n_elements = (rows.end - rows.start - 1) * pitch + (cols.end - cols.start);
+            let range = start + first..start + first + n_elements.next_multiple_of(BLOCK);
+            self.padded_len = self.padded_len.max(range.end);
+            let back = |tap: &Tap| Tap {
+                offset: lead + first - tap.offset,
+                ..*tap
+            };
+            self.phases.push(Phase {
+                range,
+                taps: taps.iter().map(back).collect(),
+            });
+        }
+        self.taps.extend(taps.iter().map(|tap| Tap {
+            offset: start + tap.offset,
+            ..*tap
+        }));
+    }
+
+    /// The window.
+    pub(crate) fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// From a window to its pixels in the scratch, for every tap.
+    pub(crate) fn taps(&self) -> &[Tap] {
+        &self.taps
+    }
+
+    /// The phases that hold input pixels.
+    pub(crate) fn phases(&self) -> &[Phase] {
+        &self.phases
     }
 
     /// A scratch for input planes, all padding.
@@ -146,18 +222,36 @@ impl Runs {
         vec![padding; self.padded_len]
     }
 
-    /// A run of zeros.
-    pub(crate) fn run<T: Element>(&self) -> Vec<T> {
-        vec![T::zero(); self.len]
+    /// A run, all `value`.
+    pub(crate) fn run<T: Element>(&self, value: T) -> Vec<T> {
+        vec![value; self.len]
+    }
+
+    /// A run with a lead, all `value`.
+    pub(crate) fn run_with_lead<T: Element>(&self, value: T) -> Vec<T> {
+        let reached = self
+            .phases
+            .iter()
+            .flat_map(|phase| phase.taps.iter().map(|tap| tap.offset + phase.range.len()));
+        vec![value; reached.fold(self.lead + self.len, usize::max)]
+    }
+
+    /// The run behind a lead.
+    pub(crate) fn behind_lead<'a, T>(&self, run: &'a mut [T]) -> &'a mut [T] {
+        &mut run[self.lead..][..self.len]
     }
 
     /// Copies an input plane into the scratch.
     pub(crate) fn load<T: Element>(&self, plane: &[T], padded: &mut [T]) {
-        for segment in &self.segments {
-            let target = &mut padded[segment.padded..][..segment.len];
-            let source = &plane[segment.plane..];
+        for &Segment {
+            plane: from,
+            padded: to,
+            len,
+        } in &self.segments
+        {
+            let (source, target) = (&plane[from..], &mut padded[to..][..len]);
             match self.window.stride {
-                1 => target.copy_from_slice(&source[..segment.len]),
+                1 => target.copy_from_slice(&source[..len]),
                 stride => target
                     .iter_mut()
                     .zip(source.iter().step_by(stride))
@@ -168,11 +262,15 @@ impl Runs {
 
     /// Copies the scratch back into an input plane; pixels that no window reaches stay as they are.
     pub(crate) fn store<T: Element>(&self, padded: &[T], plane: &mut [T]) {
-        for segment in &self.segments {
-            let source = &padded[segment.padded..][..segment.len];
-            let target = &mut plane[segment.plane..];
+        for &Segment {
+            plane: to,
+            padded: from,
+            len,
+        } in &self.segments
+        {
+            let (source, target) = (&padded[from..][..len], &mut plane[to..]);
             match self.window.stride {
-                1 => target[..segment.len].copy_from_slice(source),
+                1 => target[..len].copy_from_slice(source),
                 stride => target
                     .iter_mut()
                     .step_by(stride)
@@ -190,6 +288,14 @@ impl Runs {
         }
     }
 
+    /// Adds an output plane to a run.
+    pub(crate) fn spread_add<T: Element>(&self, plane: &[T], run: &mut [T]) {
+        let [_, out_w] = self.window.output();
+        for (row, target) in plane.chunks_exact(out_w).zip(run.chunks_mut(self.pitch)) {
+            target.iter_mut().zip(row).for_each(|(t, &x)| *t += x);
+        }
+    }
+
     /// Copies a run into an output plane.
     pub(crate) fn collect<T: Element>(&self, run: &[T], plane: &mut [T]) {
         let [_, out_w] = self.window.output();
@@ -197,4 +303,32 @@ impl Runs {
             row.copy_from_slice(&source[..out_w]);
         }
     }
+}
+
+/// `run = sum over taps of w[tap] * source[offset..]`: a convolution of a scratch plane, or of a run with a lead.
+#[multiversion(targets = "simd")]
+pub(crate) fn weigh<T: Element>(source: &[T], taps: &[Tap], w: &[T], run: &mut [T]) {
+    let mut at = 0;
+    let mut blocks = run.chunks_exact_mut(2 * BLOCK);
+    for block in &mut blocks {
+        weigh_block::<T, { 2 * BLOCK }>(&source[at..], taps, w, block);
+        at += 2 * BLOCK;
+    }
+    for block in blocks.into_remainder().chunks_exact_mut(BLOCK) {
+        weigh_block::<T, BLOCK>(&source[at..], taps, w, block);
+        at += BLOCK;
+    }
+}
+
+/// [`weigh`] for `N` elements, with the sums in registers.
+#[inline(always)]
+fn weigh_block<T: Element, const N: usize>(source: &[T], taps: &[Tap], w: &[T], block: &mut [T]) {
+    let mut sums = [T::zero(); N];
+    for tap in taps {
+        let (w, source) = (w[tap.index], &source[tap.offset..][..N]);
+        for (sum, &x) in sums.iter_mut().zip(source) {
+            *sum += w * x;
+        }
+    }
+    block.copy_from_slice(&sums);
 }

@@ -8,6 +8,7 @@ use crate::element::{elements, with_element};
 use crate::error::dims4;
 pub use crate::max_pool2d::Shape;
 
+pub mod cpu;
 pub mod naive;
 
 const OP: &str = "avg_pool2d";
@@ -34,7 +35,7 @@ impl CustomOp1 for AvgPool2d {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), x, T => {
-            let y = naive::forward::<T>(elements(x, layout)?, &self.0);
+            let y = cpu::forward::<T>(elements(x, layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(y), self.0.y()))
         })
     }
@@ -59,7 +60,7 @@ impl CustomOp1 for GradX {
         layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
-            let grad_x = naive::grad_x::<T>(elements(grad, layout)?, &self.0);
+            let grad_x = cpu::grad_x::<T>(elements(grad, layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
         })
     }

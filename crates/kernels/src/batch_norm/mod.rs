@@ -14,6 +14,7 @@ use crate::Error;
 use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
 
+pub mod cpu;
 pub mod naive;
 
 /// Mean and variance of every channel over a batch. The variance is the biased one, which normalises;
@@ -200,7 +201,7 @@ impl CustomOp1 for Statistics {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), x, T => {
-            let BatchStatistics { mut mean, var, .. } = naive::statistics::<T>(elements(x, layout)?, &self.0);
+            let BatchStatistics { mut mean, var, .. } = cpu::statistics::<T>(elements(x, layout)?, &self.0);
             mean.extend(var);
             Ok((CpuStorage::F64(mean), (2, self.0.c).into()))
         })
@@ -215,42 +216,42 @@ struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// The gradient of `x` and the sums that are the gradients of bias and weight.
+    /// The gradient of `x`, and the sums that are the gradients of bias and weight.
     fn gradients(
         &self,
         x: &Tensor,
         channels: Arc<[Channel]>,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Vec<Sums>)> {
-        let table = grad.apply_op2_no_bwd(
+        let shape = self.shape;
+        let op = GradSums {
+            shape,
+            channels: channels.clone(),
+        };
+        let table: Vec<Vec<f64>> = grad.apply_op2_no_bwd(x, &op)?.to_vec2()?;
+        let sums = table.into_iter().map(|row| Sums {
+            grad: row[0],
+            grad_normalized: row[1],
+        });
+        let sums: Vec<Sums> = sums.collect();
+        if !x.track_op() {
+            return Ok((None, sums));
+        }
+        // Nothing goes through statistics that are constants.
+        let through = if self.is_train {
+            sums.clone()
+        } else {
+            vec![Sums::default(); shape.c]
+        };
+        let grad_x = grad.apply_op2_no_bwd(
             x,
-            &GradSums {
-                shape: self.shape,
-                channels: channels.clone(),
+            &GradX {
+                shape,
+                channels,
+                sums: through,
             },
         )?;
-        let table: Vec<[f64; 2]> = table
-            .to_vec2::<f64>()?
-            .into_iter()
-            .map(|row| [row[0], row[1]])
-            .collect();
-        let sums: Vec<Sums> = table
-            .into_iter()
-            .map(|[grad, grad_normalized]| Sums {
-                grad,
-                grad_normalized,
-            })
-            .collect();
-        let op = GradX {
-            shape: self.shape,
-            channels,
-            sums: self.is_train.then(|| sums.clone()),
-        };
-        let grad_x = x
-            .track_op()
-            .then(|| grad.apply_op2_no_bwd(x, &op))
-            .transpose()?;
-        Ok((grad_x, sums))
+        Ok((Some(grad_x), sums))
     }
 }
 
@@ -261,7 +262,7 @@ impl CustomOp1 for BatchNorm {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!("batch_norm", x, T => {
-            let y = naive::forward::<T>(elements(x, layout)?, &self.channels, &self.shape);
+            let y = cpu::forward::<T>(elements(x, layout)?, &self.channels, &self.shape);
             Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
         })
     }
@@ -290,7 +291,7 @@ impl CustomOp3 for BatchNorm {
         with_element!("batch_norm_affine", x, T => {
             let (weight, bias) = (elements::<T>(weight, weight_layout)?, elements::<T>(bias, bias_layout)?);
             let channels = with_affine(&self.channels, weight, bias);
-            let y = naive::forward::<T>(elements(x, x_layout)?, &channels, &self.shape);
+            let y = cpu::forward::<T>(elements(x, x_layout)?, &channels, &self.shape);
             Ok((T::to_cpu_storage_owned(y), x_layout.shape().clone()))
         })
     }
@@ -344,18 +345,18 @@ impl CustomOp2 for GradSums {
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
             let (grad, x) = (elements::<T>(grad, grad_layout)?, elements(x, x_layout)?);
-            let sums = naive::sums(grad, x, &self.channels, &self.shape);
+            let sums = cpu::sums(grad, x, &self.channels, &self.shape);
             let table = sums.iter().flat_map(|sums| [sums.grad, sums.grad_normalized]).collect();
             Ok((CpuStorage::F64(table), (self.shape.c, 2).into()))
         })
     }
 }
 
-/// The gradient of `x`: through the statistics with `sums`, with constant statistics without.
+/// The gradient of `x`.
 struct GradX {
     shape: Shape,
     channels: Arc<[Channel]>,
-    sums: Option<Vec<Sums>>,
+    sums: Vec<Sums>,
 }
 
 impl CustomOp2 for GradX {
@@ -372,10 +373,7 @@ impl CustomOp2 for GradX {
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
             let (grad, x) = (elements::<T>(grad, grad_layout)?, elements(x, x_layout)?);
-            let grad_x = match &self.sums {
-                Some(sums) => naive::grad_x_train(grad, x, &self.channels, sums, &self.shape),
-                None => naive::grad_x_eval(grad, &self.channels, &self.shape),
-            };
+            let grad_x = cpu::grad_x(grad, x, &self.channels, &self.sums, &self.shape);
             Ok((T::to_cpu_storage_owned(grad_x), x_layout.shape().clone()))
         })
     }

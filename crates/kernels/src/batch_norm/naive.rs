@@ -45,7 +45,8 @@ pub fn sums<T: Element>(grad: &[T], x: &[T], channels: &[Channel], shape: &Shape
 
 /// The gradient of `x` where mean and variance are those of `x`:
 /// `weight * inv_std * (grad - mean(grad) - normalized(x) * mean(grad * normalized(x)))`.
-pub fn grad_x_train<T: Element>(
+/// With sums of zero it is the gradient where mean and variance are constants.
+pub fn grad_x<T: Element>(
     grad: &[T],
     x: &[T],
     channels: &[Channel],
@@ -60,17 +61,6 @@ pub fn grad_x_train<T: Element>(
             - sums.grad / count
             - channel.normalized(x.to_f64()) * sums.grad_normalized / count;
         grad_x.push(T::from_f64(channel.weight * channel.inv_std * centred));
-    });
-    grad_x
-}
-
-/// The gradient of `x` where mean and variance are constants: `weight * inv_std * grad`.
-pub fn grad_x_eval<T: Element>(grad: &[T], channels: &[Channel], shape: &Shape) -> Vec<T> {
-    let mut grad_x = Vec::with_capacity(grad.len());
-    for_each_channel(grad, shape, |c, grad| {
-        grad_x.push(T::from_f64(
-            channels[c].weight * channels[c].inv_std * grad.to_f64(),
-        ));
     });
     grad_x
 }

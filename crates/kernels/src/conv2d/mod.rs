@@ -9,6 +9,7 @@ use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
 use crate::{Conv2dGeometry, Window};
 
+pub mod cpu;
 pub mod naive;
 
 const OP: &str = "conv2d";
@@ -74,7 +75,7 @@ impl CustomOp2 for Conv2d {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), x, T => {
-            let y = naive::forward::<T>(elements(x, x_layout)?, elements(w, w_layout)?, &self.0);
+            let y = cpu::forward::<T>(elements(x, x_layout)?, elements(w, w_layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(y), self.0.y()))
         })
     }
@@ -114,7 +115,7 @@ impl CustomOp2 for GradX {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
-            let grad_x = naive::grad_x::<T>(elements(grad, grad_layout)?, elements(w, w_layout)?, &self.0);
+            let grad_x = cpu::grad_x::<T>(elements(grad, grad_layout)?, elements(w, w_layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
         })
     }
@@ -135,7 +136,7 @@ impl CustomOp2 for GradW {
         x_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
-            let grad_w = naive::grad_w::<T>(elements(grad, grad_layout)?, elements(x, x_layout)?, &self.0);
+            let grad_w = cpu::grad_w::<T>(elements(grad, grad_layout)?, elements(x, x_layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(grad_w), self.0.w()))
         })
     }

@@ -9,6 +9,7 @@ use crate::element::{elements, with_element};
 use crate::error::dims4;
 use crate::{Pool2dGeometry, Window};
 
+pub mod cpu;
 pub mod naive;
 
 const OP: &str = "max_pool2d";
@@ -63,7 +64,7 @@ impl CustomOp1 for MaxPool2d {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), x, T => {
-            let y = naive::forward::<T>(elements(x, layout)?, &self.0);
+            let y = cpu::forward::<T>(elements(x, layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(y), self.0.y()))
         })
     }
@@ -90,7 +91,7 @@ impl CustomOp2 for GradX {
         x_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
-            let grad_x = naive::grad_x::<T>(elements(grad, grad_layout)?, elements(x, x_layout)?, &self.0);
+            let grad_x = cpu::grad_x::<T>(elements(grad, grad_layout)?, elements(x, x_layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
         })
     }

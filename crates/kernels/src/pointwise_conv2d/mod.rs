@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Tensor, WithDType};
 use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
 
+pub mod cpu;
 pub mod naive;
 
 const OP: &str = "pointwise_conv2d";
@@ -81,7 +82,7 @@ impl CustomOp2 for PointwiseConv2d {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), x, T => {
-            let y = naive::forward::<T>(elements(x, x_layout)?, elements(w, w_layout)?, &self.0);
+            let y = cpu::forward::<T>(elements(x, x_layout)?, elements(w, w_layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(y), self.0.y()))
         })
     }
@@ -121,7 +122,7 @@ impl CustomOp2 for GradX {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
-            let grad_x = naive::grad_x::<T>(elements(grad, grad_layout)?, elements(w, w_layout)?, &self.0);
+            let grad_x = cpu::grad_x::<T>(elements(grad, grad_layout)?, elements(w, w_layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
         })
     }
@@ -142,7 +143,7 @@ impl CustomOp2 for GradW {
         x_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
-            let grad_w = naive::grad_w::<T>(elements(grad, grad_layout)?, elements(x, x_layout)?, &self.0);
+            let grad_w = cpu::grad_w::<T>(elements(grad, grad_layout)?, elements(x, x_layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(grad_w), self.0.w()))
         })
     }

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 
 use crate::element::{elements, with_element};
 
+pub mod cpu;
 pub mod naive;
 
 /// `max(x, 0)` for `x` of any shape.
@@ -20,7 +21,7 @@ impl CustomOp1 for Relu {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         with_element!(self.name(), x, T => {
-            let y = naive::forward::<T>(elements(x, layout)?);
+            let y = cpu::forward::<T>(elements(x, layout)?);
             Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
         })
     }
@@ -45,7 +46,7 @@ impl CustomOp2 for ReluGradX {
         y_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         with_element!(self.name(), grad, T => {
-            let grad_x = naive::grad_x::<T>(elements(grad, grad_layout)?, elements(y, y_layout)?);
+            let grad_x = cpu::grad_x::<T>(elements(grad, grad_layout)?, elements(y, y_layout)?);
             Ok((T::to_cpu_storage_owned(grad_x), y_layout.shape().clone()))
         })
     }

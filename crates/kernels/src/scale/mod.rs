@@ -6,6 +6,7 @@ use crate::Error;
 use crate::element::{elements, with_element};
 use crate::error::check;
 
+pub mod cpu;
 pub mod naive;
 
 const OP: &str = "scale";
@@ -52,7 +53,7 @@ impl CustomOp2 for Scale {
     ) -> Result<(CpuStorage, Shape)> {
         with_element!(self.name(), x, T => {
             let weight = elements::<T>(weight, weight_layout)?[0];
-            let y = naive::forward::<T>(elements(x, x_layout)?, weight);
+            let y = cpu::forward::<T>(elements(x, x_layout)?, weight);
             Ok((T::to_cpu_storage_owned(y), x_layout.shape().clone()))
         })
     }
@@ -101,7 +102,7 @@ impl CustomOp2 for Dot {
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         with_element!(self.name(), a, T => {
-            let dot = naive::dot::<T>(elements(a, a_layout)?, elements(b, b_layout)?);
+            let dot = cpu::dot::<T>(elements(a, a_layout)?, elements(b, b_layout)?);
             Ok((T::to_cpu_storage_owned(vec![dot]), ().into()))
         })
     }

@@ -7,6 +7,7 @@ use crate::element::{elements, with_element};
 use crate::error::check;
 use crate::scale::{check_weight, gradients};
 
+pub mod cpu;
 pub mod naive;
 
 const OP: &str = "weighted_add";
@@ -43,7 +44,7 @@ impl CustomOp3 for WeightedAdd {
     ) -> Result<(CpuStorage, Shape)> {
         with_element!(self.name(), acc, T => {
             let weight = elements::<T>(weight, weight_layout)?[0];
-            let y = naive::forward::<T>(elements(acc, acc_layout)?, elements(x, x_layout)?, weight);
+            let y = cpu::forward::<T>(elements(acc, acc_layout)?, elements(x, x_layout)?, weight);
             Ok((T::to_cpu_storage_owned(y), acc_layout.shape().clone()))
         })
     }
