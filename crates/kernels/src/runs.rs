@@ -29,8 +29,10 @@ pub(crate) struct Runs {
     len: usize,
     taps: Vec<Tap>,
     phases: Vec<Phase>,
-    /// The input pixels and their places in the scratch.
-    segments: Vec<Segment>,
+    /// The input pixels of every phase and their places in the scratch.
+    input_rows: Vec<Rows>,
+    /// The output pixels and their places in a run.
+    output_rows: Rows,
     padded_len: usize,
     /// Zeros before and behind a run that is read by [`Phase::taps`].
     lead: usize,
@@ -54,14 +56,14 @@ pub(crate) struct Phase {
     pub(crate) taps: Vec<Tap>,
 }
 
-/// Neighbouring pixels of one phase.
+/// Rows that a plane and a scratch have in common.
 #[derive(Debug)]
-struct Segment {
-    /// The first pixel in the plane; the next are a stride apart.
-    plane: usize,
-    /// The first pixel in the scratch; the next are its neighbours.
-    padded: usize,
+struct Rows {
+    /// Where they start in the plane and in the scratch.
+    starts: Vec<[usize; 2]>,
+    /// Pixels of a row: neighbours in the scratch, `step` apart in the plane.
     len: usize,
+    step: usize,
 }
 
 /// The rows or columns of one phase.
@@ -136,7 +138,12 @@ impl Runs {
             len,
             taps: vec![],
             phases: vec![],
-            segments: vec![],
+            input_rows: vec![],
+            output_rows: Rows {
+                starts: (0..out_h).map(|row| [row * out_w, row * pitch]).collect(),
+                len: out_w,
+                step: 1,
+            },
             padded_len: 0,
             lead,
         };
@@ -174,15 +181,19 @@ impl Runs {
         // The run of the last tap starts this many rows and columns in.
         self.padded_len += (rows.len - out_h) * pitch + (cols.len - out_w) + len;
         if rows.start < rows.end && cols.start < cols.end {
-            self.segments.extend(
-                (rows.start..rows.end)
-                    .enumerate()
-                    .map(|(index, row)| Segment {
-                        plane: (rows.first + index * window.stride) * window.input[1] + cols.first,
-                        padded: start + row * pitch + cols.start,
-                        len: cols.end - cols.start,
-                    }),
-            );
+            let starts = (rows.start..rows.end).enumerate().map(|(index, row)| {
+                let y = rows.first + index * window.stride;
+                [
+                    y * window.input[1] + cols.first,
+                    start + row * pitch + cols.start,
+                ]
+            });
+            let (starts, len) = (starts.collect(), cols.end - cols.start);
+            self.input_rows.push(Rows {
+                starts,
+                len,
+                step: window.stride,
+            });
             let first = rows.start * pitch + cols.start;
             let n_elements = (rows.end - rows.start - 1) * pitch + (cols.end - cols.start);
             let range = start + first..start + first + n_elements.next_multiple_of(BLOCK);
@@ -243,65 +254,103 @@ impl Runs {
 
     /// Copies an input plane into the scratch.
     pub(crate) fn load<T: Element>(&self, plane: &[T], padded: &mut [T]) {
-        for &Segment {
-            plane: from,
-            padded: to,
-            len,
-        } in &self.segments
-        {
-            let (source, target) = (&plane[from..], &mut padded[to..][..len]);
-            match self.window.stride {
-                1 => target.copy_from_slice(&source[..len]),
-                stride => target
-                    .iter_mut()
-                    .zip(source.iter().step_by(stride))
-                    .for_each(|(t, &s)| *t = s),
-            }
-        }
+        self.input_rows
+            .iter()
+            .for_each(|rows| rows.copy_in(plane, padded));
     }
 
     /// Copies the scratch back into an input plane; pixels that no window reaches stay as they are.
     pub(crate) fn store<T: Element>(&self, padded: &[T], plane: &mut [T]) {
-        for &Segment {
-            plane: to,
-            padded: from,
-            len,
-        } in &self.segments
-        {
-            let (source, target) = (&padded[from..][..len], &mut plane[to..]);
-            match self.window.stride {
-                1 => target[..len].copy_from_slice(source),
-                stride => target
-                    .iter_mut()
-                    .step_by(stride)
-                    .zip(source)
-                    .for_each(|(t, &s)| *t = s),
-            }
-        }
+        self.input_rows
+            .iter()
+            .for_each(|rows| rows.copy_out(padded, plane));
     }
 
     /// Copies an output plane into a run; the elements between its rows stay as they are.
     pub(crate) fn spread<T: Element>(&self, plane: &[T], run: &mut [T]) {
-        let [_, out_w] = self.window.output();
-        for (row, target) in plane.chunks_exact(out_w).zip(run.chunks_mut(self.pitch)) {
-            target[..out_w].copy_from_slice(row);
-        }
-    }
-
-    /// Adds an output plane to a run.
-    pub(crate) fn spread_add<T: Element>(&self, plane: &[T], run: &mut [T]) {
-        let [_, out_w] = self.window.output();
-        for (row, target) in plane.chunks_exact(out_w).zip(run.chunks_mut(self.pitch)) {
-            target.iter_mut().zip(row).for_each(|(t, &x)| *t += x);
-        }
+        self.output_rows.copy_in(plane, run);
     }
 
     /// Copies a run into an output plane.
     pub(crate) fn collect<T: Element>(&self, run: &[T], plane: &mut [T]) {
-        let [_, out_w] = self.window.output();
-        for (row, source) in plane.chunks_exact_mut(out_w).zip(run.chunks(self.pitch)) {
-            row.copy_from_slice(&source[..out_w]);
+        self.output_rows.copy_out(run, plane);
+    }
+
+    /// Adds an output plane to a run.
+    pub(crate) fn spread_add<T: Element>(&self, plane: &[T], run: &mut [T]) {
+        for &[from, to] in &self.output_rows.starts {
+            let row = &plane[from..][..self.output_rows.len];
+            run[to..].iter_mut().zip(row).for_each(|(t, &x)| *t += x);
         }
+    }
+}
+
+impl Rows {
+    /// From a plane into a scratch.
+    fn copy_in<T: Element>(&self, plane: &[T], scratch: &mut [T]) {
+        if self.step == 1 {
+            return copy_rows(plane, scratch, self.starts.iter().copied(), self.len);
+        }
+        for &[from, to] in &self.starts {
+            let source = plane[from..].iter().step_by(self.step);
+            scratch[to..][..self.len]
+                .iter_mut()
+                .zip(source)
+                .for_each(|(t, &s)| *t = s);
+        }
+    }
+
+    /// From a scratch into a plane.
+    fn copy_out<T: Element>(&self, scratch: &[T], plane: &mut [T]) {
+        if self.step == 1 {
+            return copy_rows(
+                scratch,
+                plane,
+                self.starts.iter().map(|&[to, from]| [from, to]),
+                self.len,
+            );
+        }
+        for &[to, from] in &self.starts {
+            let target = plane[to..].iter_mut().step_by(self.step);
+            target
+                .zip(&scratch[from..][..self.len])
+                .for_each(|(t, &s)| *t = s);
+        }
+    }
+}
+
+/// Copies rows of `len` elements from and to the given places.
+#[multiversion(targets = "simd")]
+fn copy_rows<T: Element>(
+    from: &[T],
+    to: &mut [T],
+    starts: impl Iterator<Item = [usize; 2]>,
+    len: usize,
+) {
+    for [source, target] in starts {
+        copy(&from[source..][..len], &mut to[target..][..len]);
+    }
+}
+
+/// `copy_from_slice` for short rows, for which a call of `memcpy` costs more than the copy.
+#[inline(always)]
+fn copy<T: Element>(source: &[T], target: &mut [T]) {
+    match target.len() {
+        4..8 => copy_ends::<T, 4>(source, target),
+        8..16 => copy_ends::<T, 8>(source, target),
+        16..=32 => copy_ends::<T, 16>(source, target),
+        _ => target.copy_from_slice(source),
+    }
+}
+
+/// Copies the first `N` and the last `N` elements.
+#[inline(always)]
+fn copy_ends<T: Element, const N: usize>(source: &[T], target: &mut [T]) {
+    if let (Some(source), Some(target)) = (source.first_chunk::<N>(), target.first_chunk_mut()) {
+        *target = *source;
+    }
+    if let (Some(source), Some(target)) = (source.last_chunk::<N>(), target.last_chunk_mut()) {
+        *target = *source;
     }
 }
 

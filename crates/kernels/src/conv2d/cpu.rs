@@ -4,6 +4,7 @@ use super::Shape;
 use crate::Element;
 use crate::gemm::{Matrix, add_product};
 use crate::parallel::{build, sum_over_images};
+use crate::pointwise_conv2d::cpu::{FEW_IMAGES, product};
 use crate::runs::Runs;
 
 /// See [`naive::forward`](super::naive::forward).
@@ -11,6 +12,20 @@ pub fn forward<T: Element>(x: &[T], w: &[T], shape: &Shape) -> Vec<T> {
     let Shape { n, i, o, window } = *shape;
     let columns = Columns::new(shape);
     let [in_len, out_len] = [i * window.input_len(), o * window.output_len()];
+    if n < FEW_IMAGES {
+        // The columns of all images at once, so that the threads share the work within an image.
+        let (plane_len, rows_len) = (window.input_len(), window.kernel_len() * columns.width);
+        let all = build(
+            n * i * rows_len,
+            rows_len,
+            1,
+            || columns.scratch().0,
+            |padded, plane, rows| {
+                columns.load(&x[plane * plane_len..][..plane_len], padded, rows);
+            },
+        );
+        return product(&all, w, n, [o, columns.height], columns.width);
+    }
     build(
         n * out_len,
         out_len,

@@ -1,5 +1,7 @@
 //! Max pooling over [`Runs`]: each tap is one comparison of a shifted run.
 
+use std::array::from_fn;
+
 use multiversion::multiversion;
 
 use super::Shape;
@@ -108,11 +110,10 @@ fn find_winners<T: Element>(padded: &[T], taps: &[Tap], first: &[T], winners: &m
         for tap in taps {
             let source = &padded[tap.offset + index * LANES..][..LANES];
             let tap = T::from_f64(tap.index as f64);
-            for ((best, winner), &x) in best.iter_mut().zip(&mut winner).zip(source) {
-                let wins = wins(x, *best);
-                *best = if wins { x } else { *best };
-                *winner = if wins { tap } else { *winner };
-            }
+            // Arrays as values: as places, the compiler would store them under a mask, which is slow.
+            let wins: [bool; LANES] = from_fn(|lane| wins(source[lane], best[lane]));
+            best = from_fn(|lane| if wins[lane] { source[lane] } else { best[lane] });
+            winner = from_fn(|lane| if wins[lane] { tap } else { winner[lane] });
         }
         *block = winner;
     }

@@ -24,21 +24,38 @@ pub fn grad_x<T: Element>(grad: &[T], w: &[T], shape: &Shape) -> Vec<T> {
     )
 }
 
-fn product<T: Element>(x: &[T], w: &[T], n: usize, [o, i]: [usize; 2], len: usize) -> Vec<T> {
+/// `w * x` for every image, where `w` is `o i` and the image `i len`.
+pub(crate) fn product<T: Element>(
+    x: &[T],
+    w: &[T],
+    n: usize,
+    [o, i]: [usize; 2],
+    len: usize,
+) -> Vec<T> {
+    // A task is an image, or some rows of its result where there are few images.
+    let rows = if n < FEW_IMAGES {
+        (1..=ROWS).rev().find(|rows| o % rows == 0).unwrap_or(o)
+    } else {
+        o
+    };
     build(
         n * o * len,
-        o * len,
+        rows * len,
         i,
         || (),
-        |(), image, y| {
-            add_product(
-                Matrix::new(w, o, i),
-                Matrix::new(&x[image * i * len..][..i * len], i, len),
-                y,
-            );
+        |(), task, y| {
+            let (image, row) = (task * rows / o, task * rows % o);
+            let w = Matrix::new(&w[row * i..][..rows * i], rows, i);
+            add_product(w, Matrix::new(&x[image * i * len..][..i * len], i, len), y);
         },
     )
 }
+
+/// Fewer images than this are no work for all threads.
+pub(crate) const FEW_IMAGES: usize = 8;
+
+/// The most rows of a result that one task then computes.
+const ROWS: usize = 16;
 
 /// See [`naive::grad_w`](super::naive::grad_w).
 pub fn grad_w<T: Element>(grad: &[T], x: &[T], shape: &Shape) -> Vec<T> {
