@@ -1,1 +1,90 @@
-fn main() {}
+//! The repository's own commands. `cargo xtask --help` lists them.
+//!
+//! xtask starts the stage binaries and reads the files they leave; it links none of them.
+
+mod ci;
+mod layers;
+mod pipeline;
+mod plan;
+mod preset;
+mod stage;
+mod summary;
+mod why;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::preset::PipelineArgs;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The repository's own commands", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every stage: profile, predictor, search (twice), evaluate (twice), report; cached stages are skipped
+    Pipeline {
+        #[command(flatten)]
+        args: PipelineArgs,
+        /// Print the result as one JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what is cached, what will run, and why
+    Plan {
+        #[command(flatten)]
+        args: PipelineArgs,
+    },
+    /// Run one stage on cached inputs
+    Run {
+        /// profile, predictor, search, evaluate or report
+        stage: String,
+        #[command(flatten)]
+        args: PipelineArgs,
+    },
+    /// Say which part of a stage's key differs from what the store holds
+    Why {
+        /// profile, predictor, search, evaluate or report
+        stage: String,
+        #[command(flatten)]
+        args: PipelineArgs,
+    },
+    /// Compare the networks with a folder of reference vectors
+    Reference {
+        /// A folder of .safetensors files as `docs/reference.md` describes them
+        dir: PathBuf,
+    },
+    /// Check that every crate uses only what ARCHITECTURE.md lets it use
+    Layers,
+    /// Everything that must hold before a change lands: format, layers, clippy, tests, docs
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Pipeline { args, json } => pipeline::run(&args, json),
+        Command::Plan { args } => plan::run(&args),
+        Command::Run { stage, args } => pipeline::run_stage(&stage, &args),
+        Command::Why { stage, args } => why::run(&stage, &args),
+        Command::Reference { dir } => ci::reference(&dir),
+        Command::Layers => layers::run(),
+        Command::Ci => ci::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A stage that failed has said why on stderr; its exit code is handed on.
+            if let Some(failed) = error.downcast_ref::<stage::Failed>() {
+                eprintln!("{failed}");
+                return ExitCode::from(failed.code);
+            }
+            eprintln!("error: {error:#}");
+            ExitCode::from(error.downcast_ref::<preset::UsageError>().map_or(1, |_| 2))
+        }
+    }
+}

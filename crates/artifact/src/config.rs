@@ -1,0 +1,175 @@
+//! A stage's config: one TOML file, and the values that a command line overrides.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use toml::{Table, Value};
+
+/// Why there is no config.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the config {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file is not right.
+    #[error("{path}{place}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what was expected there.
+        place: Place,
+    },
+    /// An override is not right.
+    #[error("--set {given}: {reason}")]
+    Override {
+        /// What was given.
+        given: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A place in a text and what is wrong there: `:LINE:COLUMN: message`, the line, and a mark under it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Place {
+    /// What is wrong, and what was expected.
+    pub message: String,
+    /// The line and column, from 1, the line itself, and how many characters of it are meant; `None` if
+    /// it is about the file as a whole.
+    pub at: Option<(usize, usize, String, usize)>,
+}
+
+impl Place {
+    fn new(text: &str, span: Option<Range<usize>>, message: &str) -> Self {
+        // serde's messages may have several lines, toml's start in upper or lower case as it goes.
+        let message = message.trim().replace('\n', ", ");
+        // A span of all the text says no more than that the file is meant.
+        let span = span.filter(|span| span.len() < text.trim_end().len());
+        let at = span.and_then(|span| {
+            let before = text.get(..span.start)?;
+            let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+            let line = text[start..].lines().next().unwrap_or_default();
+            let column = before[start..].chars().count();
+            let n_left = line.chars().count().saturating_sub(column);
+            let n_marked = text.get(span)?.chars().count().min(n_left).max(1);
+            Some((before.matches('\n').count() + 1, column + 1, line.to_owned(), n_marked))
+        });
+        Self { message, at }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((line, column, text, n_marked)) = &self.at else {
+            return write!(f, ": {}", self.message);
+        };
+        let number = line.to_string();
+        let gutter = number.len();
+        let (indent, mark) = (" ".repeat(column - 1), "^".repeat(*n_marked));
+        write!(
+            f,
+            ":{line}:{column}: {}\n {number} | {text}\n {:gutter$} | {indent}{mark}",
+            self.message, ""
+        )
+    }
+}
+
+/// The config of a file, with some values overridden.
+///
+/// An override is `key=value` or `table.key=value`. The value is TOML (`0.5`, `true`, `[1, 2]`, `"text"`);
+/// a bare word is a string. `C` must be `deny_unknown_fields` throughout, or mistyped keys go unnoticed.
+///
+/// # Errors
+/// If the file cannot be read, is no TOML, or is not a `C`, naming line and column; if an override is
+/// not of that form, names no key of `C`, or has a value of the wrong type, naming the override.
+pub fn load<C: DeserializeOwned>(file: &Path, overrides: &[String]) -> Result<C, ConfigError> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|source| ConfigError::Read { path: file.to_owned(), source })?;
+    let wrong = |error: toml::de::Error| ConfigError::File {
+        path: file.to_owned(),
+        place: Place::new(&text, error.span(), error.message()),
+    };
+    // The file by itself first: an error in it has a place.
+    let mut config: C = toml::from_str(&text).map_err(wrong)?;
+    let mut table: Table = toml::from_str(&text).map_err(wrong)?;
+    if let Some(key) = non_finite(&table) {
+        return Err(ConfigError::File {
+            path: file.to_owned(),
+            place: Place { message: format!("{key} is not a finite number"), at: None },
+        });
+    }
+    for given in overrides {
+        let wrong = |reason| ConfigError::Override { given: given.clone(), reason };
+        apply(&mut table, given).map_err(wrong)?;
+        if let Some(key) = non_finite(&table) {
+            return Err(wrong(format!("{key} is not a finite number")));
+        }
+        // One at a time: an error is that of the last one.
+        config = table.clone().try_into().map_err(|error: toml::de::Error| {
+            wrong(error.message().trim().replace('\n', ", "))
+        })?;
+    }
+    Ok(config)
+}
+
+/// Sets one value. Whether the key means anything is for the config's type to say.
+fn apply(table: &mut Table, given: &str) -> Result<(), String> {
+    let form = "expected key=value, such as seed=1 or timing.n_repeats=5";
+    let (path, value) = given.split_once('=').ok_or(form)?;
+    let keys: Vec<&str> = path.trim().split('.').map(str::trim).collect();
+    let is_key = |key: &&str| {
+        !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-')
+    };
+    if !keys.iter().all(|key| is_key(&key)) {
+        return Err(form.to_owned());
+    }
+    let (last, tables) = keys.split_last().ok_or(form)?;
+    let mut table = table;
+    for (depth, key) in tables.iter().enumerate() {
+        let entry = table.entry(*key).or_insert_with(|| Value::Table(Table::new()));
+        table = entry.as_table_mut().ok_or_else(|| {
+            format!("{} is a value, not a table", keys[..=depth].join("."))
+        })?;
+    }
+    table.insert((*last).to_owned(), parse(value.trim())?);
+    Ok(())
+}
+
+/// A TOML value; a bare word is a string.
+fn parse(text: &str) -> Result<Value, String> {
+    match toml::from_str::<Table>(&format!("value = {text}")) {
+        Ok(mut table) if table.len() == 1 => Ok(table.remove("value").unwrap_or(Value::Boolean(false))),
+        _ if is_bare(text) => Ok(Value::String(text.to_owned())),
+        _ => Err(format!("`{text}` is neither a TOML value nor a bare word")),
+    }
+}
+
+/// Whether the text needs no quotes: names, paths.
+fn is_bare(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_alphabetic() || "./~_".contains(c))
+        && !text.contains(|c: char| c.is_control() || "\"'[]{}#=,".contains(c))
+}
+
+/// The first key whose value is NaN or infinite.
+fn non_finite(table: &Table) -> Option<String> {
+    fn find(path: &str, value: &Value) -> Option<String> {
+        match value {
+            Value::Float(value) if !value.is_finite() => Some(path.to_owned()),
+            Value::Array(values) => values.iter().find_map(|value| find(path, value)),
+            Value::Table(table) => {
+                table.iter().find_map(|(key, value)| find(&format!("{path}.{key}"), value))
+            }
+            _ => None,
+        }
+    }
+    table.iter().find_map(|(key, value)| find(key, value))
+}

@@ -1,0 +1,136 @@
+//! The kinds of artifacts and the versions of their formats.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The kinds of artifacts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Timed architectures: [`LatencyDataset`](crate::LatencyDataset).
+    LatencyDataset,
+    /// A fitted predictor: [`LatencyModelArtifact`](crate::LatencyModelArtifact).
+    LatencyModel,
+    /// A found architecture: [`SearchResult`](crate::SearchResult).
+    SearchResult,
+    /// A trained, tested and timed network: [`Evaluation`](crate::Evaluation).
+    Evaluation,
+    /// A page for people: [`Report`](crate::Report).
+    Report,
+}
+
+impl Kind {
+    /// Every kind, in the order of the pipeline.
+    pub const ALL: [Self; 5] = [
+        Self::LatencyDataset,
+        Self::LatencyModel,
+        Self::SearchResult,
+        Self::Evaluation,
+        Self::Report,
+    ];
+
+    /// The name in folders, manifests and command lines, such as `latency-dataset`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LatencyDataset => "latency-dataset",
+            Self::LatencyModel => "latency-model",
+            Self::SearchResult => "search-result",
+            Self::Evaluation => "evaluation",
+            Self::Report => "report",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// The version of a kind's files.
+///
+/// The major number changes when a reader of the old files would go wrong; it is part of the
+/// folder's name, so that versions live beside each other. The minor number changes when something
+/// is added that an old reader may ignore.
+///
+/// # Change log
+///
+/// | kind | version | change |
+/// |---|---|---|
+/// | all | 1.0 | the first |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FormatVersion {
+    /// Changes with what old readers cannot read.
+    pub major: u16,
+    /// Changes with what old readers may ignore.
+    pub minor: u16,
+}
+
+impl FormatVersion {
+    /// The version `major.minor`.
+    pub const fn new(major: u16, minor: u16) -> Self {
+        Self { major, minor }
+    }
+
+    /// Whether a program whose own version is `self` reads files of version `file`: the same major
+    /// number, and nothing in the file that is newer than the program.
+    pub const fn can_read(self, file: Self) -> bool {
+        self.major == file.major && file.minor <= self.minor
+    }
+}
+
+impl fmt::Display for FormatVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// The text is no version such as `1.0`.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{0}` is no format version; expected two numbers, such as 1.0")]
+pub struct ParseFormatVersionError(String);
+
+impl FromStr for FormatVersion {
+    type Err = ParseFormatVersionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.split_once('.')
+            .and_then(|(major, minor)| Some(Self::new(major.parse().ok()?, minor.parse().ok()?)))
+            .ok_or_else(|| ParseFormatVersionError(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_names_in_json() {
+        for kind in Kind::ALL {
+            let json = serde_json::to_value(kind).unwrap();
+            assert_eq!(json, kind.name());
+            assert_eq!(serde_json::from_value::<Kind>(json).unwrap(), kind);
+        }
+    }
+
+    #[test]
+    fn a_program_reads_what_is_not_newer_than_itself() {
+        let program = FormatVersion::new(2, 3);
+        let reads = |major, minor| program.can_read(FormatVersion::new(major, minor));
+        assert!(reads(2, 0) && reads(2, 3));
+        assert!(!reads(2, 4) && !reads(1, 3) && !reads(3, 0));
+    }
+
+    #[test]
+    fn versions_read_back() {
+        let version = FormatVersion::new(1, 12);
+        assert_eq!(version.to_string().parse(), Ok(version));
+        for text in ["1", "1.", "1.0.0", "v1.0", "-1.0"] {
+            assert!(text.parse::<FormatVersion>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Timed architectures: what `profile` writes and `predictor` learns from.
+
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use space::{CellGenotype, CellKind, Genotype, NetworkSpec, Stem};
+
+use crate::error::Error;
+use crate::files::Files;
+use crate::format::{FormatVersion, Kind};
+use crate::genotype::{cell_from_texts, gene_to_text};
+use crate::store::Artifact;
+use crate::table::{Column, Columns, Table};
+
+const SAMPLES: &str = "samples.parquet";
+const CELLS: &str = "cells.parquet";
+
+/// The network that a genotype was put into, as it stands in configs and files; the other form of
+/// [`NetworkSpec`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkRecord {
+    /// The layers before the first cell: `conv3x3`, `conv3x3-stride2` or `imagenet`.
+    #[serde(serialize_with = "stem_to_name", deserialize_with = "stem_from_name")]
+    pub stem: Stem,
+    /// Cells, both kinds together.
+    pub n_layers: usize,
+    /// Channels of each node in the first cells.
+    pub init_channels: usize,
+    /// Channels of the image.
+    pub in_channels: usize,
+    /// Classes of the last layer.
+    pub n_classes: usize,
+    /// Height and width of the image, in pixels.
+    pub image_size: usize,
+}
+
+fn stem_to_name<S: Serializer>(stem: &Stem, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(stem.name())
+}
+
+fn stem_from_name<'de, D: Deserializer<'de>>(from: D) -> Result<Stem, D::Error> {
+    let name = String::deserialize(from)?;
+    Stem::from_name(&name).ok_or_else(|| {
+        let names = Stem::ALL.map(Stem::name).join(", ");
+        D::Error::custom(format!("unknown stem `{name}`, expected one of {names}"))
+    })
+}
+
+impl From<&NetworkSpec> for NetworkRecord {
+    fn from(spec: &NetworkSpec) -> Self {
+        let &NetworkSpec { stem, n_layers, init_channels, in_channels, n_classes, image_size } = spec;
+        Self { stem, n_layers, init_channels, in_channels, n_classes, image_size }
+    }
+}
+
+impl TryFrom<&NetworkRecord> for NetworkSpec {
+    type Error = Error;
+
+    /// The network, if it can be built.
+    fn try_from(record: &NetworkRecord) -> Result<Self, Error> {
+        let &NetworkRecord { stem, n_layers, init_channels, in_channels, n_classes, image_size } =
+            record;
+        let spec = Self { stem, n_layers, init_channels, in_channels, n_classes, image_size };
+        spec.validate()?;
+        Ok(spec)
+    }
+}
+
+/// How a latency was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimingRecord {
+    /// Images per call.
+    pub batch_size: usize,
+    /// Threads of the network that is timed.
+    pub n_threads: usize,
+    /// Calls that do not count, before those that do.
+    pub n_warmup: u32,
+    /// Calls that count.
+    pub n_repeats: u32,
+}
+
+/// What a latency is the latency of: numbers taken under other settings cannot be compared with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeasurementSettings {
+    /// The network around the genotype.
+    pub network: NetworkRecord,
+    /// How it was timed.
+    pub timing: TimingRecord,
+    /// The device: `cpu`, `cuda:0`.
+    pub device: String,
+    /// What ran the network: `candle-cpu`.
+    pub runtime: String,
+}
+
+/// One timed architecture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatencySample {
+    /// The architecture.
+    pub genotype: Genotype,
+    /// The median over the repeats, corrected for drift, in milliseconds.
+    pub median_millis: f64,
+    /// The 10th percentile over the repeats.
+    pub p10_millis: f64,
+    /// The 90th percentile over the repeats.
+    pub p90_millis: f64,
+    /// Calls that count.
+    pub n_repeats: u32,
+    /// The anchor network's latency around this sample over its reference: what was divided out.
+    pub anchor_ratio: f64,
+    /// Whether the machine was too restless around this sample.
+    pub disturbed: bool,
+    /// The median of a second timing later in the run: the noise floor of the measurement.
+    pub repeat_median_millis: Option<f64>,
+}
+
+/// One timed cell, on its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CellSample {
+    /// The row of the architecture in [`LatencyDataset::samples`].
+    pub sample_index: u32,
+    /// Which of its cells.
+    pub kind: CellKind,
+    /// The cell.
+    pub cell: CellGenotype,
+    /// Whether state 0 has twice the resolution of state 1.
+    pub reduction_prev: bool,
+    /// Channels of the output of the cell before the preceding one.
+    pub channels_prev_prev: usize,
+    /// Channels of the output of the preceding cell.
+    pub channels_prev: usize,
+    /// Channels of each node.
+    pub channels: usize,
+    /// Height and width of the output of the cell before the preceding one, in pixels.
+    pub size_prev_prev: usize,
+    /// Height and width of the output of the preceding cell, in pixels.
+    pub size_prev: usize,
+    /// How many layers of the network have this geometry.
+    pub n_uses: u32,
+    /// The median over the repeats, corrected for drift, in milliseconds.
+    pub median_millis: f64,
+    /// The 10th percentile over the repeats.
+    pub p10_millis: f64,
+    /// The 90th percentile over the repeats.
+    pub p90_millis: f64,
+    /// Calls that count.
+    pub n_repeats: u32,
+    /// The anchor network's latency around this sample over its reference.
+    pub anchor_ratio: f64,
+}
+
+/// Timed architectures, and their cells timed on their own.
+///
+/// Files: `samples.parquet`, `cells.parquet`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatencyDataset {
+    /// What the latencies are of; `None` if a foreign file does not say.
+    pub settings: Option<MeasurementSettings>,
+    /// One per architecture.
+    pub samples: Vec<LatencySample>,
+    /// One per architecture, cell kind and geometry; may be empty.
+    pub cells: Vec<CellSample>,
+}
+
+impl LatencyDataset {
+    /// Reads timed architectures from one Parquet file, whoever wrote it.
+    ///
+    /// Required are the sixteen gene columns and `latency_median_millis`. Without the other columns a
+    /// sample counts as undisturbed and timed once, its percentiles as its median. Integers, 32-bit
+    /// floats and dictionary-encoded text will do. What a file says of itself in its key-value
+    /// metadata (kind, format, search space) is held against this program.
+    ///
+    /// # Errors
+    /// If the file cannot be read, lacks a column, or has a row that is no genotype or no latency.
+    pub fn read_parquet(file: &Path) -> Result<Self, Error> {
+        let bytes = std::fs::read(file)
+            .map_err(|source| Error::Read { path: file.to_owned(), source })?;
+        let table = Table::decode::<Self>(file, bytes)?;
+        Ok(Self { settings: settings_of(&table)?, samples: samples_of(&table)?, cells: Vec::new() })
+    }
+}
+
+impl Artifact for LatencyDataset {
+    const KIND: Kind = Kind::LatencyDataset;
+    const FORMAT: FormatVersion = FormatVersion::new(1, 0);
+
+    fn to_files(&self) -> Result<Files, Error> {
+        let mut files = Files::default();
+        let settings = self
+            .settings
+            .as_ref()
+            .map(|settings| serde_json::to_string(settings).expect("strings and numbers are JSON"));
+
+        let samples = &self.samples;
+        let mut columns = Columns::default();
+        for kind in CellKind::ALL {
+            for index in 0..8 {
+                let gene = |sample: &LatencySample| gene_text(sample.genotype.cell(kind), index);
+                columns.put(&gene_column(kind, index), samples.iter().map(gene));
+            }
+        }
+        columns.put("latency_median_millis", samples.iter().map(|s| s.median_millis));
+        columns.put("latency_p10_millis", samples.iter().map(|s| s.p10_millis));
+        columns.put("latency_p90_millis", samples.iter().map(|s| s.p90_millis));
+        columns.put("n_repeats", samples.iter().map(|s| s.n_repeats));
+        columns.put("anchor_ratio", samples.iter().map(|s| s.anchor_ratio));
+        columns.put("disturbed", samples.iter().map(|s| s.disturbed));
+        columns.put(
+            "latency_repeat_median_millis",
+            samples.iter().map(|s| s.repeat_median_millis),
+        );
+        files.put_table::<Self>(SAMPLES, columns, settings.clone())?;
+
+        let cells = &self.cells;
+        let mut columns = Columns::default();
+        columns.put("sample_index", cells.iter().map(|c| c.sample_index));
+        columns.put("kind", cells.iter().map(|c| c.kind.name().to_owned()));
+        for index in 0..8 {
+            columns.put(&format!("gene_{index}"), cells.iter().map(|c| gene_text(&c.cell, index)));
+        }
+        columns.put("reduction_prev", cells.iter().map(|c| c.reduction_prev));
+        for (name, size) in SIZES {
+            columns.put(name, cells.iter().map(|c| u32::try_from(size(c)).unwrap_or(u32::MAX)));
+        }
+        columns.put("n_uses", cells.iter().map(|c| c.n_uses));
+        columns.put("latency_median_millis", cells.iter().map(|c| c.median_millis));
+        columns.put("latency_p10_millis", cells.iter().map(|c| c.p10_millis));
+        columns.put("latency_p90_millis", cells.iter().map(|c| c.p90_millis));
+        columns.put("n_repeats", cells.iter().map(|c| c.n_repeats));
+        columns.put("anchor_ratio", cells.iter().map(|c| c.anchor_ratio));
+        files.put_table::<Self>(CELLS, columns, settings)?;
+        Ok(files)
+    }
+
+    fn from_files(files: &Files) -> Result<Self, Error> {
+        let samples = files.table::<Self>(SAMPLES)?;
+        Ok(Self {
+            settings: settings_of(&samples)?,
+            samples: samples_of(&samples)?,
+            cells: cells_of(&files.table::<Self>(CELLS)?)?,
+        })
+    }
+}
+
+/// The numbers of a cell's place, by column.
+type Size = fn(&CellSample) -> usize;
+const SIZES: [(&str, Size); 5] = [
+    ("channels_prev_prev", |c| c.channels_prev_prev),
+    ("channels_prev", |c| c.channels_prev),
+    ("channels", |c| c.channels),
+    ("size_prev_prev", |c| c.size_prev_prev),
+    ("size_prev", |c| c.size_prev),
+];
+
+fn gene_column(kind: CellKind, index: usize) -> String {
+    format!("{kind}_{index}")
+}
+
+fn gene_text(cell: &CellGenotype, index: usize) -> String {
+    gene_to_text(cell.nodes[index / 2][index % 2])
+}
+
+fn settings_of(table: &Table) -> Result<Option<MeasurementSettings>, Error> {
+    table
+        .metadata("settings")
+        .map(serde_json::from_str)
+        .transpose()
+        .map_err(|error| table.malformed(format!("metadata settings: {error}")))
+}
+
+/// A column, or what stands for its absence.
+fn optional<T: Column>(
+    table: &Table,
+    name: &str,
+    absent: impl Fn(usize) -> T,
+) -> Result<Vec<T>, Error> {
+    if table.has(name) { table.get(name) } else { Ok((0..table.n_rows()).map(absent).collect()) }
+}
+
+fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
+    let [normal, reduction] = CellKind::ALL.map(|kind| cells_in(table, |index| gene_column(kind, index)));
+    let (normal, reduction) = (normal?, reduction?);
+    let median: Vec<f64> = table.get("latency_median_millis")?;
+    if let Some(row) = median.iter().position(|millis| !(millis.is_finite() && *millis > 0.0)) {
+        let found = median[row];
+        return Err(table.malformed(format!(
+            "latency_median_millis is {found} in row {row}, expected a number above 0"
+        )));
+    }
+    let p10 = optional(table, "latency_p10_millis", |row| median[row])?;
+    let p90 = optional(table, "latency_p90_millis", |row| median[row])?;
+    let n_repeats = optional(table, "n_repeats", |_| 1)?;
+    let anchor_ratio = optional(table, "anchor_ratio", |_| 1.0)?;
+    let disturbed = optional(table, "disturbed", |_| false)?;
+    let repeat = optional(table, "latency_repeat_median_millis", |_| None)?;
+    let samples = normal.into_iter().zip(reduction).enumerate();
+    Ok(samples
+        .map(|(row, (normal, reduction))| LatencySample {
+            genotype: Genotype { normal, reduction },
+            median_millis: median[row],
+            p10_millis: p10[row],
+            p90_millis: p90[row],
+            n_repeats: n_repeats[row],
+            anchor_ratio: anchor_ratio[row],
+            disturbed: disturbed[row],
+            repeat_median_millis: repeat[row],
+        })
+        .collect())
+}
+
+fn cells_of(table: &Table) -> Result<Vec<CellSample>, Error> {
+    let cells = cells_in(table, |index| format!("gene_{index}"))?;
+    let kinds: Vec<String> = table.get("kind")?;
+    let sample_index = table.get("sample_index")?;
+    let reduction_prev = table.get("reduction_prev")?;
+    let sizes: Vec<Vec<u32>> =
+        SIZES.iter().map(|(name, _)| table.get(name)).collect::<Result<_, _>>()?;
+    let n_uses = table.get("n_uses")?;
+    let median: Vec<f64> = table.get("latency_median_millis")?;
+    let p10 = table.get("latency_p10_millis")?;
+    let p90 = table.get("latency_p90_millis")?;
+    let n_repeats = table.get("n_repeats")?;
+    let anchor_ratio = table.get("anchor_ratio")?;
+    cells
+        .into_iter()
+        .enumerate()
+        .map(|(row, cell)| {
+            let kind = CellKind::from_name(&kinds[row]).ok_or_else(|| {
+                let kind = &kinds[row];
+                table.malformed(format!("kind is `{kind}` in row {row}, expected normal or reduce"))
+            })?;
+            Ok(CellSample {
+                sample_index: sample_index[row],
+                kind,
+                cell,
+                reduction_prev: reduction_prev[row],
+                channels_prev_prev: sizes[0][row] as usize,
+                channels_prev: sizes[1][row] as usize,
+                channels: sizes[2][row] as usize,
+                size_prev_prev: sizes[3][row] as usize,
+                size_prev: sizes[4][row] as usize,
+                n_uses: n_uses[row],
+                median_millis: median[row],
+                p10_millis: p10[row],
+                p90_millis: p90[row],
+                n_repeats: n_repeats[row],
+                anchor_ratio: anchor_ratio[row],
+            })
+        })
+        .collect()
+}
+
+/// The cell of each row, from eight columns.
+fn cells_in(table: &Table, column: impl Fn(usize) -> String) -> Result<Vec<CellGenotype>, Error> {
+    let columns: Vec<Vec<String>> =
+        (0..8).map(|index| table.get(&column(index))).collect::<Result<_, _>>()?;
+    (0..table.n_rows())
+        .map(|row| {
+            cell_from_texts(columns.iter().map(|column| column[row].as_str()).collect())
+                .map_err(|reason| {
+                    let (first, last) = (column(0), column(7));
+                    table.malformed(format!("columns {first} to {last} in row {row}: {reason}"))
+                })
+        })
+        .collect()
+}

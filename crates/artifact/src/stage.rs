@@ -1,0 +1,369 @@
+//! What the five stages have in common: the pipeline's table, arguments, the way from a key to an
+//! artifact, exit codes.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use thiserror::Error as ThisError;
+
+use crate::config;
+use crate::digest::KeyParts;
+use crate::error::Error;
+use crate::format::Kind;
+use crate::manifest::{Build, Origin};
+use crate::store::{Artifact, Opened, Store};
+
+pub use crate::progress::{Bar, Progress};
+
+/// One stage of the pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageSpec {
+    /// The name of the stage and of its program.
+    pub name: &'static str,
+    /// The package of the program.
+    pub package: &'static str,
+    /// Counts the changes of the code after which the same config and inputs give something else; part
+    /// of every key.
+    pub revision: u32,
+    /// What it reads.
+    pub inputs: &'static [Kind],
+    /// What it writes.
+    pub output: Kind,
+}
+
+/// Times sampled architectures on this machine.
+pub const PROFILE: StageSpec = StageSpec {
+    name: "profile",
+    package: "stage-profile",
+    revision: 1,
+    inputs: &[],
+    output: Kind::LatencyDataset,
+};
+
+/// Fits the latency model.
+pub const PREDICTOR: StageSpec = StageSpec {
+    name: "predictor",
+    package: "stage-predictor",
+    revision: 1,
+    inputs: &[Kind::LatencyDataset],
+    output: Kind::LatencyModel,
+};
+
+/// Searches for an architecture.
+pub const SEARCH: StageSpec = StageSpec {
+    name: "search",
+    package: "stage-search",
+    revision: 1,
+    inputs: &[Kind::LatencyModel],
+    output: Kind::SearchResult,
+};
+
+/// Trains the found network from scratch, tests it and times it.
+pub const EVALUATE: StageSpec = StageSpec {
+    name: "evaluate",
+    package: "stage-evaluate",
+    revision: 1,
+    inputs: &[Kind::SearchResult],
+    output: Kind::Evaluation,
+};
+
+/// Puts everything on one page.
+pub const REPORT: StageSpec = StageSpec {
+    name: "report",
+    package: "stage-report",
+    revision: 1,
+    inputs: &[Kind::LatencyDataset, Kind::LatencyModel, Kind::Evaluation, Kind::Evaluation],
+    output: Kind::Report,
+};
+
+/// The pipeline, in the order in which it runs.
+pub const PIPELINE: [StageSpec; 5] = [PROFILE, PREDICTOR, SEARCH, EVALUATE, REPORT];
+
+/// How a stage's process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitCode {
+    /// The artifact is there, whether made now or before.
+    Done = 0,
+    /// A mistake of the program.
+    Bug = 1,
+    /// The command line or the config is not right.
+    Usage = 2,
+    /// An input is missing, unreadable, or of another search space.
+    Input = 3,
+    /// There is no such device.
+    Device = 4,
+    /// Numbers went wrong: NaN, divergence.
+    Numbers = 5,
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+/// An error that knows how the process ends.
+pub trait StageError: std::error::Error {
+    /// The exit code.
+    fn exit_code(&self) -> ExitCode;
+}
+
+/// The device of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// The processor.
+    Cpu,
+    /// The CUDA device of that index.
+    Cuda(usize),
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+/// The text names no device.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+#[error("`{0}` is no device; expected cpu, cuda or cuda:N")]
+pub struct ParseDeviceError(String);
+
+impl FromStr for DeviceSpec {
+    type Err = ParseDeviceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda),
+        }
+        .ok_or_else(|| ParseDeviceError(text.to_owned()))
+    }
+}
+
+/// The arguments that every stage has.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StageArgs {
+    /// The stage's config, a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Where artifacts are kept
+    #[arg(long, value_name = "DIR", default_value = "data/artifacts")]
+    pub store: PathBuf,
+    /// cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceSpec,
+    /// Override a value of the config, such as seed=1 or timing.n_repeats=5 (may be repeated)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Threads to compute with; 0 means all cores
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Print the key and its parts as JSON, and do nothing else
+    #[arg(long)]
+    pub key_only: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// No progress on standard error
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+impl StageArgs {
+    /// The config of the file and the overrides; see [`config::load`].
+    ///
+    /// # Errors
+    /// As [`config::load`].
+    pub fn load_config<C: DeserializeOwned>(&self) -> Result<C, Error> {
+        Ok(config::load(&self.config, &self.overrides)?)
+    }
+
+    /// The number of threads to compute with: all cores where 0 was given.
+    pub fn n_threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+            n => n,
+        }
+    }
+}
+
+/// What a stage's library needs besides its config and inputs.
+#[derive(Clone)]
+pub struct RunContext {
+    /// The device that was asked for.
+    pub device: DeviceSpec,
+    /// Threads to compute with, at least 1.
+    pub n_threads: usize,
+    /// Where to tell how far the run is.
+    pub progress: Progress,
+    /// A folder for checkpoints, which exists. It outlives a run that is killed or fails, so that the next
+    /// run with the same key goes on from there, and is removed when the artifact is published.
+    pub work_dir: PathBuf,
+}
+
+impl RunContext {
+    /// A silent run on one thread of the processor, as tests want it.
+    pub fn for_tests(work_dir: &Path) -> Self {
+        Self {
+            device: DeviceSpec::Cpu,
+            n_threads: 1,
+            progress: Progress::hidden(),
+            work_dir: work_dir.to_owned(),
+        }
+    }
+}
+
+/// Builds rayon's global thread pool with `n` threads, and does nothing else: other pools (candle's, that
+/// of a network that is timed) are for whoever owns them. [`execute`] calls it before a run.
+///
+/// # Errors
+/// If the pool exists already with another number of threads, [`Error::Threads`].
+pub fn configure_threads(n: usize) -> Result<(), Error> {
+    let built = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+    match (built, rayon::current_num_threads()) {
+        (Err(_), running) if running != n => Err(Error::Threads { wanted: n, running }),
+        _ => Ok(()),
+    }
+}
+
+/// From a key to an artifact: prints the key (`--key-only`), or finds the artifact in the store, or runs
+/// the stage and publishes what comes out; then prints where it lies.
+///
+/// `machine` describes the machine in the manifest, as far as the stage knows it ([`Value::Null`]);
+/// what of it belongs into the key stands in `parts`.
+///
+/// # Errors
+/// What the run returns; or what stands in the way of looking up, publishing and printing.
+pub fn execute<A, E>(
+    args: &StageArgs,
+    parts: KeyParts,
+    machine: Value,
+    run: impl FnOnce(&RunContext) -> Result<A, E>,
+) -> Result<(), E>
+where
+    A: Artifact,
+    E: From<Error>,
+{
+    let key = parts.key();
+    let store = Store::at(&args.store);
+    if args.key_only {
+        let answer = json!({
+            "stage": parts.stage,
+            "key": key,
+            "path": store.dir::<A>(&key),
+            "cached": store.contains::<A>(&key),
+            "parts": parts,
+        });
+        return Ok(print_line(&answer.to_string())?);
+    }
+    if let Some(found) = store.find::<A>(&key)? {
+        return Ok(announce(&found, args, true)?);
+    }
+
+    let store = Store::open(&args.store)?;
+    let n_threads = args.n_threads();
+    configure_threads(n_threads)?;
+    let work_dir = store.work_dir::<A>(&key);
+    fs::create_dir_all(&work_dir)
+        .map_err(|source| Error::Store { path: work_dir.clone(), source })?;
+    let progress = if args.quiet { Progress::hidden() } else { Progress::stderr() };
+    let context = RunContext { device: args.device, n_threads, progress, work_dir };
+
+    let started_unix_secs = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let clock = Instant::now();
+    let value = run(&context).inspect_err(|_| {
+        // Checkpoints stay for the next run; without any, nothing stays. Removes empty folders only.
+        let _ = fs::remove_dir(&context.work_dir);
+    })?;
+    let origin = Origin {
+        device: args.device.to_string(),
+        n_threads,
+        machine,
+        build: Build::current(),
+        started_unix_secs,
+        elapsed_secs: clock.elapsed().as_secs_f64(),
+    };
+    let published = store.publish(parts, origin, value)?;
+    Ok(announce(&published, args, false)?)
+}
+
+/// Prints where an artifact lies: its folder, or with `--json` one object.
+///
+/// # Errors
+/// If standard output does not take it, [`Error::Stdout`].
+pub fn announce<A: Artifact>(
+    artifact: &Opened<A>,
+    args: &StageArgs,
+    cached: bool,
+) -> Result<(), Error> {
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        kind: Kind,
+        key: crate::Key,
+        digest: crate::Digest,
+        path: &'a Path,
+        cached: bool,
+    }
+    let Opened { manifest, dir, .. } = artifact;
+    if args.json {
+        let (kind, key, digest) = (manifest.kind, manifest.key, manifest.digest);
+        let answer = Answer { kind, key, digest, path: dir, cached };
+        print_line(&serde_json::to_string(&answer).map_err(|error| Error::Encode {
+            file: "the answer".to_owned(),
+            reason: error.to_string(),
+        })?)
+    } else {
+        print_line(&dir.display().to_string())
+    }
+}
+
+fn print_line(line: &str) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(Error::Stdout)
+}
+
+/// The body of a stage's `main`: runs it, prints its error, and says how the process ends. A panic is a
+/// bug, and ends it so.
+pub fn main<E: StageError>(run: impl FnOnce() -> Result<(), E>) -> std::process::ExitCode {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => ExitCode::Done.into(),
+        Ok(Err(error)) => report_error(&error),
+        Err(_) => ExitCode::Bug.into(),
+    }
+}
+
+/// Prints an error and what led to it on standard error, and says how the process ends.
+pub fn report_error(error: &dyn StageError) -> std::process::ExitCode {
+    eprintln!("error: {}", chain(error));
+    error.exit_code().into()
+}
+
+/// The texts of an error and its sources; a source that its error already quotes is left out.
+fn chain(error: &(impl StageError + ?Sized)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text += &format!(": {cause}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,283 @@
+//! Tables, and the Parquet file that holds them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch, StringArray, UInt32Array,
+};
+use arrow::compute::{CastOptions, cast_with_options, concat_batches};
+use arrow::datatypes::{DataType, Field, Float64Type, Schema, UInt32Type};
+use bytes::Bytes;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use space::SearchSpace;
+
+use crate::error::Error;
+use crate::format::ParseFormatVersionError;
+use crate::store::Artifact;
+
+/// Columns on their way into a file.
+#[derive(Default)]
+pub(crate) struct Columns {
+    fields: Vec<Field>,
+    arrays: Vec<ArrayRef>,
+    /// The first number that is NaN or infinite: its column and row.
+    non_finite: Option<(String, usize)>,
+}
+
+impl Columns {
+    fn push(&mut self, name: &str, nullable: bool, array: ArrayRef) {
+        self.fields.push(Field::new(name, array.data_type().clone(), nullable));
+        self.arrays.push(array);
+    }
+
+    /// Adds a column.
+    pub(crate) fn put<T: Column>(&mut self, name: &str, values: impl Iterator<Item = T>) {
+        T::put(self, name, values);
+    }
+
+    fn floats(&mut self, name: &str, nullable: bool, values: impl Iterator<Item = Option<f64>>) {
+        let values: Vec<Option<f64>> = values.collect();
+        let row = values.iter().position(|value| value.is_some_and(|value| !value.is_finite()));
+        if let (Some(row), None) = (row, &self.non_finite) {
+            self.non_finite = Some((name.to_owned(), row));
+        }
+        self.push(name, nullable, Arc::new(Float64Array::from(values)));
+    }
+
+    /// The Parquet file: the same bytes for the same columns.
+    ///
+    /// The metadata says what the file belongs to, so that a stray one explains itself.
+    pub(crate) fn encode<A: Artifact>(
+        self,
+        file: &str,
+        settings: Option<String>,
+    ) -> Result<Vec<u8>, Error> {
+        if let Some((column, row)) = self.non_finite {
+            let what = format!("{file}: {column} in row {row}");
+            return Err(Error::NonFinite { what });
+        }
+        let failed = |reason: String| Error::Encode { file: file.to_owned(), reason };
+        let mut metadata = vec![
+            KeyValue::new("kind".to_owned(), A::KIND.to_string()),
+            KeyValue::new("format".to_owned(), A::FORMAT.to_string()),
+            KeyValue::new("space_fingerprint".to_owned(), SearchSpace::darts().fingerprint()),
+        ];
+        metadata.extend(settings.map(|text| KeyValue::new("settings".to_owned(), text)));
+        let properties = WriterProperties::builder()
+            .set_created_by("artifact".to_owned())
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_key_value_metadata(Some(metadata))
+            .build();
+        let options = ArrowWriterOptions::new()
+            .with_properties(properties)
+            .with_skip_arrow_metadata(true);
+        let schema = Arc::new(Schema::new(self.fields));
+        let batch = RecordBatch::try_new(schema.clone(), self.arrays)
+            .map_err(|error| failed(error.to_string()))?;
+        let mut bytes = Vec::new();
+        ArrowWriter::try_new_with_options(&mut bytes, schema, options)
+            .and_then(|mut writer| {
+                writer.write(&batch)?;
+                writer.close()
+            })
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(bytes)
+    }
+}
+
+/// A type that is one column of a table.
+pub(crate) trait Column: Sized {
+    fn put(columns: &mut Columns, name: &str, values: impl Iterator<Item = Self>);
+    fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error>;
+}
+
+impl Column for u32 {
+    fn put(columns: &mut Columns, name: &str, values: impl Iterator<Item = Self>) {
+        columns.push(name, false, Arc::new(UInt32Array::from_iter_values(values)));
+    }
+
+    fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error> {
+        let column = table.column(name, &DataType::UInt32)?;
+        Ok(column.as_primitive::<UInt32Type>().values().to_vec())
+    }
+}
+
+impl Column for f64 {
+    fn put(columns: &mut Columns, name: &str, values: impl Iterator<Item = Self>) {
+        columns.floats(name, false, values.map(Some));
+    }
+
+    fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error> {
+        let column = table.column(name, &DataType::Float64)?;
+        Ok(column.as_primitive::<Float64Type>().values().to_vec())
+    }
+}
+
+impl Column for Option<f64> {
+    fn put(columns: &mut Columns, name: &str, values: impl Iterator<Item = Self>) {
+        columns.floats(name, true, values);
+    }
+
+    fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error> {
+        let column = table.nullable_column(name, &DataType::Float64)?;
+        Ok(column.as_primitive::<Float64Type>().iter().collect())
+    }
+}
+
+impl Column for bool {
+    fn put(columns: &mut Columns, name: &str, values: impl Iterator<Item = Self>) {
+        let values: Vec<bool> = values.collect();
+        columns.push(name, false, Arc::new(BooleanArray::from(values)));
+    }
+
+    fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error> {
+        let column = table.column(name, &DataType::Boolean)?;
+        Ok(column.as_boolean().iter().flatten().collect())
+    }
+}
+
+impl Column for String {
+    fn put(columns: &mut Columns, name: &str, values: impl Iterator<Item = Self>) {
+        columns.push(name, false, Arc::new(StringArray::from_iter_values(values)));
+    }
+
+    fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error> {
+        let column = table.column(name, &DataType::Utf8)?;
+        let column = column.as_string::<i32>();
+        Ok(column.iter().flatten().map(str::to_owned).collect())
+    }
+}
+
+/// Gives a struct `columns(&[Self])` and `rows(&Table)`: one column per listed field, of the same name.
+macro_rules! one_column_per_field {
+    ($Row:ident { $($field:ident),+ $(,)? }) => {
+        impl $Row {
+            fn columns(rows: &[Self]) -> $crate::table::Columns {
+                let mut columns = $crate::table::Columns::default();
+                $(columns.put(stringify!($field), rows.iter().map(|row| row.$field.clone()));)+
+                columns
+            }
+
+            fn rows(table: &$crate::table::Table) -> Result<Vec<Self>, $crate::Error> {
+                $(let mut $field = table.get(stringify!($field))?.into_iter();)+
+                let rows = (0..table.n_rows()).map_while(|_| {
+                    Some(Self { $($field: $field.next()?),+ })
+                });
+                Ok(rows.collect())
+            }
+        }
+    };
+}
+pub(crate) use one_column_per_field;
+
+/// The columns of a file that was read.
+pub(crate) struct Table {
+    file: PathBuf,
+    batch: RecordBatch,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Table {
+    /// Reads a Parquet file of an artifact; `file` is its name in messages. What the file says of itself
+    /// is held against this program; it may say nothing.
+    pub(crate) fn decode<A: Artifact>(file: &Path, bytes: Vec<u8>) -> Result<Self, Error> {
+        let malformed = |error: &dyn std::fmt::Display| Error::Malformed {
+            file: file.to_owned(),
+            reason: format!("not readable as Parquet: {error}"),
+        };
+        let builder = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes))
+            .map_err(|error| malformed(&error))?;
+        let metadata = builder.metadata().file_metadata().key_value_metadata();
+        let metadata = metadata
+            .into_iter()
+            .flatten()
+            .filter_map(|pair| Some((pair.key.clone(), pair.value.clone()?)))
+            .collect();
+        let schema = builder.schema().clone();
+        let batches = builder
+            .build()
+            .map_err(|error| malformed(&error))?
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| malformed(&error))?;
+        let batch = concat_batches(&schema, &batches).map_err(|error| malformed(&error))?;
+        let table = Self { file: file.to_owned(), batch, metadata };
+        table.check::<A>()?;
+        Ok(table)
+    }
+
+    fn check<A: Artifact>(&self) -> Result<(), Error> {
+        let path = || self.file.clone();
+        let kind = self.metadata("kind");
+        if let Some(found) = kind.filter(|&found| found != A::KIND.name()) {
+            let expected = A::KIND;
+            return Err(self.malformed(format!("belongs to a {found}, expected a {expected}")));
+        }
+        if let Some(found) = self.metadata("format") {
+            let found = found
+                .parse()
+                .map_err(|error: ParseFormatVersionError| self.malformed(error.to_string()))?;
+            if !A::FORMAT.can_read(found) {
+                return Err(Error::Format { path: path(), expected: A::FORMAT, found });
+            }
+        }
+        let expected = SearchSpace::darts().fingerprint();
+        match self.metadata("space_fingerprint") {
+            Some(found) if found != expected => {
+                Err(Error::Space { path: path(), expected, found: found.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn n_rows(&self) -> usize {
+        self.batch.num_rows()
+    }
+
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.batch.column_by_name(name).is_some()
+    }
+
+    pub(crate) fn malformed(&self, reason: String) -> Error {
+        Error::Malformed { file: self.file.clone(), reason }
+    }
+
+    /// The values of a column.
+    pub(crate) fn get<T: Column>(&self, name: &str) -> Result<Vec<T>, Error> {
+        T::get(self, name)
+    }
+
+    /// A column without gaps.
+    fn column(&self, name: &str, wanted: &DataType) -> Result<ArrayRef, Error> {
+        let column = self.nullable_column(name, wanted)?;
+        match (0..column.len()).find(|&row| column.is_null(row)) {
+            Some(row) => Err(self.malformed(format!("column {name} has no value in row {row}"))),
+            None => Ok(column),
+        }
+    }
+
+    fn nullable_column(&self, name: &str, wanted: &DataType) -> Result<ArrayRef, Error> {
+        let column = self.batch.column_by_name(name).ok_or_else(|| {
+            let schema = self.batch.schema();
+            let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+            self.malformed(format!("no column {name}; the file has {}", names.join(", ")))
+        })?;
+        let strict = CastOptions { safe: false, ..CastOptions::default() };
+        cast_with_options(column, wanted, &strict).map_err(|error| {
+            self.malformed(format!(
+                "column {name} is {}, expected {wanted}: {error}",
+                column.data_type()
+            ))
+        })
+    }
+}

@@ -1,0 +1,72 @@
+//! The checks that every change must pass, cheapest first.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{layers, stage};
+
+/// Runs all checks and stops at the first that fails.
+pub fn run() -> Result<()> {
+    step("format", cargo(&["fmt", "--all", "--check"]))?;
+    eprintln!("== layers");
+    layers::run()?;
+    let clippy =
+        ["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    step("clippy", cargo(&clippy))?;
+    // nextest where it is installed; cargo's own runner needs nothing but the toolchain.
+    let tests: &[&str] = if has_nextest() {
+        &["nextest", "run", "--release", "--workspace", "--no-fail-fast"]
+    } else {
+        &["test", "--release", "--workspace", "--all-targets", "--no-fail-fast"]
+    };
+    // The tests of whole stages start these.
+    step("build", cargo(&["build", "--release", "--workspace", "--bins"]))?;
+    step("tests", cargo(tests))?;
+    step("doc tests", cargo(&["test", "--release", "--workspace", "--doc"]))?;
+    let mut docs = cargo(&["doc", "--release", "--workspace", "--no-deps"]);
+    docs.env("RUSTDOCFLAGS", "--deny warnings");
+    step("docs", docs)?;
+    eprintln!("== all checks passed");
+    Ok(())
+}
+
+/// Builds and runs the comparison with reference vectors.
+pub fn reference(dir: &Path) -> Result<()> {
+    let mut command = cargo(&["run", "--quiet", "--release", "--package", "pipeline-tests"]);
+    command.args(["--bin", "reference", "--"]).arg(dir);
+    let status = command.status().context("cannot start cargo")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        code => Err(stage::Failed::new("reference", code).into()),
+    }
+}
+
+/// A cargo command in the environment of a plain shell: without what cargo set for xtask itself.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(args);
+    for (name, _) in std::env::vars() {
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_BIN_") {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
+    command
+}
+
+fn step(name: &str, mut command: Command) -> Result<()> {
+    eprintln!("== {name}");
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{name} failed");
+    }
+    Ok(())
+}
+
+fn has_nextest() -> bool {
+    let mut command = cargo(&["nextest", "--version"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}

@@ -1,0 +1,73 @@
+//! The arrows of ARCHITECTURE.md, checked against what cargo knows.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, bail};
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// Which of our crates each crate may use. A crate that is not listed may use none and is an error.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("space", &[]),
+    ("artifact", &["space"]),
+    ("kernels", &[]),
+    ("images", &[]),
+    ("measure", &[]),
+    ("nn", &["space", "kernels"]),
+    ("latency", &["space"]),
+    ("runtime", &["space", "nn", "kernels"]),
+    ("stage-profile", &["space", "artifact", "nn", "runtime", "measure"]),
+    ("stage-predictor", &["space", "artifact", "latency"]),
+    ("stage-search", &["space", "artifact", "nn", "latency", "images"]),
+    ("stage-evaluate", &["space", "artifact", "nn", "images", "runtime", "measure"]),
+    ("stage-report", &["artifact", "space"]),
+    ("xtask", &["artifact"]),
+];
+
+/// The package of the end-to-end tests, which may use everything but xtask.
+const TESTS: &str = "pipeline-tests";
+
+/// External crates that some of ours must not know: (crate, what, why).
+const ABSENT: &[(&str, &[&str], &str)] = &[
+    ("space", &["serde", "serde_json", "candle-core", "arrow", "parquet"], "it is mathematics: no tensors, no files"),
+    ("measure", &["candle-core", "candle-nn"], "it times a closure and knows no network"),
+    ("artifact", &["candle-core", "candle-nn"], "files are read without a tensor library"),
+    ("latency", &["candle-core", "arrow", "parquet"], "it is mathematics on slices"),
+];
+
+/// Fails on the first crate that uses what it must not.
+pub fn run() -> Result<()> {
+    let metadata = MetadataCommand::new().no_deps().exec().context("cargo metadata failed")?;
+    let ours: BTreeSet<&str> = metadata.packages.iter().map(|p| p.name.as_str()).collect();
+    let mut violations = Vec::new();
+    for package in &metadata.packages {
+        let name = package.name.as_str();
+        let allowed = ALLOWED.iter().find(|(crate_name, _)| *crate_name == name);
+        if allowed.is_none() && name != TESTS {
+            violations.push(format!("{name} is not in the table of xtask/src/layers.rs"));
+            continue;
+        }
+        for dependency in &package.dependencies {
+            let used = dependency.name.as_str();
+            if ours.contains(used) {
+                let may = match allowed {
+                    Some((_, list)) => list.contains(&used),
+                    None => used != "xtask",
+                };
+                if !may {
+                    violations.push(format!("{name} uses {used}, which its layer does not allow"));
+                }
+            }
+            let absent = ABSENT.iter().filter(|(crate_name, _, _)| *crate_name == name);
+            for (_, forbidden, why) in absent {
+                if dependency.kind == DependencyKind::Normal && forbidden.contains(&used) {
+                    violations.push(format!("{name} uses {used}: {why}"));
+                }
+            }
+        }
+    }
+    if !violations.is_empty() {
+        bail!("layer rules broken:\n  {}", violations.join("\n  "));
+    }
+    eprintln!("{} crates keep to their layers", metadata.packages.len());
+    Ok(())
+}

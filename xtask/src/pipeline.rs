@@ -1,0 +1,96 @@
+//! `pipeline` and `run`: the steps in order, cached ones skipped by the stages themselves.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::preset::{BASELINE, LATENCY_AWARE, PipelineArgs, Step, steps, usage};
+use crate::summary::Summary;
+use crate::{stage, why};
+
+/// Runs every step and prints the table, or with `json` the object, on stdout.
+pub fn run(args: &PipelineArgs, json: bool) -> Result<()> {
+    let bin_dir = stage::build()?;
+    let started = Instant::now();
+    let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for (index, step) in steps().iter().enumerate() {
+        let name = step.name();
+        let step_started = Instant::now();
+        eprintln!("[{}/{}] {name}", index + 1, steps().len());
+        let done = stage::execute(stage::command(&bin_dir, args, step, &artifacts)?, &name)?;
+        let how = if done.cached {
+            "cached".to_owned()
+        } else {
+            format!("{:.0} s", step_started.elapsed().as_secs_f64())
+        };
+        eprintln!("      {how}: {}", done.path.display());
+        artifacts.insert(name, done.path);
+    }
+    let evaluation = |variant: &str| artifacts[&format!("evaluate ({variant})")].clone();
+    let summary = Summary::read(
+        &evaluation(BASELINE),
+        &evaluation(LATENCY_AWARE),
+        &artifacts["report"].join("report.html"),
+    )?;
+    eprintln!("      {:.0} s in all\n", started.elapsed().as_secs_f64());
+    if json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        print!("{summary}");
+    }
+    Ok(())
+}
+
+/// The steps of a stage; an unknown name is a usage error that lists the stages.
+pub fn steps_of(stage_name: &str) -> Result<Vec<Step>> {
+    let own: Vec<Step> =
+        steps().into_iter().filter(|step| step.stage.name == stage_name).collect();
+    if own.is_empty() {
+        let names: Vec<&str> = artifact::PIPELINE.iter().map(|spec| spec.name).collect();
+        return Err(usage(format!(
+            "no stage `{stage_name}`: expected one of {}",
+            names.join(", ")
+        )));
+    }
+    Ok(own)
+}
+
+/// Runs the steps of one stage on cached inputs; stdout carries the artifacts' folders.
+pub fn run_stage(stage_name: &str, args: &PipelineArgs) -> Result<()> {
+    let wanted = steps_of(stage_name)?;
+    let bin_dir = stage::build()?;
+    let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for step in steps() {
+        let name = step.name();
+        let is_wanted = wanted.iter().any(|wanted| wanted.name() == name);
+        let is_ready = step.inputs.iter().all(|input| artifacts.contains_key(*input));
+        if !is_ready && !is_wanted {
+            continue;
+        }
+        if let Some(input) = step.inputs.iter().find(|input| !artifacts.contains_key(**input)) {
+            return Err(usage(format!(
+                "{name} needs {input}, which is not in the store for this preset: run it first \
+                 (`cargo xtask run {}`), or `cargo xtask pipeline`",
+                input.split(' ').next().unwrap_or(input)
+            )));
+        }
+        let command = stage::command(&bin_dir, args, &step, &artifacts)?;
+        let answer = stage::key(command, &name)?;
+        if !is_wanted {
+            if answer.cached {
+                artifacts.insert(name, answer.path);
+            }
+            continue;
+        }
+        if !answer.cached {
+            eprintln!("{name}: {}", why::short_reason(&answer, &step, &args.store)?);
+        }
+        let done = stage::execute(stage::command(&bin_dir, args, &step, &artifacts)?, &name)?;
+        eprintln!("{name}: {}", if done.cached { "cached" } else { "done" });
+        println!("{}", done.path.display());
+        artifacts.insert(name, done.path);
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! What the pipeline commands share: preset, store, device, overrides, and the steps that follow.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use artifact::{PIPELINE, StageSpec};
+
+/// A wrong command line or preset (exit code 2).
+#[derive(Debug)]
+pub struct UsageError(String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// A usage error as `anyhow` carries it.
+pub fn usage(message: String) -> anyhow::Error {
+    UsageError(message).into()
+}
+
+/// Arguments of every pipeline command.
+#[derive(clap::Args, Clone)]
+pub struct PipelineArgs {
+    /// A preset of `configs/`, or a folder with one TOML file per stage
+    #[arg(long, value_name = "NAME|DIR", default_value = "quick")]
+    pub preset: String,
+    /// Where artifacts are kept
+    #[arg(long, value_name = "DIR", default_value = "data/artifacts")]
+    pub store: PathBuf,
+    /// cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// The seed of search and evaluate (their own seed otherwise)
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// The number of threads that search and evaluate train on; all cores by default
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Override a value of a stage's config, e.g. search.lambda=0.5
+    #[arg(long = "set", value_name = "STAGE.KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// One run of one stage in the pipeline.
+pub struct Step {
+    /// The stage.
+    pub stage: &'static StageSpec,
+    /// What tells this run from others of the same stage.
+    pub variant: Option<&'static str>,
+    /// The steps whose artifacts it reads, by name.
+    pub inputs: &'static [&'static str],
+    /// Config values that make the variant.
+    pub overrides: &'static [&'static str],
+}
+
+impl Step {
+    /// `search (baseline)`.
+    pub fn name(&self) -> String {
+        step_name(self.stage.name, self.variant)
+    }
+}
+
+fn step_name(stage: &str, variant: Option<&str>) -> String {
+    match variant {
+        Some(variant) => format!("{stage} ({variant})"),
+        None => stage.to_owned(),
+    }
+}
+
+/// The search without latency in its loss.
+pub const BASELINE: &str = "baseline";
+/// The search with it.
+pub const LATENCY_AWARE: &str = "latency-aware";
+
+/// (stage, variant, the steps it reads, overrides): the pipeline in the order in which it runs.
+#[rustfmt::skip]
+const STEPS: [(&str, Option<&str>, &[&str], &[&str]); 7] = [
+    ("profile",   None,                &[],                           &[]),
+    ("predictor", None,                &["profile"],                  &[]),
+    ("search",    Some(BASELINE),      &["predictor"],                &["lambda=0.0"]),
+    ("search",    Some(LATENCY_AWARE), &["predictor"],                &[]),
+    ("evaluate",  Some(BASELINE),      &["search (baseline)"],        &[]),
+    ("evaluate",  Some(LATENCY_AWARE), &["search (latency-aware)"],   &[]),
+    ("report",    None,                &["profile", "predictor", "evaluate (baseline)", "evaluate (latency-aware)"], &[]),
+];
+
+/// The steps, each with its stage from [`PIPELINE`].
+pub fn steps() -> Vec<Step> {
+    STEPS
+        .iter()
+        .map(|&(stage, variant, inputs, overrides)| Step {
+            stage: PIPELINE.iter().find(|spec| spec.name == stage).expect("a stage of PIPELINE"),
+            variant,
+            inputs,
+            overrides,
+        })
+        .collect()
+}
+
+impl PipelineArgs {
+    /// The folder of the preset's configs.
+    pub fn preset_dir(&self) -> Result<PathBuf> {
+        let named = Path::new("configs").join(&self.preset);
+        let given = PathBuf::from(&self.preset);
+        for dir in [named, given] {
+            if dir.is_dir() {
+                return Ok(dir);
+            }
+        }
+        let mut names: Vec<String> = std::fs::read_dir("configs")
+            .map(|entries| {
+                entries
+                    .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                    .collect()
+            })
+            .unwrap_or_default();
+        names.sort();
+        Err(usage(format!(
+            "no preset `{}`: neither a folder nor one of {}",
+            self.preset,
+            names.join(", ")
+        )))
+    }
+
+    /// The `--set` values that belong to a stage, without its name; checks that every one names a stage.
+    pub fn overrides_of(&self, stage: &str) -> Result<Vec<String>> {
+        let mut own = Vec::new();
+        for item in &self.overrides {
+            let (name, rest) = item.split_once('.').unwrap_or((item, ""));
+            if !PIPELINE.iter().any(|spec| spec.name == name) || !rest.contains('=') {
+                let names: Vec<&str> = PIPELINE.iter().map(|spec| spec.name).collect();
+                return Err(usage(format!(
+                    "--set {item}: expected STAGE.KEY=VALUE with a stage of {}",
+                    names.join(", ")
+                )));
+            }
+            if name == stage {
+                own.push(rest.to_owned());
+            }
+        }
+        Ok(own)
+    }
+}

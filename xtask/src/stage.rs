@@ -1,0 +1,141 @@
+//! Starting a stage binary.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use artifact::PIPELINE;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::ci::cargo;
+use crate::preset::{PipelineArgs, Step};
+
+/// A stage that ended with an exit code other than 0.
+#[derive(Debug)]
+pub struct Failed {
+    /// What failed.
+    pub name: String,
+    /// Its exit code.
+    pub code: u8,
+}
+
+impl Failed {
+    /// From a process's exit code; a process that a signal ended counts as a bug.
+    pub fn new(name: &str, code: Option<i32>) -> Self {
+        let code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+        Self { name: name.to_owned(), code }
+    }
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ended with exit code {}", self.name, self.code)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// What a stage answers to `--key-only`.
+#[derive(Debug, Deserialize)]
+pub struct KeyAnswer {
+    /// The key's first 12 hex digits name the folder.
+    pub key: String,
+    /// The parts that the key is made of.
+    pub parts: Value,
+    /// The artifact's folder.
+    pub path: PathBuf,
+    /// Whether it is there already.
+    pub cached: bool,
+}
+
+/// What a stage prints with `--json` when it is done.
+#[derive(Debug, Deserialize)]
+pub struct Done {
+    /// The artifact's folder.
+    pub path: PathBuf,
+    /// Whether it was there already.
+    pub cached: bool,
+}
+
+/// Builds the stage binaries and returns the folder that holds them.
+pub fn build() -> Result<PathBuf> {
+    let mut command = cargo(&["build", "--quiet", "--release"]);
+    for spec in &PIPELINE {
+        command.args(["--package", spec.package]);
+    }
+    let status = command.status().context("cannot start cargo")?;
+    anyhow::ensure!(status.success(), "the stages do not build");
+    let exe = std::env::current_exe().context("cannot tell where this program lies")?;
+    Ok(exe.parent().context("this program lies in no folder")?.to_owned())
+}
+
+/// The command line of a step, given the artifacts of the steps before it.
+pub fn command(
+    bin_dir: &Path,
+    args: &PipelineArgs,
+    step: &Step,
+    artifacts: &BTreeMap<String, PathBuf>,
+) -> Result<Command> {
+    let stage = step.stage.name;
+    let mut command = Command::new(bin_dir.join(stage));
+    command.arg("run");
+    command.arg("--config").arg(args.preset_dir()?.join(format!("{stage}.toml")));
+    command.arg("--store").arg(&args.store);
+    command.args(["--device", &args.device]);
+    if let Some(threads) = args.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    if let (Some(seed), "search" | "evaluate") = (args.seed, stage) {
+        command.args(["--set", &format!("seed={seed}")]);
+    }
+    for value in args.overrides_of(stage)? {
+        command.args(["--set", &value]);
+    }
+    for value in step.overrides {
+        command.args(["--set", value]);
+    }
+    for name in step.inputs {
+        let path = artifacts
+            .get(*name)
+            .with_context(|| format!("{} needs {name}, which has not run", step.name()))?;
+        let kind = crate::preset::steps()
+            .into_iter()
+            .find(|step| step.name() == *name)
+            .with_context(|| format!("no step called {name}"))?
+            .stage
+            .output;
+        command.arg(format!("--{}", kind.name())).arg(path);
+    }
+    Ok(command)
+}
+
+/// Asks a step for its key.
+pub fn key(mut command: Command, name: &str) -> Result<KeyAnswer> {
+    command.arg("--key-only");
+    parse(&output(command, name)?, name)
+}
+
+/// Runs a step to its end.
+pub fn execute(mut command: Command, name: &str) -> Result<Done> {
+    command.arg("--json");
+    parse(&output(command, name)?, name)
+}
+
+fn output(mut command: Command, name: &str) -> Result<String> {
+    // stdout carries the result alone; progress and errors go straight to the terminal.
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    if !output.status.success() {
+        return Err(Failed::new(name, output.status.code()).into());
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{name} printed no UTF-8"))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: &str, name: &str) -> Result<T> {
+    serde_json::from_str(text).with_context(|| format!("{name} printed no JSON: {text}"))
+}

@@ -1,0 +1,145 @@
+//! The one table that the pipeline ends with.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use artifact::{Evaluation, Opened};
+use serde::Serialize;
+use serde_json::Value;
+
+/// The pipeline's result; field names are a contract of `--json`.
+#[derive(Serialize)]
+pub struct Summary {
+    baseline: Row,
+    latency_aware: Row,
+    /// 1 - latency-aware / baseline, of the measured medians.
+    latency_reduction: f64,
+    report: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Row {
+    genotype: Value,
+    test_accuracy: f64,
+    latency_median_millis: f64,
+    latency_p10_millis: f64,
+    latency_p90_millis: f64,
+    predicted_latency_millis: f64,
+    n_params: u64,
+    n_macs: u64,
+    seed: u64,
+}
+
+impl Row {
+    fn read(dir: &Path) -> Result<Self> {
+        let Opened { value: evaluation, .. } = artifact::open::<Evaluation>(dir)
+            .with_context(|| format!("cannot open {}", dir.display()))?;
+        Ok(Self {
+            genotype: artifact::genotype_to_json(&evaluation.genotype),
+            test_accuracy: evaluation.test_accuracy,
+            latency_median_millis: evaluation.latency.median_millis,
+            latency_p10_millis: evaluation.latency.p10_millis,
+            latency_p90_millis: evaluation.latency.p90_millis,
+            predicted_latency_millis: evaluation.search.predicted_latency_millis,
+            n_params: evaluation.n_params,
+            n_macs: evaluation.n_macs,
+            seed: evaluation.search.seed,
+        })
+    }
+}
+
+impl Summary {
+    /// Reads both evaluations.
+    pub fn read(baseline: &Path, latency_aware: &Path, report: &Path) -> Result<Self> {
+        let (baseline, latency_aware) = (Row::read(baseline)?, Row::read(latency_aware)?);
+        let ratio = latency_aware.latency_median_millis / baseline.latency_median_millis;
+        Ok(Self {
+            latency_reduction: 1.0 - ratio,
+            baseline,
+            latency_aware,
+            report: report.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = [
+            "search",
+            "test accuracy",
+            "latency (p10 to p90)",
+            "predicted",
+            "parameters",
+            "multiply-adds",
+        ];
+        let cells = |name: &str, row: &Row| {
+            [
+                name.to_owned(),
+                format!("{:.2} %", 100.0 * row.test_accuracy),
+                format!(
+                    "{:.3} ms ({:.3} to {:.3})",
+                    row.latency_median_millis, row.latency_p10_millis, row.latency_p90_millis
+                ),
+                format!("{:.3} ms", row.predicted_latency_millis),
+                thousands(row.n_params),
+                thousands(row.n_macs),
+            ]
+        };
+        let rows = [
+            columns.map(str::to_owned),
+            cells("lambda = 0", &self.baseline),
+            cells("latency-aware", &self.latency_aware),
+        ];
+        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+        for (index, row) in rows.iter().enumerate() {
+            for (column, cell) in row.iter().enumerate() {
+                let width = width(column);
+                if column == 0 {
+                    write!(f, "{cell:<width$}")?;
+                } else {
+                    write!(f, "   {cell:>width$}")?;
+                }
+            }
+            writeln!(f)?;
+            if index == 0 {
+                let total: usize = (0..columns.len()).map(width).sum();
+                writeln!(f, "{}", "-".repeat(total + 3 * (columns.len() - 1)))?;
+            }
+        }
+        let points =
+            100.0 * (self.latency_aware.test_accuracy - self.baseline.test_accuracy);
+        writeln!(
+            f,
+            "\nmeasured latency {:.1} % lower, test accuracy {points:+.2} percentage points (seed {})",
+            100.0 * self.latency_reduction,
+            self.latency_aware.seed,
+        )?;
+        writeln!(f, "report: {}", self.report.display())
+    }
+}
+
+/// 1234567 as 1,234,567.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::thousands;
+
+    #[test]
+    fn thousands_are_separated() {
+        assert_eq!(thousands(7), "7");
+        assert_eq!(thousands(1234), "1,234");
+        assert_eq!(thousands(1_930_618), "1,930,618");
+    }
+}
