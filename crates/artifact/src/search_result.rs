@@ -42,7 +42,7 @@ pub struct SearchResult {
 }
 
 /// One epoch of a search.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceRow {
     /// The epoch, from 0.
     pub epoch: u32,

@@ -229,12 +229,16 @@ impl RunContext {
     }
 }
 
-/// Builds rayon's global thread pool with `n` threads, and does nothing else: other pools (candle's, that
-/// of a network that is timed) are for whoever owns them. [`execute`] calls it before a run.
+/// Builds rayon's global thread pool with `n` threads. [`execute`] calls it before a run.
+///
+/// All numerical work runs on that pool. candle has a second one, for elementwise operations on large
+/// tensors, whose idle threads spin; it is held to one thread, so that the two do not compete.
 ///
 /// # Errors
 /// If the pool exists already with another number of threads, [`Error::Threads`].
 pub fn configure_threads(n: usize) -> Result<(), Error> {
+    // SAFETY: called before the run starts a thread; nothing else reads the environment by then.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let built = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
     match (built, rayon::current_num_threads()) {
         (Err(_), running) if running != n => Err(Error::Threads { wanted: n, running }),
@@ -271,6 +275,10 @@ where
             "parts": parts,
         });
         return Ok(print_line(&answer.to_string())?);
+    }
+    // Before anything is looked up: a device that is not there is an error, cached or not.
+    if args.device != DeviceSpec::Cpu {
+        return Err(Error::Device { device: args.device }.into());
     }
     if let Some(found) = store.find::<A>(&key)? {
         return Ok(announce(&found, args, true)?);

@@ -1,0 +1,114 @@
+//! What can go wrong in a search.
+
+use std::path::PathBuf;
+
+use artifact::{ExitCode, StageError};
+
+/// Why a search stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A config value that no type can exclude.
+    #[error("{key} = {value} in the config: {expected}")]
+    Config {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// The latency model's state does not make a model.
+    #[error("the latency model in {path}: {source}; run the predictor stage again")]
+    LatencyModel {
+        /// The artifact's folder.
+        path: String,
+        /// What is wrong.
+        source: latency::StateError,
+    },
+    /// NaN or infinity.
+    #[error(
+        "{what} is not finite in epoch {epoch}, step {step}: lower the learning rate or check the data"
+    )]
+    NonFinite {
+        /// Which number.
+        what: &'static str,
+        /// The epoch, from 0.
+        epoch: usize,
+        /// The step within the epoch, from 0.
+        step: usize,
+    },
+    /// The latency model is of a kind that this program does not know.
+    #[error(
+        "the latency model in {path} chose `{chosen}`, expected mlp or ridge; run the predictor stage again"
+    )]
+    UnknownModel {
+        /// The artifact's folder.
+        path: String,
+        /// The name that it gives.
+        chosen: String,
+    },
+    /// The latency model was fitted on codes of another length.
+    #[error(
+        "the latency model in {path} reads codes of {found} numbers, this space has {expected}; run the predictor stage again"
+    )]
+    CodeLength {
+        /// The artifact's folder.
+        path: String,
+        /// The length of this space's codes.
+        expected: usize,
+        /// The model's.
+        found: usize,
+    },
+    /// Networks here take square images.
+    #[error(
+        "the images in {dir} are {height} x {width} pixels, the network needs square ones; set data.resize"
+    )]
+    NotSquare {
+        /// The data set.
+        dir: PathBuf,
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+    },
+    /// A checkpoint does not fit.
+    #[error("the checkpoint {path} does not fit this search: {what}; delete it and start again")]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// The search was stopped before its last epoch.
+    #[error("the search stopped before epoch {n_epochs}")]
+    Unfinished {
+        /// The number of epochs asked for.
+        n_epochs: usize,
+    },
+    /// The images.
+    #[error(transparent)]
+    Images(#[from] images::Error),
+    /// The store.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
+    /// The tensor library.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl StageError for Error {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config { .. } => ExitCode::Usage,
+            Self::LatencyModel { .. }
+            | Self::UnknownModel { .. }
+            | Self::CodeLength { .. }
+            | Self::NotSquare { .. }
+            | Self::Checkpoint { .. }
+            | Self::Images(_) => ExitCode::Input,
+            Self::NonFinite { .. } => ExitCode::Numbers,
+            Self::Artifact(error) => error.exit_code(),
+            Self::Unfinished { .. } | Self::Tensor(_) => ExitCode::Bug,
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The binary of the stage `search`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use artifact::stage::{self, StageArgs};
+use artifact::{KeyParts, LatencyModelArtifact, digest_files};
+use clap::{Parser, Subcommand};
+use stage_search::{Config, Error, Inputs};
+
+/// Buffers of one step are those of the next: without pages going back to the system in between, a
+/// step is a quarter faster.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Searches for an architecture that is accurate and fast
+#[derive(Parser)]
+#[command(name = "search", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Search as the config says, and print the folder of the search result
+    Run {
+        #[command(flatten)]
+        args: StageArgs,
+        /// The folder of the latency model
+        #[arg(long, value_name = "DIR")]
+        latency_model: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    let Command::Run {
+        args,
+        latency_model,
+    } = Cli::parse().command;
+    stage::main(|| run(&args, &latency_model))
+}
+
+fn run(args: &StageArgs, latency_model: &std::path::Path) -> Result<(), Error> {
+    let config: Config = args.load_config()?;
+    let latency_model = artifact::open::<LatencyModelArtifact>(latency_model)?;
+    let images = digest_files(&stage_search::image_files(&config)?)?;
+    let key = KeyParts::new(&stage::SEARCH, &config)?
+        .input("latency-model", latency_model.digest())
+        .input("images", images);
+    let inputs = Inputs { latency_model };
+    stage::execute(args, key, serde_json::Value::Null, |context| {
+        stage_search::run(&config, &inputs, context)
+    })
+}

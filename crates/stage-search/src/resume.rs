@@ -1,0 +1,96 @@
+//! Checkpoints of a search: weights, alpha, both optimisers, the trace. What is random needs no state: an
+//! epoch draws from a stream of its own.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use artifact::checkpoint::{Checkpoint, RawTensor};
+use artifact::{FloatTensor, FloatTensors, TraceRow};
+use candle_core::{DType, Device, Tensor};
+use serde_json::json;
+
+use crate::error::Error;
+use crate::search::Search;
+
+const FILE: &str = "search.ckpt";
+const NETWORK: &str = "network/";
+const ARCHITECTURE: &str = "architecture/";
+const SGD: &str = "sgd/";
+const ADAM: &str = "adam/";
+
+/// Replaces the checkpoint.
+pub(crate) fn save(search: &Search, trace: &[TraceRow], dir: &Path) -> Result<(), Error> {
+    let (n_adam_steps, adam) = search.adam.state()?;
+    let parts = [
+        (NETWORK, search.network.parameters().state()?),
+        (ARCHITECTURE, search.architecture.parameters().state()?),
+        (SGD, search.sgd.state()?),
+        (ADAM, adam),
+    ];
+    let mut tensors = BTreeMap::new();
+    for (prefix, state) in parts {
+        for (name, tensor) in float_tensors(&state)? {
+            tensors.insert(
+                format!("{prefix}{name}"),
+                RawTensor::new(tensor.shape, &tensor.values),
+            );
+        }
+    }
+    let meta = json!({ "n_adam_steps": n_adam_steps, "trace": trace });
+    Ok(Checkpoint { meta, tensors }.save(&dir.join(FILE))?)
+}
+
+/// Restores the last checkpoint into a new search; returns the trace so far, empty if there is none.
+pub(crate) fn load(search: &mut Search, dir: &Path) -> Result<Vec<TraceRow>, Error> {
+    let path = dir.join(FILE);
+    let Some(Checkpoint { meta, tensors }) = Checkpoint::load(&path)? else {
+        return Ok(Vec::new());
+    };
+    let misfit = |what: String| Error::Checkpoint {
+        path: path.clone(),
+        what,
+    };
+    let part = |prefix: &str| -> Result<BTreeMap<String, Tensor>, Error> {
+        let own = tensors
+            .iter()
+            .filter_map(|(name, raw)| Some((name.strip_prefix(prefix)?, raw)));
+        own.map(|(name, raw)| {
+            let values: Vec<f32> = raw
+                .values()
+                .ok_or_else(|| misfit(format!("{name} is not f32")))?;
+            Ok((
+                name.to_owned(),
+                Tensor::from_vec(values, raw.shape.clone(), &Device::Cpu)?,
+            ))
+        })
+        .collect()
+    };
+    let state_error = |error: nn::StateError| misfit(error.to_string());
+    search
+        .network
+        .parameters()
+        .load(&part(NETWORK)?)
+        .map_err(state_error)?;
+    search
+        .architecture
+        .parameters()
+        .load(&part(ARCHITECTURE)?)
+        .map_err(state_error)?;
+    search.sgd.load(&part(SGD)?)?;
+    let n_adam_steps = meta["n_adam_steps"]
+        .as_u64()
+        .ok_or_else(|| misfit("it has no n_adam_steps".to_owned()))?;
+    search.adam.load(n_adam_steps, &part(ADAM)?)?;
+    serde_json::from_value(meta["trace"].clone()).map_err(|error| misfit(error.to_string()))
+}
+
+/// Tensors of a network as the files hold them.
+pub(crate) fn float_tensors(state: &BTreeMap<String, Tensor>) -> Result<FloatTensors, Error> {
+    state
+        .iter()
+        .map(|(name, tensor)| {
+            let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            Ok((name.clone(), FloatTensor::new(tensor.dims(), values)))
+        })
+        .collect()
+}
