@@ -8,42 +8,54 @@ use candle_core::{DType, Device, Tensor};
 
 /// Outputs, logits, losses, gradients of inputs and of architecture parameters: PyTorch's own fp32
 /// differs from its fp64 by up to 2e-6.
-pub const TIGHT: f64 = 1e-5;
+pub(crate) const TIGHT: f64 = 1e-5;
 /// Gradients of single weights and what follows from several steps: PyTorch's own fp32 differs from its
 /// fp64 by up to 3e-5.
-pub const LOOSE: f64 = 1e-4;
+pub(crate) const LOOSE: f64 = 1e-4;
 /// The end of a run of several SGD steps, where rounding has grown: PyTorch's own fp32 is 2.6e-2 away
 /// from fp64 after five steps.
-pub const CHAOTIC: f64 = 5e-2;
+pub(crate) const CHAOTIC: f64 = 5e-2;
 
 /// The tensors of one safetensors file with its metadata.
-pub struct Vectors {
+pub(crate) struct Vectors {
     tensors: BTreeMap<String, Tensor>,
     metadata: BTreeMap<String, String>,
 }
 
 impl Vectors {
     /// Reads a file whole.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let bytes =
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let open = || -> Result<Self> {
             let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
             let (_, header) = safetensors::SafeTensors::read_metadata(&bytes)?;
-            let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-            Ok(Self { tensors: tensors.into_iter().collect(), metadata })
+            let metadata = header
+                .metadata()
+                .clone()
+                .unwrap_or_default()
+                .into_iter()
+                .collect();
+            Ok(Self {
+                tensors: tensors.into_iter().collect(),
+                metadata,
+            })
         };
         open().with_context(|| format!("{} is no readable safetensors file", path.display()))
     }
 
     /// A tensor by name.
-    pub fn get(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).with_context(|| format!("tensor `{name}` is missing"))
+    pub(crate) fn get(&self, name: &str) -> Result<&Tensor> {
+        self.tensors
+            .get(name)
+            .with_context(|| format!("tensor `{name}` is missing"))
     }
 
     /// The double-precision version of a reference where there is one.
-    pub fn reference(&self, name: &str) -> Result<&Tensor> {
-        let split = name.split_once('.').filter(|(head, _)| head.starts_with("grad_arch"));
+    pub(crate) fn reference(&self, name: &str) -> Result<&Tensor> {
+        let split = name
+            .split_once('.')
+            .filter(|(head, _)| head.starts_with("grad_arch"));
         let double = match split {
             Some((head, tail)) => format!("{head}_f64.{tail}"),
             None => format!("{name}_f64"),
@@ -55,12 +67,12 @@ impl Vectors {
     }
 
     /// Whether a tensor is there.
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
     /// All tensors whose name starts with `prefix`, by the rest of their name.
-    pub fn under(&self, prefix: &str) -> BTreeMap<String, Tensor> {
+    pub(crate) fn under(&self, prefix: &str) -> BTreeMap<String, Tensor> {
         self.tensors
             .iter()
             .filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone())))
@@ -68,19 +80,19 @@ impl Vectors {
     }
 
     /// The names of all tensors.
-    pub fn names(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
         self.tensors.keys()
     }
 
     /// A metadata entry.
-    pub fn metadata(&self, name: &str) -> Option<&str> {
+    pub(crate) fn metadata(&self, name: &str) -> Option<&str> {
         self.metadata.get(name).map(String::as_str)
     }
 }
 
 /// The result of all comparisons.
 #[derive(Default)]
-pub struct Report {
+pub(crate) struct Report {
     rows: Vec<Row>,
     skipped: Vec<(String, String)>,
 }
@@ -95,25 +107,28 @@ struct Row {
 }
 
 /// The comparisons of one file.
-pub struct FileReport<'a> {
+pub(crate) struct FileReport<'a> {
     report: &'a mut Report,
     file: String,
 }
 
 impl Report {
     /// Starts the section of a file.
-    pub fn file(&mut self, name: &str) -> FileReport<'_> {
-        FileReport { report: self, file: name.to_owned() }
+    pub(crate) fn file(&mut self, name: &str) -> FileReport<'_> {
+        FileReport {
+            report: self,
+            file: name.to_owned(),
+        }
     }
 
     /// Whether something was compared and nothing is over its tolerance.
-    pub fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         // Written so that a NaN fails.
         !self.rows.is_empty() && self.rows.iter().all(|row| row.worst <= row.tolerance)
     }
 
     /// Prints the table on stdout.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         println!("largest |difference| / largest |reference|, per group of tensors\n");
         let mut file = "";
         for row in &self.rows {
@@ -121,7 +136,11 @@ impl Report {
                 println!("{}", row.file);
                 file = &row.file;
             }
-            let verdict = if row.worst <= row.tolerance { "ok" } else { "FAILED" };
+            let verdict = if row.worst <= row.tolerance {
+                "ok"
+            } else {
+                "FAILED"
+            };
             println!(
                 "  {verdict:<6} {:<34} {:>5} tensors  {:>8.1e} (tolerance {:.0e}, worst: {})",
                 row.group, row.n_tensors, row.worst, row.tolerance, row.worst_name
@@ -130,19 +149,28 @@ impl Report {
         for (file, why) in &self.skipped {
             println!("skipped {file}: {why}");
         }
-        let n_failed = self.rows.iter().filter(|row| !(row.worst <= row.tolerance)).count();
-        println!("\n{} groups compared, {n_failed} over tolerance", self.rows.len());
+        let n_failed = self
+            .rows
+            .iter()
+            .filter(|row| !(row.worst <= row.tolerance))
+            .count();
+        println!(
+            "\n{} groups compared, {n_failed} over tolerance",
+            self.rows.len()
+        );
     }
 }
 
 impl FileReport<'_> {
     /// Notes that something was left out.
-    pub fn skip(&mut self, why: &str) {
-        self.report.skipped.push((self.file.clone(), why.to_owned()));
+    pub(crate) fn skip(&mut self, why: &str) {
+        self.report
+            .skipped
+            .push((self.file.clone(), why.to_owned()));
     }
 
     /// Compares one tensor and books it under a group of this file.
-    pub fn compare(
+    pub(crate) fn compare(
         &mut self,
         group: &str,
         name: &str,
@@ -153,7 +181,9 @@ impl FileReport<'_> {
         let error = relative_error(ours, reference).with_context(|| format!("comparing {name}"))?;
         let file = &self.file;
         let rows = &mut self.report.rows;
-        let position = rows.iter().position(|row| row.file == *file && row.group == group);
+        let position = rows
+            .iter()
+            .position(|row| row.file == *file && row.group == group);
         let index = position.unwrap_or_else(|| {
             rows.push(Row {
                 file: file.clone(),
@@ -183,9 +213,8 @@ fn relative_error(ours: &Tensor, reference: &Tensor) -> Result<f64> {
         ours.dims(),
         reference.dims()
     );
-    let values = |t: &Tensor| -> Result<Vec<f64>> {
-        Ok(t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
-    };
+    let values =
+        |t: &Tensor| -> Result<Vec<f64>> { Ok(t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?) };
     let (ours, reference) = (values(ours)?, values(reference)?);
     let mut difference = 0.0f64;
     let mut size = 0.0f64;
@@ -197,7 +226,11 @@ fn relative_error(ours: &Tensor, reference: &Tensor) -> Result<f64> {
         difference = difference.max(d);
         size = size.max(b.abs());
     }
-    Ok(if size > 0.0 { difference / size } else { difference })
+    Ok(if size > 0.0 {
+        difference / size
+    } else {
+        difference
+    })
 }
 
 #[cfg(test)]

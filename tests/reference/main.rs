@@ -38,11 +38,18 @@ fn run(dir: &Path) -> Result<Report> {
     files.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
     files.sort();
     if files.is_empty() {
-        bail!("{} holds no .safetensors file: name a folder of reference vectors", dir.display());
+        bail!(
+            "{} holds no .safetensors file: name a folder of reference vectors",
+            dir.display()
+        );
     }
     let mut report = Report::default();
     for path in &files {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if let Some(stem) = name.strip_suffix(".vectors.safetensors") {
             let state = Vectors::open(&dir.join(format!("{stem}.state.safetensors")))?;
             let vectors = Vectors::open(path)?;
@@ -65,7 +72,9 @@ fn run(dir: &Path) -> Result<Report> {
             ops::check(&vectors, &mut report.file(&name))
                 .with_context(|| format!("in {}", path.display()))?;
         } else {
-            report.file(&name).skip("not a name of the documented forms");
+            report
+                .file(&name)
+                .skip("not a name of the documented forms");
         }
     }
     Ok(report)

@@ -16,16 +16,19 @@ use crate::check::{CHAOTIC, FileReport, LOOSE, TIGHT, Vectors};
 const DEVICE: Device = Device::Cpu;
 
 /// Initial weights are overwritten; any seed will do.
-pub fn rng() -> nn::Rng {
+pub(crate) fn rng() -> nn::Rng {
     nn::Rng::seed_from_u64(0)
 }
 
 /// `…_C8_L5…` → (8, 5).
 fn channels_and_layers(stem: &str) -> Result<(usize, usize)> {
     let number = |letter: char| {
-        stem.split('_').find_map(|part| part.strip_prefix(letter)?.parse::<usize>().ok())
+        stem.split('_')
+            .find_map(|part| part.strip_prefix(letter)?.parse::<usize>().ok())
     };
-    number('C').zip(number('L')).with_context(|| format!("`{stem}` has no …_C<n>_L<n>"))
+    number('C')
+        .zip(number('L'))
+        .with_context(|| format!("`{stem}` has no …_C<n>_L<n>"))
 }
 
 fn network(stem: &str, input: &Tensor) -> Result<NetworkSpec> {
@@ -43,7 +46,7 @@ fn network(stem: &str, input: &Tensor) -> Result<NetworkSpec> {
 }
 
 /// Compares the running statistics with those that PyTorch has after one training forward pass.
-pub fn compare_buffers(
+pub(crate) fn compare_buffers(
     report: &mut FileReport<'_>,
     parameters: &Parameters,
     after: &BTreeMap<String, Tensor>,
@@ -58,7 +61,13 @@ pub fn compare_buffers(
             .get(buffer)
             .with_context(|| format!("no buffer `{buffer}` in the network"))?;
         let name = format!("{prefix}.{buffer}");
-        report.compare("running statistics", &name, ours.as_tensor(), reference, TIGHT)?;
+        report.compare(
+            "running statistics",
+            &name,
+            ours.as_tensor(),
+            reference,
+            TIGHT,
+        )?;
     }
     Ok(())
 }
@@ -74,13 +83,19 @@ fn compare_weight_gradients(
             .get(&weight)
             .with_context(|| format!("no gradient for `{weight}` in {mode} mode"))?;
         let name = format!("{mode}.grad.{weight}");
-        report.compare(&format!("{mode}: gradients of weights"), &name, ours, &reference, LOOSE)?;
+        report.compare(
+            &format!("{mode}: gradients of weights"),
+            &name,
+            ours,
+            &reference,
+            LOOSE,
+        )?;
     }
     Ok(())
 }
 
 /// Checks a derived network: both modes, buffers, five SGD steps.
-pub fn derived(
+pub(crate) fn derived(
     stem: &str,
     state: &Vectors,
     vectors: &Vectors,
@@ -89,12 +104,16 @@ pub fn derived(
     let input = vectors.get("input")?;
     let target = vectors.get("target")?;
     let spec = network(stem, input)?;
-    let genotype = vectors.metadata("genotype").context("metadata has no `genotype`")?;
+    let genotype = vectors
+        .metadata("genotype")
+        .context("metadata has no `genotype`")?;
     let genotype = match Genotype::named(genotype) {
         Some(genotype) => genotype,
         None => artifact::genotype_from_json(genotype)?,
     };
-    let auxiliary = state.names().any(|name| name.starts_with("auxiliary_head."));
+    let auxiliary = state
+        .names()
+        .any(|name| name.starts_with("auxiliary_head."));
     let build = |dtype: DType| -> Result<DerivedNet> {
         let mut rng = rng();
         let builder = Builder::new(&DEVICE, dtype, &mut rng);
@@ -112,8 +131,11 @@ pub fn derived(
     for mode in ["eval", "train"] {
         let network = build(DType::F32)?;
         let x = Var::from_tensor(input)?;
-        let pass =
-            if mode == "train" { Pass::training() } else { Pass::evaluation_with_gradients() };
+        let pass = if mode == "train" {
+            Pass::training()
+        } else {
+            Pass::evaluation_with_gradients()
+        };
         let logits = network.forward(x.as_tensor(), &pass)?;
         let loss = loss_of(&logits)?;
         let mut store = loss.backward()?;
@@ -153,7 +175,9 @@ pub fn derived(
             if dtype == DType::F64 {
                 let ours = network.parameters().state()?;
                 for (name, reference) in vectors.under("sgd5.state.") {
-                    let ours = ours.get(&name).with_context(|| format!("no tensor `{name}`"))?;
+                    let ours = ours
+                        .get(&name)
+                        .with_context(|| format!("no tensor `{name}`"))?;
                     let name = format!("sgd5.state.{name}");
                     report.compare("SGD, 5 steps: state", &name, ours, &reference, tolerance)?;
                 }
@@ -194,14 +218,13 @@ impl Search {
     }
 
     fn mixing(&self, tracked: bool) -> Result<[nn::architecture::Mixing; 2]> {
-        let [normal, reduction] =
-            CellKind::ALL.map(|kind| self.architecture.mixing(kind, tracked));
+        let [normal, reduction] = CellKind::ALL.map(|kind| self.architecture.mixing(kind, tracked));
         Ok([normal?, reduction?])
     }
 }
 
 /// Checks a supernet: both modes with the gradients of alpha and beta, two search steps, derivation.
-pub fn supernet(
+pub(crate) fn supernet(
     stem: &str,
     state: &Vectors,
     vectors: &Vectors,
@@ -227,20 +250,31 @@ pub fn supernet(
         let architecture = Architecture::new(space, partial, &DEVICE, DType::F32, &mut rng)?;
         network.parameters().load(&weights)?;
         architecture.parameters().load(&arch)?;
-        Ok(Search { network, architecture })
+        Ok(Search {
+            network,
+            architecture,
+        })
     };
     let search = build()?;
     for (kind, mixing) in CellKind::ALL.into_iter().zip(search.mixing(false)?) {
         let mut compare = |what: &str, ours: &Tensor| {
             let name = format!("softmax.{what}_{}", kind.name());
-            report.compare("softmax of alpha and beta", &name, ours, vectors.get(&name)?, TIGHT)
+            report.compare(
+                "softmax of alpha and beta",
+                &name,
+                ours,
+                vectors.get(&name)?,
+                TIGHT,
+            )
         };
         compare("alphas", &mixing.operations)?;
         if let Some(edges) = &mixing.edges {
             compare("betas", edges)?;
         }
     }
-    let genotype = vectors.metadata("genotype").context("metadata has no `genotype`")?;
+    let genotype = vectors
+        .metadata("genotype")
+        .context("metadata has no `genotype`")?;
     let expected = artifact::genotype_from_json(genotype)?;
     let derived = search.architecture.derive()?;
     anyhow::ensure!(
@@ -250,8 +284,11 @@ pub fn supernet(
     for mode in ["eval", "train"] {
         let search = build()?;
         let x = Var::from_tensor(input)?;
-        let pass =
-            if mode == "train" { Pass::training() } else { Pass::evaluation_with_gradients() };
+        let pass = if mode == "train" {
+            Pass::training()
+        } else {
+            Pass::evaluation_with_gradients()
+        };
         let logits = search.forward(x.as_tensor(), true, &pass)?;
         let loss = cross_entropy(&logits, target, 0.0)?;
         let mut store = loss.backward()?;
@@ -263,15 +300,31 @@ pub fn supernet(
         tight("logits", "logits", reference("logits")?, &logits)?;
         tight("loss", "loss", reference("loss")?, &loss)?;
         let grad_input = store.remove(&x).context("no gradient of the input")?;
-        tight("gradient of the input", "grad_input", reference("grad_input")?, &grad_input)?;
+        tight(
+            "gradient of the input",
+            "grad_input",
+            reference("grad_input")?,
+            &grad_input,
+        )?;
         let gradients = Gradients::collect(search.architecture.parameters(), &mut store);
         let names: Vec<&String> = search.architecture.parameters().weights().keys().collect();
         for name in names {
-            let ours = gradients.get(name).with_context(|| format!("no gradient of {name}"))?;
+            let ours = gradients
+                .get(name)
+                .with_context(|| format!("no gradient of {name}"))?;
             let double = format!("{mode}.grad_arch_f64.{name}");
             let single = format!("{mode}.grad_arch.{name}");
-            let best = if vectors.has(&double) { &double } else { &single };
-            tight("gradients of alpha and beta", &single, vectors.get(best)?, ours)?;
+            let best = if vectors.has(&double) {
+                &double
+            } else {
+                &single
+            };
+            tight(
+                "gradients of alpha and beta",
+                &single,
+                vectors.get(best)?,
+                ours,
+            )?;
         }
         let gradients = Gradients::collect(search.network.parameters(), &mut store);
         compare_weight_gradients(report, vectors, mode, &gradients)?;
@@ -289,11 +342,7 @@ pub fn supernet(
     Ok(())
 }
 
-fn two_search_steps(
-    search: &Search,
-    vectors: &Vectors,
-    report: &mut FileReport<'_>,
-) -> Result<()> {
+fn two_search_steps(search: &Search, vectors: &Vectors, report: &mut FileReport<'_>) -> Result<()> {
     let (input, target) = (vectors.get("input")?, vectors.get("target")?);
     let (input_valid, target_valid) = (vectors.get("input_valid")?, vectors.get("target_valid")?);
     let mut adam = Adam::new(3e-4, (0.5, 0.999), 1e-3);
@@ -318,7 +367,13 @@ fn two_search_steps(
     let group = "two search steps";
     for (name, ours) in [("loss_arch", losses_arch), ("loss_weight", losses_weight)] {
         let name = format!("search2.{name}");
-        report.compare(group, &name, &Tensor::new(ours, &DEVICE)?, vectors.get(&name)?, LOOSE)?;
+        report.compare(
+            group,
+            &name,
+            &Tensor::new(ours, &DEVICE)?,
+            vectors.get(&name)?,
+            LOOSE,
+        )?;
     }
     for (name, ours) in search.architecture.parameters().state()? {
         let name = format!("search2.arch.{name}");

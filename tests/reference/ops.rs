@@ -15,7 +15,7 @@ use crate::check::{FileReport, LOOSE, TIGHT, Vectors};
 use crate::networks::{compare_buffers, rng};
 
 /// Checks every operation in the file that the space knows.
-pub fn check(vectors: &Vectors, report: &mut FileReport<'_>) -> Result<()> {
+pub(crate) fn check(vectors: &Vectors, report: &mut FileReport<'_>) -> Result<()> {
     let affine = match vectors.metadata("affine") {
         Some("true") => Affine::Yes,
         Some("false") => Affine::No,
@@ -61,25 +61,51 @@ fn one(
         let parameters = builder.parameters();
         parameters.load(&state)?;
         let x = Var::from_tensor(input)?;
-        let pass =
-            if mode == "train" { Pass::training() } else { Pass::evaluation_with_gradients() };
+        let pass = if mode == "train" {
+            Pass::training()
+        } else {
+            Pass::evaluation_with_gradients()
+        };
         let y = candidate.forward(&EdgeInput::new(x.as_tensor().clone(), stride), &pass)?;
         let mut store = (&y * grad_output)?.sum_all()?.backward()?;
         let name = |what: &str| format!("{prefix}.{mode}.{what}");
-        report.compare("outputs", &name("output"), &y, vectors.get(&name("output"))?, TIGHT)?;
+        report.compare(
+            "outputs",
+            &name("output"),
+            &y,
+            vectors.get(&name("output"))?,
+            TIGHT,
+        )?;
         // What does not depend on its input (`none`) has no gradient: zeros.
         let grad_input = store.remove(&x).map_or_else(|| x.zeros_like(), Ok)?;
         let reference = vectors.get(&name("grad_input"))?;
-        report.compare("gradients of inputs", &name("grad_input"), &grad_input, reference, TIGHT)?;
+        report.compare(
+            "gradients of inputs",
+            &name("grad_input"),
+            &grad_input,
+            reference,
+            TIGHT,
+        )?;
         let gradients = Gradients::collect(&parameters, &mut store);
         for (weight, reference) in vectors.under(&name("grad.")) {
             let ours = gradients
                 .get(&weight)
                 .with_context(|| format!("no gradient for `{weight}` in {mode} mode"))?;
-            report.compare("gradients of weights", &name(&weight), ours, &reference, LOOSE)?;
+            report.compare(
+                "gradients of weights",
+                &name(&weight),
+                ours,
+                &reference,
+                LOOSE,
+            )?;
         }
         if mode == "train" {
-            compare_buffers(report, &parameters, &vectors.under(&name("buffer_after.")), prefix)?;
+            compare_buffers(
+                report,
+                &parameters,
+                &vectors.under(&name("buffer_after.")),
+                prefix,
+            )?;
         }
     }
     Ok(())

@@ -48,15 +48,23 @@ fn the_pipeline_runs_is_cached_and_reruns_only_what_changed() {
     let plan = stdout(xtask(&store, &["plan"]));
     assert!(plan.lines().next().unwrap().contains("will run"), "{plan}");
 
-    let first: Value = serde_json::from_str(&stdout(xtask(&store, &["pipeline", "--json"]))).unwrap();
+    let first: Value =
+        serde_json::from_str(&stdout(xtask(&store, &["pipeline", "--json"]))).unwrap();
     for search in ["baseline", "latency_aware"] {
         let row = &first[search];
         let accuracy = row["test_accuracy"].as_f64().unwrap();
         assert!((0.0..=1.0).contains(&accuracy), "{row}");
-        for field in ["latency_median_millis", "latency_p10_millis", "latency_p90_millis"] {
+        for field in [
+            "latency_median_millis",
+            "latency_p10_millis",
+            "latency_p90_millis",
+        ] {
             assert!(row[field].as_f64().unwrap() > 0.0, "{field} of {row}");
         }
-        assert!(row["predicted_latency_millis"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(
+            row["predicted_latency_millis"].as_f64().unwrap() > 0.0,
+            "{row}"
+        );
         assert!(row["n_params"].as_u64().unwrap() > 0 && row["n_macs"].as_u64().unwrap() > 0);
         assert_eq!(row["genotype"]["normal"].as_array().unwrap().len(), 8);
         assert_eq!(row["seed"].as_u64(), Some(0));
@@ -69,7 +77,8 @@ fn the_pipeline_runs_is_cached_and_reruns_only_what_changed() {
 
     // A second run changes nothing and says the same.
     let before = bytes_of(&store);
-    let second: Value = serde_json::from_str(&stdout(xtask(&store, &["pipeline", "--json"]))).unwrap();
+    let second: Value =
+        serde_json::from_str(&stdout(xtask(&store, &["pipeline", "--json"]))).unwrap();
     assert_eq!(first, second);
     assert_eq!(before.len(), bytes_of(&store).len());
     let plan = stdout(xtask(&store, &["plan"]));
@@ -79,12 +88,22 @@ fn the_pipeline_runs_is_cached_and_reruns_only_what_changed() {
     let changed = ["--set", "search.lambda=0.25"];
     let plan = stdout(xtask(&store, &[&["plan"], &changed[..]].concat()));
     let line = |name: &str| {
-        plan.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{plan}"))
+        plan.lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("{plan}"))
     };
-    for cached in ["profile", "predictor", "search (baseline)", "evaluate (baseline)"] {
+    for cached in [
+        "profile",
+        "predictor",
+        "search (baseline)",
+        "evaluate (baseline)",
+    ] {
         assert!(line(cached).contains("cached"), "{plan}");
     }
-    assert!(line("search (latency-aware)").contains("will run"), "{plan}");
+    assert!(
+        line("search (latency-aware)").contains("will run"),
+        "{plan}"
+    );
     let why = stdout(xtask(&store, &[&["why", "search"], &changed[..]].concat()));
     assert!(why.contains("lambda: 0.5 in the store, 0.25 now"), "{why}");
 
@@ -103,27 +122,51 @@ fn resume_repeats_the_bytes(scratch: &Path, store: &Path) {
     let config = tiny("search");
     let args = |store: &Path| {
         let (config, model) = (config.to_str().unwrap(), model.to_str().unwrap());
-        let args = ["run", "--config", config, "--latency-model", model, "--threads", "2"];
+        let args = [
+            "run",
+            "--config",
+            config,
+            "--latency-model",
+            model,
+            "--threads",
+            "2",
+        ];
         command("search", store, &args)
     };
     let fresh = scratch.join("resumed");
-    let mut child = args(&fresh).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = args(&fresh)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // The second epoch is under way when the first one's line and checkpoint are out.
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let told = lines.any(|line| line.unwrap().contains("epoch 1/3"));
     assert!(told, "the search never said that its first epoch was over");
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(!fresh.join("search-result-v1").exists() || folders(&fresh, "search-result").is_empty());
+    assert!(
+        !fresh.join("search-result-v1").exists() || folders(&fresh, "search-result").is_empty()
+    );
 
     let resumed = PathBuf::from(stdout(args(&fresh)).trim());
     let undisturbed = PathBuf::from(stdout(args(store)).trim());
     let name = |path: &Path| path.file_name().unwrap().to_owned();
-    assert_eq!(name(&resumed), name(&undisturbed), "the key must not depend on the store");
+    assert_eq!(
+        name(&resumed),
+        name(&undisturbed),
+        "the key must not depend on the store"
+    );
     let strip = |dir: &Path| -> Vec<(std::ffi::OsString, Vec<u8>)> {
-        bytes_of(dir).into_iter().map(|(path, bytes)| (name(&path), bytes)).collect()
+        bytes_of(dir)
+            .into_iter()
+            .map(|(path, bytes)| (name(&path), bytes))
+            .collect()
     };
-    assert_eq!(strip(&root().join(resumed)), strip(&root().join(undisturbed)));
+    assert_eq!(
+        strip(&root().join(resumed)),
+        strip(&root().join(undisturbed))
+    );
 }
 
 #[test]
@@ -138,9 +181,16 @@ fn a_wrong_stage_or_preset_is_a_usage_error() {
         let output = output(xtask(dir.path(), args));
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(stderr.contains("profile, predictor, search, evaluate, report"), "{stderr}");
+        assert!(
+            stderr.contains("profile, predictor, search, evaluate, report"),
+            "{stderr}"
+        );
     }
-    let output = output(command("xtask", dir.path(), &["plan", "--preset", "nosuch"]));
+    let output = output(command(
+        "xtask",
+        dir.path(),
+        &["plan", "--preset", "nosuch"],
+    ));
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("quick"));
 }
@@ -158,5 +208,10 @@ fn a_stage_without_its_inputs_says_which_one_to_run() {
 fn a_stages_exit_code_is_handed_on() {
     let dir = TempDir::new().unwrap();
     let output = output(xtask(dir.path(), &["pipeline", "--device", "cuda"]));
-    assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(4),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

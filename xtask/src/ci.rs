@@ -8,23 +8,48 @@ use anyhow::{Context, Result, bail};
 use crate::{layers, stage};
 
 /// Runs all checks and stops at the first that fails.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     step("format", cargo(&["fmt", "--all", "--check"]))?;
     eprintln!("== layers");
     layers::run()?;
-    let clippy =
-        ["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    let clippy = [
+        "clippy",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ];
     step("clippy", cargo(&clippy))?;
     // nextest where it is installed; cargo's own runner needs nothing but the toolchain.
     let tests: &[&str] = if has_nextest() {
-        &["nextest", "run", "--release", "--workspace", "--no-fail-fast"]
+        &[
+            "nextest",
+            "run",
+            "--release",
+            "--workspace",
+            "--no-fail-fast",
+        ]
     } else {
-        &["test", "--release", "--workspace", "--all-targets", "--no-fail-fast"]
+        &[
+            "test",
+            "--release",
+            "--workspace",
+            "--all-targets",
+            "--no-fail-fast",
+        ]
     };
     // The tests of whole stages start these.
-    step("build", cargo(&["build", "--release", "--workspace", "--bins"]))?;
+    step(
+        "build",
+        cargo(&["build", "--release", "--workspace", "--bins"]),
+    )?;
     step("tests", cargo(tests))?;
-    step("doc tests", cargo(&["test", "--release", "--workspace", "--doc"]))?;
+    step(
+        "doc tests",
+        cargo(&["test", "--release", "--workspace", "--doc"]),
+    )?;
     let mut docs = cargo(&["doc", "--release", "--workspace", "--no-deps"]);
     docs.env("RUSTDOCFLAGS", "--deny warnings");
     step("docs", docs)?;
@@ -33,7 +58,7 @@ pub fn run() -> Result<()> {
 }
 
 /// Builds and runs the comparison with reference vectors.
-pub fn reference(dir: &Path) -> Result<()> {
+pub(crate) fn reference(dir: &Path) -> Result<()> {
     let mut command = cargo(&["run", "--quiet", "--release", "--package", "pipeline-tests"]);
     command.args(["--bin", "reference", "--"]).arg(dir);
     let status = command.status().context("cannot start cargo")?;
@@ -44,7 +69,7 @@ pub fn reference(dir: &Path) -> Result<()> {
 }
 
 /// A cargo command in the environment of a plain shell: without what cargo set for xtask itself.
-pub fn cargo(args: &[&str]) -> Command {
+pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.args(args);
     for (name, _) in std::env::vars() {
@@ -52,13 +77,17 @@ pub fn cargo(args: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
-    command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
+    command
+        .env_remove("CARGO_MANIFEST_DIR")
+        .env_remove("CARGO_MANIFEST_PATH");
     command
 }
 
 fn step(name: &str, mut command: Command) -> Result<()> {
     eprintln!("== {name}");
-    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {command:?}"))?;
     if !status.success() {
         bail!("{name} failed");
     }

@@ -15,10 +15,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("nn", &["space", "kernels"]),
     ("latency", &["space"]),
     ("runtime", &["space", "nn", "kernels"]),
-    ("stage-profile", &["space", "artifact", "nn", "runtime", "measure"]),
+    (
+        "stage-profile",
+        &["space", "artifact", "nn", "runtime", "measure"],
+    ),
     ("stage-predictor", &["space", "artifact", "latency"]),
-    ("stage-search", &["space", "artifact", "nn", "latency", "images"]),
-    ("stage-evaluate", &["space", "artifact", "nn", "images", "runtime", "measure"]),
+    (
+        "stage-search",
+        &["space", "artifact", "nn", "latency", "images"],
+    ),
+    (
+        "stage-evaluate",
+        &["space", "artifact", "nn", "images", "runtime", "measure"],
+    ),
     ("stage-report", &["artifact", "space"]),
     ("xtask", &["artifact"]),
 ];
@@ -28,15 +37,34 @@ const TESTS: &str = "pipeline-tests";
 
 /// External crates that some of ours must not know: (crate, what, why).
 const ABSENT: &[(&str, &[&str], &str)] = &[
-    ("space", &["serde", "serde_json", "candle-core", "arrow", "parquet"], "it is mathematics: no tensors, no files"),
-    ("measure", &["candle-core", "candle-nn"], "it times a closure and knows no network"),
-    ("artifact", &["candle-core", "candle-nn"], "files are read without a tensor library"),
-    ("latency", &["candle-core", "arrow", "parquet"], "it is mathematics on slices"),
+    (
+        "space",
+        &["serde", "serde_json", "candle-core", "arrow", "parquet"],
+        "it is mathematics: no tensors, no files",
+    ),
+    (
+        "measure",
+        &["candle-core", "candle-nn"],
+        "it times a closure and knows no network",
+    ),
+    (
+        "artifact",
+        &["candle-core", "candle-nn"],
+        "files are read without a tensor library",
+    ),
+    (
+        "latency",
+        &["candle-core", "arrow", "parquet"],
+        "it is mathematics on slices",
+    ),
 ];
 
 /// Fails on the first crate that uses what it must not.
-pub fn run() -> Result<()> {
-    let metadata = MetadataCommand::new().no_deps().exec().context("cargo metadata failed")?;
+pub(crate) fn run() -> Result<()> {
+    let metadata = MetadataCommand::new()
+        .no_deps()
+        .exec()
+        .context("cargo metadata failed")?;
     let ours: BTreeSet<&str> = metadata.packages.iter().map(|p| p.name.as_str()).collect();
     let mut violations = Vec::new();
     for package in &metadata.packages {
@@ -54,10 +82,14 @@ pub fn run() -> Result<()> {
                     None => used != "xtask",
                 };
                 if !may {
-                    violations.push(format!("{name} uses {used}, which its layer does not allow"));
+                    violations.push(format!(
+                        "{name} uses {used}, which its layer does not allow"
+                    ));
                 }
             }
-            let absent = ABSENT.iter().filter(|(crate_name, _, _)| *crate_name == name);
+            let absent = ABSENT
+                .iter()
+                .filter(|(crate_name, _, _)| *crate_name == name);
             for (_, forbidden, why) in absent {
                 if dependency.kind == DependencyKind::Normal && forbidden.contains(&used) {
                     violations.push(format!("{name} uses {used}: {why}"));

@@ -11,22 +11,44 @@ use crate::summary::Summary;
 use crate::{stage, why};
 
 /// Runs every step and prints the table, or with `json` the object, on stdout.
-pub fn run(args: &PipelineArgs, json: bool) -> Result<()> {
+pub(crate) fn run(args: &PipelineArgs, json: bool) -> Result<()> {
     let bin_dir = stage::build()?;
     let started = Instant::now();
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for (index, step) in steps().iter().enumerate() {
-        let name = step.name();
-        let step_started = Instant::now();
-        eprintln!("[{}/{}] {name}", index + 1, steps().len());
-        let done = stage::execute(stage::command(&bin_dir, args, step, &artifacts)?, &name)?;
-        let how = if done.cached {
-            "cached".to_owned()
+    let steps = steps();
+    let mut n_done = 0;
+    // The two searches do not read each other, nor do the two evaluations: each pair runs side by side
+    // on half of the cores. (Stages that time wait until they are alone; see `MachineUse`.)
+    for group in steps.chunk_by(|a, b| a.stage == b.stage) {
+        let names: Vec<String> = group.iter().map(Step::name).collect();
+        let last = n_done + group.len();
+        let numbers = if group.len() > 1 {
+            format!("{}-{last}", n_done + 1)
         } else {
-            format!("{:.0} s", step_started.elapsed().as_secs_f64())
+            last.to_string()
         };
-        eprintln!("      {how}: {}", done.path.display());
-        artifacts.insert(name, done.path);
+        eprintln!("[{numbers}/{}] {}", steps.len(), names.join(" and "));
+        let commands = group
+            .iter()
+            .map(|step| {
+                let mut command = stage::command(&bin_dir, args, step, &artifacts)?;
+                if group.len() > 1 && args.threads.is_none() {
+                    command.args(["--threads", &(n_cores() / group.len()).max(1).to_string()]);
+                }
+                Ok(command)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let group_started = Instant::now();
+        for (name, done) in names.iter().zip(stage::execute_all(commands, &names)?) {
+            let how = if done.cached {
+                "cached".to_owned()
+            } else {
+                format!("{:.0} s", group_started.elapsed().as_secs_f64())
+            };
+            eprintln!("      {name}: {how}, {}", done.path.display());
+            artifacts.insert(name.clone(), done.path);
+        }
+        n_done = last;
     }
     let evaluation = |variant: &str| artifacts[&format!("evaluate ({variant})")].clone();
     let summary = Summary::read(
@@ -43,10 +65,16 @@ pub fn run(args: &PipelineArgs, json: bool) -> Result<()> {
     Ok(())
 }
 
+fn n_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 /// The steps of a stage; an unknown name is a usage error that lists the stages.
-pub fn steps_of(stage_name: &str) -> Result<Vec<Step>> {
-    let own: Vec<Step> =
-        steps().into_iter().filter(|step| step.stage.name == stage_name).collect();
+pub(crate) fn steps_of(stage_name: &str) -> Result<Vec<Step>> {
+    let own: Vec<Step> = steps()
+        .into_iter()
+        .filter(|step| step.stage.name == stage_name)
+        .collect();
     if own.is_empty() {
         let names: Vec<&str> = artifact::PIPELINE.iter().map(|spec| spec.name).collect();
         return Err(usage(format!(
@@ -58,18 +86,25 @@ pub fn steps_of(stage_name: &str) -> Result<Vec<Step>> {
 }
 
 /// Runs the steps of one stage on cached inputs; stdout carries the artifacts' folders.
-pub fn run_stage(stage_name: &str, args: &PipelineArgs) -> Result<()> {
+pub(crate) fn run_stage(stage_name: &str, args: &PipelineArgs) -> Result<()> {
     let wanted = steps_of(stage_name)?;
     let bin_dir = stage::build()?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
     for step in steps() {
         let name = step.name();
         let is_wanted = wanted.iter().any(|wanted| wanted.name() == name);
-        let is_ready = step.inputs.iter().all(|input| artifacts.contains_key(*input));
+        let is_ready = step
+            .inputs
+            .iter()
+            .all(|input| artifacts.contains_key(*input));
         if !is_ready && !is_wanted {
             continue;
         }
-        if let Some(input) = step.inputs.iter().find(|input| !artifacts.contains_key(**input)) {
+        if let Some(input) = step
+            .inputs
+            .iter()
+            .find(|input| !artifacts.contains_key(**input))
+        {
             return Err(usage(format!(
                 "{name} needs {input}, which is not in the store for this preset: run it first \
                  (`cargo xtask run {}`), or `cargo xtask pipeline`",
@@ -85,7 +120,10 @@ pub fn run_stage(stage_name: &str, args: &PipelineArgs) -> Result<()> {
             continue;
         }
         if !answer.cached {
-            eprintln!("{name}: {}", why::short_reason(&answer, &step, &args.store)?);
+            eprintln!(
+                "{name}: {}",
+                why::short_reason(&answer, &step, &args.store)?
+            );
         }
         let done = stage::execute(stage::command(&bin_dir, args, &step, &artifacts)?, &name)?;
         eprintln!("{name}: {}", if done.cached { "cached" } else { "done" });

@@ -9,13 +9,17 @@ use crate::preset::{PipelineArgs, steps};
 use crate::{stage, why};
 
 /// Prints one line per step on stdout.
-pub fn run(args: &PipelineArgs) -> Result<()> {
+pub(crate) fn run(args: &PipelineArgs) -> Result<()> {
     let bin_dir = stage::build()?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
     for step in steps() {
         let name = step.name();
-        let missing: Vec<&str> =
-            step.inputs.iter().copied().filter(|input| !artifacts.contains_key(*input)).collect();
+        let missing: Vec<&str> = step
+            .inputs
+            .iter()
+            .copied()
+            .filter(|input| !artifacts.contains_key(*input))
+            .collect();
         if !missing.is_empty() {
             println!("{name:<26} will run   after {}", missing.join(", "));
             continue;

@@ -7,7 +7,7 @@ use artifact::{PIPELINE, StageSpec};
 
 /// A wrong command line or preset (exit code 2).
 #[derive(Debug)]
-pub struct UsageError(String);
+pub(crate) struct UsageError(String);
 
 impl std::fmt::Display for UsageError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -18,48 +18,48 @@ impl std::fmt::Display for UsageError {
 impl std::error::Error for UsageError {}
 
 /// A usage error as `anyhow` carries it.
-pub fn usage(message: String) -> anyhow::Error {
+pub(crate) fn usage(message: String) -> anyhow::Error {
     UsageError(message).into()
 }
 
 /// Arguments of every pipeline command.
 #[derive(clap::Args, Clone)]
-pub struct PipelineArgs {
+pub(crate) struct PipelineArgs {
     /// A preset of `configs/`, or a folder with one TOML file per stage
     #[arg(long, value_name = "NAME|DIR", default_value = "quick")]
-    pub preset: String,
+    pub(crate) preset: String,
     /// Where artifacts are kept
     #[arg(long, value_name = "DIR", default_value = "data/artifacts")]
-    pub store: PathBuf,
+    pub(crate) store: PathBuf,
     /// cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
-    pub device: String,
+    pub(crate) device: String,
     /// The seed of search and evaluate (their own seed otherwise)
     #[arg(long)]
-    pub seed: Option<u64>,
+    pub(crate) seed: Option<u64>,
     /// The number of threads that search and evaluate train on; all cores by default
     #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
+    pub(crate) threads: Option<usize>,
     /// Override a value of a stage's config, e.g. search.lambda=0.5
     #[arg(long = "set", value_name = "STAGE.KEY=VALUE")]
-    pub overrides: Vec<String>,
+    pub(crate) overrides: Vec<String>,
 }
 
 /// One run of one stage in the pipeline.
-pub struct Step {
+pub(crate) struct Step {
     /// The stage.
-    pub stage: &'static StageSpec,
+    pub(crate) stage: &'static StageSpec,
     /// What tells this run from others of the same stage.
-    pub variant: Option<&'static str>,
+    pub(crate) variant: Option<&'static str>,
     /// The steps whose artifacts it reads, by name.
-    pub inputs: &'static [&'static str],
+    pub(crate) inputs: &'static [&'static str],
     /// Config values that make the variant.
-    pub overrides: &'static [&'static str],
+    pub(crate) overrides: &'static [&'static str],
 }
 
 impl Step {
     /// `search (baseline)`.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         step_name(self.stage.name, self.variant)
     }
 }
@@ -72,9 +72,9 @@ fn step_name(stage: &str, variant: Option<&str>) -> String {
 }
 
 /// The search without latency in its loss.
-pub const BASELINE: &str = "baseline";
+pub(crate) const BASELINE: &str = "baseline";
 /// The search with it.
-pub const LATENCY_AWARE: &str = "latency-aware";
+pub(crate) const LATENCY_AWARE: &str = "latency-aware";
 
 /// (stage, variant, the steps it reads, overrides): the pipeline in the order in which it runs.
 #[rustfmt::skip]
@@ -89,11 +89,14 @@ const STEPS: [(&str, Option<&str>, &[&str], &[&str]); 7] = [
 ];
 
 /// The steps, each with its stage from [`PIPELINE`].
-pub fn steps() -> Vec<Step> {
+pub(crate) fn steps() -> Vec<Step> {
     STEPS
         .iter()
         .map(|&(stage, variant, inputs, overrides)| Step {
-            stage: PIPELINE.iter().find(|spec| spec.name == stage).expect("a stage of PIPELINE"),
+            stage: PIPELINE
+                .iter()
+                .find(|spec| spec.name == stage)
+                .expect("a stage of PIPELINE"),
             variant,
             inputs,
             overrides,
@@ -103,7 +106,7 @@ pub fn steps() -> Vec<Step> {
 
 impl PipelineArgs {
     /// The folder of the preset's configs.
-    pub fn preset_dir(&self) -> Result<PathBuf> {
+    pub(crate) fn preset_dir(&self) -> Result<PathBuf> {
         let named = Path::new("configs").join(&self.preset);
         let given = PathBuf::from(&self.preset);
         for dir in [named, given] {
@@ -127,7 +130,7 @@ impl PipelineArgs {
     }
 
     /// The `--set` values that belong to a stage, without its name; checks that every one names a stage.
-    pub fn overrides_of(&self, stage: &str) -> Result<Vec<String>> {
+    pub(crate) fn overrides_of(&self, stage: &str) -> Result<Vec<String>> {
         let mut own = Vec::new();
         for item in &self.overrides {
             let (name, rest) = item.split_once('.').unwrap_or((item, ""));

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// The pipeline's result; field names are a contract of `--json`.
 #[derive(Serialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     baseline: Row,
     latency_aware: Row,
     /// 1 - latency-aware / baseline, of the measured medians.
@@ -33,7 +33,9 @@ struct Row {
 
 impl Row {
     fn read(dir: &Path) -> Result<Self> {
-        let Opened { value: evaluation, .. } = artifact::open::<Evaluation>(dir)
+        let Opened {
+            value: evaluation, ..
+        } = artifact::open::<Evaluation>(dir)
             .with_context(|| format!("cannot open {}", dir.display()))?;
         Ok(Self {
             genotype: artifact::genotype_to_json(&evaluation.genotype),
@@ -51,7 +53,7 @@ impl Row {
 
 impl Summary {
     /// Reads both evaluations.
-    pub fn read(baseline: &Path, latency_aware: &Path, report: &Path) -> Result<Self> {
+    pub(crate) fn read(baseline: &Path, latency_aware: &Path, report: &Path) -> Result<Self> {
         let (baseline, latency_aware) = (Row::read(baseline)?, Row::read(latency_aware)?);
         let ratio = latency_aware.latency_median_millis / baseline.latency_median_millis;
         Ok(Self {
@@ -107,8 +109,7 @@ impl fmt::Display for Summary {
                 writeln!(f, "{}", "-".repeat(total + 3 * (columns.len() - 1)))?;
             }
         }
-        let points =
-            100.0 * (self.latency_aware.test_accuracy - self.baseline.test_accuracy);
+        let points = 100.0 * (self.latency_aware.test_accuracy - self.baseline.test_accuracy);
         writeln!(
             f,
             "\nmeasured latency {:.1} % lower, test accuracy {points:+.2} percentage points (seed {})",

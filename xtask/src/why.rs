@@ -11,18 +11,25 @@ use crate::preset::{PipelineArgs, Step, steps};
 use crate::stage::{self, KeyAnswer};
 
 /// Explains every step of a stage on stdout.
-pub fn run(stage_name: &str, args: &PipelineArgs) -> Result<()> {
+pub(crate) fn run(stage_name: &str, args: &PipelineArgs) -> Result<()> {
     let wanted = steps_of(stage_name)?;
     let bin_dir = stage::build()?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
     for step in steps() {
         let name = step.name();
         let is_wanted = wanted.iter().any(|wanted| wanted.name() == name);
-        let missing: Vec<&str> =
-            step.inputs.iter().copied().filter(|input| !artifacts.contains_key(*input)).collect();
+        let missing: Vec<&str> = step
+            .inputs
+            .iter()
+            .copied()
+            .filter(|input| !artifacts.contains_key(*input))
+            .collect();
         if !missing.is_empty() {
             if is_wanted {
-                println!("{name}: its key is not known before {} has run", missing.join(", "));
+                println!(
+                    "{name}: its key is not known before {} has run",
+                    missing.join(", ")
+                );
             }
             continue;
         }
@@ -39,13 +46,22 @@ pub fn run(stage_name: &str, args: &PipelineArgs) -> Result<()> {
 
 fn explain(name: &str, answer: &KeyAnswer, step: &Step, store: &Path) -> Result<()> {
     if answer.cached {
-        println!("{name}: cached under the same key, {}", answer.path.display());
+        println!(
+            "{name}: cached under the same key, {}",
+            answer.path.display()
+        );
         return Ok(());
     }
     match nearest(answer, step, store)? {
-        None => println!("{name}: the store holds no {} yet", step.stage.output.name()),
+        None => println!(
+            "{name}: the store holds no {} yet",
+            step.stage.output.name()
+        ),
         Some((path, differences)) => {
-            println!("{name}: not cached; the nearest artifact is {}", path.display());
+            println!(
+                "{name}: not cached; the nearest artifact is {}",
+                path.display()
+            );
             for difference in differences {
                 println!("  {difference}");
             }
@@ -55,7 +71,7 @@ fn explain(name: &str, answer: &KeyAnswer, step: &Step, store: &Path) -> Result<
 }
 
 /// Half a line for `plan`.
-pub fn short_reason(answer: &KeyAnswer, step: &Step, store: &Path) -> Result<String> {
+pub(crate) fn short_reason(answer: &KeyAnswer, step: &Step, store: &Path) -> Result<String> {
     Ok(match nearest(answer, step, store)? {
         None => format!("no {} yet", step.stage.output.name()),
         Some((_, differences)) => match differences.as_slice() {
@@ -76,16 +92,23 @@ fn nearest(
     let prefix = format!("{}-v", step.stage.output.name());
     let mut best: Option<(PathBuf, Vec<String>)> = None;
     for kind_dir in list(store)? {
-        let is_kind = kind_dir.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix));
+        let is_kind = kind_dir
+            .file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with(&prefix));
         if !is_kind {
             continue;
         }
         for dir in list(&kind_dir)? {
-            let Ok(text) = std::fs::read_to_string(dir.join("manifest.json")) else { continue };
+            let Ok(text) = std::fs::read_to_string(dir.join("manifest.json")) else {
+                continue;
+            };
             let manifest: Value = serde_json::from_str(&text)
                 .with_context(|| format!("{}/manifest.json is no JSON", dir.display()))?;
             let differences = diff(&leaves(&manifest["key_parts"]), &wanted);
-            if best.as_ref().is_none_or(|(_, fewest)| differences.len() < fewest.len()) {
+            if best
+                .as_ref()
+                .is_none_or(|(_, fewest)| differences.len() < fewest.len())
+            {
                 best = Some((dir, differences));
             }
         }
@@ -101,8 +124,9 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("cannot list {}", dir.display())),
     };
-    let mut paths: Vec<PathBuf> =
-        entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<_>>()?;
     paths.sort();
     Ok(paths)
 }
@@ -111,7 +135,11 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
 fn leaves(value: &Value) -> BTreeMap<String, String> {
     fn walk(path: &str, value: &Value, leaves: &mut BTreeMap<String, String>) {
         let join = |name: &str| {
-            if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+            if path.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{path}.{name}")
+            }
         };
         match value {
             Value::Object(map) => map.iter().for_each(|(k, v)| walk(&join(k), v, leaves)),
@@ -132,7 +160,11 @@ fn diff(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> Vec<S
         .into_iter()
         .filter(|name| old.get(*name) != new.get(*name))
         .map(|name| {
-            format!("{name}: {} in the store, {} now", or_absent(old.get(name)), or_absent(new.get(name)))
+            format!(
+                "{name}: {} in the store, {} now",
+                or_absent(old.get(name)),
+                or_absent(new.get(name))
+            )
         })
         .collect()
 }
@@ -146,12 +178,18 @@ mod tests {
     fn a_changed_leaf_is_named_by_its_path() {
         let old = leaves(&json!({"config": {"lambda": 0.5, "data": {"pad": 2}}}));
         let new = leaves(&json!({"config": {"lambda": 0.7, "data": {"pad": 2}}}));
-        assert_eq!(diff(&old, &new), ["config.lambda: 0.5 in the store, 0.7 now"]);
+        assert_eq!(
+            diff(&old, &new),
+            ["config.lambda: 0.5 in the store, 0.7 now"]
+        );
     }
 
     #[test]
     fn an_added_leaf_was_absent() {
         let new = leaves(&json!({"revision": 2}));
-        assert_eq!(diff(&BTreeMap::new(), &new), ["revision: absent in the store, 2 now"]);
+        assert_eq!(
+            diff(&BTreeMap::new(), &new),
+            ["revision: absent in the store, 2 now"]
+        );
     }
 }

@@ -78,16 +78,28 @@ impl RawTensor {
     /// If there are not as many as the shape says.
     pub fn new<T: Element>(shape: impl Into<Vec<usize>>, values: &[T]) -> Self {
         let shape = shape.into();
-        assert_eq!(shape.iter().product::<usize>(), values.len(), "values of shape {shape:?}");
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            values.len(),
+            "values of shape {shape:?}"
+        );
         let mut bytes = Vec::with_capacity(size_of_val(values));
         values.iter().for_each(|value| value.put(&mut bytes));
-        Self { dtype: T::DTYPE, shape, bytes }
+        Self {
+            dtype: T::DTYPE,
+            shape,
+            bytes,
+        }
     }
 
     /// The numbers; `None` if they are of another type.
     pub fn values<T: Element>(&self) -> Option<Vec<T>> {
-        (self.dtype == T::DTYPE)
-            .then(|| self.bytes.chunks_exact(size_of::<T>()).map(T::get).collect())
+        (self.dtype == T::DTYPE).then(|| {
+            self.bytes
+                .chunks_exact(size_of::<T>())
+                .map(T::get)
+                .collect()
+        })
     }
 }
 
@@ -103,7 +115,10 @@ impl Checkpoint {
     /// # Errors
     /// If the disk does not take it, [`Error::Store`].
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let encode = |reason: String| Error::Encode { file: path.display().to_string(), reason };
+        let encode = |reason: String| Error::Encode {
+            file: path.display().to_string(),
+            reason,
+        };
         let views: Vec<(&String, TensorView<'_>)> = self
             .tensors
             .iter()
@@ -113,13 +128,18 @@ impl Checkpoint {
                     .map_err(|error| encode(format!("tensor {name}: {error}")))
             })
             .collect::<Result<_, _>>()?;
-        let header = Header { digest: self.digest(), meta: self.meta.clone() };
+        let header = Header {
+            digest: self.digest(),
+            meta: self.meta.clone(),
+        };
         let header = serde_json::to_string(&header).expect("strings and JSON are JSON");
         let metadata = [(HEADER.to_owned(), header)].into();
         let bytes = safetensors::serialize(views, Some(metadata))
             .map_err(|error| encode(error.to_string()))?;
-        disk::replace(path, &bytes)
-            .map_err(|source| Error::Store { path: path.to_owned(), source })
+        disk::replace(path, &bytes).map_err(|source| Error::Store {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// The checkpoint of that file. `None` if there is none, and with a warning if it is damaged: the run
@@ -131,7 +151,12 @@ impl Checkpoint {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(Error::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
         };
         match Self::decode(&bytes) {
             Ok(checkpoint) => Ok(Some(checkpoint)),
@@ -144,15 +169,28 @@ impl Checkpoint {
 
     fn decode(bytes: &[u8]) -> Result<Self, String> {
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
-        let header = metadata.metadata().as_ref().and_then(|entries| entries.get(HEADER));
+        let header = metadata
+            .metadata()
+            .as_ref()
+            .and_then(|entries| entries.get(HEADER));
         let header: Header = serde_json::from_str(header.ok_or("it has no header")?)
             .map_err(|error| error.to_string())?;
         let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
         let tensors = file.iter().map(|(name, view)| {
             let (dtype, shape) = (view.dtype(), view.shape().to_vec());
-            (name.to_owned(), RawTensor { dtype, shape, bytes: view.data().to_vec() })
+            (
+                name.to_owned(),
+                RawTensor {
+                    dtype,
+                    shape,
+                    bytes: view.data().to_vec(),
+                },
+            )
         });
-        let checkpoint = Self { meta: header.meta, tensors: tensors.collect() };
+        let checkpoint = Self {
+            meta: header.meta,
+            tensors: tensors.collect(),
+        };
         if checkpoint.digest() != header.digest {
             return Err("its digest differs".to_owned());
         }
@@ -161,10 +199,20 @@ impl Checkpoint {
 
     /// The digest of everything in it.
     fn digest(&self) -> Digest {
-        let meta = ("meta".to_owned(), Digest::of(json::canonical(self.meta.clone()).as_bytes()));
+        let meta = (
+            "meta".to_owned(),
+            Digest::of(json::canonical(self.meta.clone()).as_bytes()),
+        );
         let tensors = self.tensors.iter().map(|(name, tensor)| {
-            let RawTensor { dtype, shape, bytes } = tensor;
-            (format!("tensor {name} {dtype:?} {shape:?}"), Digest::of(bytes))
+            let RawTensor {
+                dtype,
+                shape,
+                bytes,
+            } = tensor;
+            (
+                format!("tensor {name} {dtype:?} {shape:?}"),
+                Digest::of(bytes),
+            )
         });
         Digest::of_named(tensors.chain([meta]))
     }

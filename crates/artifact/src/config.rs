@@ -61,7 +61,12 @@ impl Place {
             let column = before[start..].chars().count();
             let n_left = line.chars().count().saturating_sub(column);
             let n_marked = text.get(span)?.chars().count().min(n_left).max(1);
-            Some((before.matches('\n').count() + 1, column + 1, line.to_owned(), n_marked))
+            Some((
+                before.matches('\n').count() + 1,
+                column + 1,
+                line.to_owned(),
+                n_marked,
+            ))
         });
         Self { message, at }
     }
@@ -92,8 +97,10 @@ impl fmt::Display for Place {
 /// If the file cannot be read, is no TOML, or is not a `C`, naming line and column; if an override is
 /// not of that form, names no key of `C`, or has a value of the wrong type, naming the override.
 pub fn load<C: DeserializeOwned>(file: &Path, overrides: &[String]) -> Result<C, ConfigError> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|source| ConfigError::Read { path: file.to_owned(), source })?;
+    let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
+        path: file.to_owned(),
+        source,
+    })?;
     let wrong = |error: toml::de::Error| ConfigError::File {
         path: file.to_owned(),
         place: Place::new(&text, error.span(), error.message()),
@@ -104,19 +111,26 @@ pub fn load<C: DeserializeOwned>(file: &Path, overrides: &[String]) -> Result<C,
     if let Some(key) = non_finite(&table) {
         return Err(ConfigError::File {
             path: file.to_owned(),
-            place: Place { message: format!("{key} is not a finite number"), at: None },
+            place: Place {
+                message: format!("{key} is not a finite number"),
+                at: None,
+            },
         });
     }
     for given in overrides {
-        let wrong = |reason| ConfigError::Override { given: given.clone(), reason };
+        let wrong = |reason| ConfigError::Override {
+            given: given.clone(),
+            reason,
+        };
         apply(&mut table, given).map_err(wrong)?;
         if let Some(key) = non_finite(&table) {
             return Err(wrong(format!("{key} is not a finite number")));
         }
         // One at a time: an error is that of the last one.
-        config = table.clone().try_into().map_err(|error: toml::de::Error| {
-            wrong(error.message().trim().replace('\n', ", "))
-        })?;
+        config = table
+            .clone()
+            .try_into()
+            .map_err(|error: toml::de::Error| wrong(error.message().trim().replace('\n', ", ")))?;
     }
     Ok(config)
 }
@@ -127,7 +141,10 @@ fn apply(table: &mut Table, given: &str) -> Result<(), String> {
     let (path, value) = given.split_once('=').ok_or(form)?;
     let keys: Vec<&str> = path.trim().split('.').map(str::trim).collect();
     let is_key = |key: &&str| {
-        !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-')
+        !key.is_empty()
+            && key
+                .chars()
+                .all(|c| c.is_alphanumeric() || c == '_' || c == '-')
     };
     if !keys.iter().all(|key| is_key(&key)) {
         return Err(form.to_owned());
@@ -135,10 +152,12 @@ fn apply(table: &mut Table, given: &str) -> Result<(), String> {
     let (last, tables) = keys.split_last().ok_or(form)?;
     let mut table = table;
     for (depth, key) in tables.iter().enumerate() {
-        let entry = table.entry(*key).or_insert_with(|| Value::Table(Table::new()));
-        table = entry.as_table_mut().ok_or_else(|| {
-            format!("{} is a value, not a table", keys[..=depth].join("."))
-        })?;
+        let entry = table
+            .entry(*key)
+            .or_insert_with(|| Value::Table(Table::new()));
+        table = entry
+            .as_table_mut()
+            .ok_or_else(|| format!("{} is a value, not a table", keys[..=depth].join(".")))?;
     }
     table.insert((*last).to_owned(), parse(value.trim())?);
     Ok(())
@@ -147,7 +166,9 @@ fn apply(table: &mut Table, given: &str) -> Result<(), String> {
 /// A TOML value; a bare word is a string.
 fn parse(text: &str) -> Result<Value, String> {
     match toml::from_str::<Table>(&format!("value = {text}")) {
-        Ok(mut table) if table.len() == 1 => Ok(table.remove("value").unwrap_or(Value::Boolean(false))),
+        Ok(mut table) if table.len() == 1 => {
+            Ok(table.remove("value").unwrap_or(Value::Boolean(false)))
+        }
         _ if is_bare(text) => Ok(Value::String(text.to_owned())),
         _ => Err(format!("`{text}` is neither a TOML value nor a bare word")),
     }
@@ -165,9 +186,9 @@ fn non_finite(table: &Table) -> Option<String> {
         match value {
             Value::Float(value) if !value.is_finite() => Some(path.to_owned()),
             Value::Array(values) => values.iter().find_map(|value| find(path, value)),
-            Value::Table(table) => {
-                table.iter().find_map(|(key, value)| find(&format!("{path}.{key}"), value))
-            }
+            Value::Table(table) => table
+                .iter()
+                .find_map(|(key, value)| find(&format!("{path}.{key}"), value)),
             _ => None,
         }
     }

@@ -27,7 +27,10 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         _ => Path::new("."),
     };
     fs::create_dir_all(dir)?;
-    let mut aside = tempfile::Builder::new().prefix(".").suffix(".part").tempfile_in(dir)?;
+    let mut aside = tempfile::Builder::new()
+        .prefix(".")
+        .suffix(".part")
+        .tempfile_in(dir)?;
     aside.write_all(bytes)?;
     aside.as_file().sync_all()?;
     aside.persist(path).map_err(|error| error.error)?;

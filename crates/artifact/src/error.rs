@@ -22,9 +22,7 @@ pub enum Error {
     #[error(transparent)]
     Genotype(#[from] crate::genotype::ReadGenotypeError),
     /// The device is not there.
-    #[error(
-        "no device {device}: this program was built without CUDA support; use --device cpu"
-    )]
+    #[error("no device {device}: this program was built without CUDA support; use --device cpu")]
     Device {
         /// The device asked for.
         device: crate::stage::DeviceSpec,

@@ -63,7 +63,13 @@ pub struct EpochRow {
     pub drop_path: f64,
 }
 
-one_column_per_field!(EpochRow { epoch, train_loss, train_accuracy, learning_rate, drop_path });
+one_column_per_field!(EpochRow {
+    epoch,
+    train_loss,
+    train_accuracy,
+    learning_rate,
+    drop_path
+});
 
 /// A network trained from scratch, tested and timed.
 ///

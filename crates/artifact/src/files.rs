@@ -24,17 +24,25 @@ pub struct Files {
 impl Files {
     /// Files that lie in a folder.
     pub(crate) fn in_folder(dir: &Path, contents: BTreeMap<String, Vec<u8>>) -> Self {
-        Self { dir: dir.to_owned(), contents }
+        Self {
+            dir: dir.to_owned(),
+            contents,
+        }
     }
 
     /// The name and content of each file, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.contents.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
+        self.contents
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
     }
 
     /// The digest of all: of each name with the digest of its file.
     pub fn digest(&self) -> Digest {
-        Digest::of_named(self.iter().map(|(name, bytes)| (name.to_owned(), Digest::of(bytes))))
+        Digest::of_named(
+            self.iter()
+                .map(|(name, bytes)| (name.to_owned(), Digest::of(bytes))),
+        )
     }
 
     pub(crate) fn put_text(&mut self, name: &str, text: &str) {
@@ -46,8 +54,10 @@ impl Files {
     where
         T: Serialize + DeserializeOwned + PartialEq,
     {
-        let bytes = json::pretty(value)
-            .map_err(|error| Error::Encode { file: name.to_owned(), reason: error.to_string() })?;
+        let bytes = json::pretty(value).map_err(|error| Error::Encode {
+            file: name.to_owned(),
+            reason: error.to_string(),
+        })?;
         match serde_json::from_slice::<T>(&bytes) {
             Ok(back) if back == *value => self.put(name, bytes),
             // JSON has no NaN: serde_json writes null, which is no number, or no longer the same.
@@ -57,14 +67,18 @@ impl Files {
             }
             Err(error) => {
                 let text = String::from_utf8_lossy(&bytes);
-                let line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
+                let line = text
+                    .lines()
+                    .nth(error.line().saturating_sub(1))
+                    .unwrap_or_default();
                 return Err(match line.split_once(": null") {
                     Some((field, _)) => Error::NonFinite {
                         what: format!("{name}: {}", field.trim().trim_matches('"')),
                     },
-                    None => {
-                        Error::Encode { file: name.to_owned(), reason: error.to_string() }
-                    }
+                    None => Error::Encode {
+                        file: name.to_owned(),
+                        reason: error.to_string(),
+                    },
                 });
             }
         }
@@ -74,11 +88,15 @@ impl Files {
     pub(crate) fn put_tensors(&mut self, name: &str, tensors: &FloatTensors) -> Result<(), Error> {
         for (tensor, FloatTensor { values, .. }) in tensors {
             if values.iter().any(|value| !value.is_finite()) {
-                return Err(Error::NonFinite { what: format!("{name}: tensor {tensor}") });
+                return Err(Error::NonFinite {
+                    what: format!("{name}: tensor {tensor}"),
+                });
             }
         }
-        let bytes = tensors::encode(tensors, None)
-            .map_err(|reason| Error::Encode { file: name.to_owned(), reason })?;
+        let bytes = tensors::encode(tensors, None).map_err(|reason| Error::Encode {
+            file: name.to_owned(),
+            reason,
+        })?;
         self.put(name, bytes);
         Ok(())
     }
@@ -125,6 +143,9 @@ impl Files {
     }
 
     fn malformed(&self, name: &str, reason: String) -> Error {
-        Error::Malformed { file: self.dir.join(name), reason }
+        Error::Malformed {
+            file: self.dir.join(name),
+            reason,
+        }
     }
 }

@@ -36,10 +36,14 @@ pub fn genotype_from_json(text: &str) -> Result<Genotype, GenotypeJsonError> {
         #[serde(with = "crate::genotype")]
         genotype: Genotype,
     }
-    let reason = |error: serde_json::Error| GenotypeJsonError { reason: error.to_string() };
+    let reason = |error: serde_json::Error| GenotypeJsonError {
+        reason: error.to_string(),
+    };
     let value: Value = serde_json::from_str(text).map_err(reason)?;
     if value.get("genotype").is_some() {
-        serde_json::from_value(value).map(|Within { genotype }| genotype).map_err(reason)
+        serde_json::from_value(value)
+            .map(|Within { genotype }| genotype)
+            .map_err(reason)
     } else {
         deserialize(value).map_err(reason)
     }
@@ -100,14 +104,18 @@ pub fn genotype_from_arg(arg: &str) -> Result<Genotype, ReadGenotypeError> {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let names = Genotype::names().join(", ");
-            return Err(ReadGenotypeError::Unknown { arg: arg.to_owned(), names });
+            return Err(ReadGenotypeError::Unknown {
+                arg: arg.to_owned(),
+                names,
+            });
         }
         Err(source) => return Err(ReadGenotypeError::Read { path, source }),
     };
     if text.trim_start().starts_with('{') {
         genotype_from_json(&text).map_err(|source| ReadGenotypeError::Json { path, source })
     } else {
-        text.parse().map_err(|source| ReadGenotypeError::Text { path, source })
+        text.parse()
+            .map_err(|source| ReadGenotypeError::Text { path, source })
     }
 }
 
@@ -131,17 +139,28 @@ struct OwnedCells {
 /// For `#[serde(with = "crate::genotype")]`.
 pub(crate) fn serialize<S: Serializer>(genotype: &Genotype, to: S) -> Result<S::Ok, S::Error> {
     let genes = |cell: &CellGenotype| -> Vec<(&'static str, usize)> {
-        cell.genes().map(|(_, gene)| (gene.primitive.name(), gene.source)).collect()
+        cell.genes()
+            .map(|(_, gene)| (gene.primitive.name(), gene.source))
+            .collect()
     };
     let (normal, reduce) = (genes(&genotype.normal), genes(&genotype.reduction));
-    Cells { normal: &normal, reduce: &reduce }.serialize(to)
+    Cells {
+        normal: &normal,
+        reduce: &reduce,
+    }
+    .serialize(to)
 }
 
 /// For `#[serde(with = "crate::genotype")]`.
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Genotype, D::Error> {
     let cells = OwnedCells::deserialize(from)?;
     let cell = |genes: Vec<(String, usize)>| -> Result<CellGenotype, String> {
-        let genes = genes.into_iter().map(|(name, source)| Ok(Gene { primitive: primitive(&name)?, source }));
+        let genes = genes.into_iter().map(|(name, source)| {
+            Ok(Gene {
+                primitive: primitive(&name)?,
+                source,
+            })
+        });
         cell_of(genes.collect::<Result<_, String>>()?)
     };
     let (normal, reduction) = (
@@ -154,8 +173,13 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Genotype
 /// The cell of eight genes, unchecked otherwise.
 fn cell_of(genes: Vec<Gene>) -> Result<CellGenotype, String> {
     match <[Gene; 8]>::try_from(genes) {
-        Ok([a, b, c, d, e, f, g, h]) => Ok(CellGenotype { nodes: [[a, b], [c, d], [e, f], [g, h]] }),
-        Err(genes) => Err(format!("{} genes, expected 8 (two for each of the nodes 2 to 5)", genes.len())),
+        Ok([a, b, c, d, e, f, g, h]) => Ok(CellGenotype {
+            nodes: [[a, b], [c, d], [e, f], [g, h]],
+        }),
+        Err(genes) => Err(format!(
+            "{} genes, expected 8 (two for each of the nodes 2 to 5)",
+            genes.len()
+        )),
     }
 }
 
@@ -179,7 +203,10 @@ pub(crate) fn gene_from_text(text: &str) -> Result<Gene, String> {
     let source = source
         .parse()
         .map_err(|_| format!("`{source}` is no state in `{text}`, expected a number 0 to 4"))?;
-    Ok(Gene { primitive: primitive(name)?, source })
+    Ok(Gene {
+        primitive: primitive(name)?,
+        source,
+    })
 }
 
 /// The cell of eight texts, checked.

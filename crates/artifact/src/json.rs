@@ -124,7 +124,10 @@ mod tests {
     fn a_value_has_one_text() {
         let text = r#"{"b": [1, {"z": 0.1, "a": null}], "a": 1e3}"#;
         let value: Value = serde_json::from_str(text).unwrap();
-        assert_eq!(canonical(value), r#"{"a":1000.0,"b":[1,{"a":null,"z":0.1}]}"#);
+        assert_eq!(
+            canonical(value),
+            r#"{"a":1000.0,"b":[1,{"a":null,"z":0.1}]}"#
+        );
     }
 
     #[test]

@@ -49,8 +49,22 @@ fn stem_from_name<'de, D: Deserializer<'de>>(from: D) -> Result<Stem, D::Error> 
 
 impl From<&NetworkSpec> for NetworkRecord {
     fn from(spec: &NetworkSpec) -> Self {
-        let &NetworkSpec { stem, n_layers, init_channels, in_channels, n_classes, image_size } = spec;
-        Self { stem, n_layers, init_channels, in_channels, n_classes, image_size }
+        let &NetworkSpec {
+            stem,
+            n_layers,
+            init_channels,
+            in_channels,
+            n_classes,
+            image_size,
+        } = spec;
+        Self {
+            stem,
+            n_layers,
+            init_channels,
+            in_channels,
+            n_classes,
+            image_size,
+        }
     }
 }
 
@@ -59,9 +73,22 @@ impl TryFrom<&NetworkRecord> for NetworkSpec {
 
     /// The network, if it can be built.
     fn try_from(record: &NetworkRecord) -> Result<Self, Error> {
-        let &NetworkRecord { stem, n_layers, init_channels, in_channels, n_classes, image_size } =
-            record;
-        let spec = Self { stem, n_layers, init_channels, in_channels, n_classes, image_size };
+        let &NetworkRecord {
+            stem,
+            n_layers,
+            init_channels,
+            in_channels,
+            n_classes,
+            image_size,
+        } = record;
+        let spec = Self {
+            stem,
+            n_layers,
+            init_channels,
+            in_channels,
+            n_classes,
+            image_size,
+        };
         spec.validate()?;
         Ok(spec)
     }
@@ -175,10 +202,16 @@ impl LatencyDataset {
     /// # Errors
     /// If the file cannot be read, lacks a column, or has a row that is no genotype or no latency.
     pub fn read_parquet(file: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(file)
-            .map_err(|source| Error::Read { path: file.to_owned(), source })?;
+        let bytes = std::fs::read(file).map_err(|source| Error::Read {
+            path: file.to_owned(),
+            source,
+        })?;
         let table = Table::decode::<Self>(file, bytes)?;
-        Ok(Self { settings: settings_of(&table)?, samples: samples_of(&table)?, cells: Vec::new() })
+        Ok(Self {
+            settings: settings_of(&table)?,
+            samples: samples_of(&table)?,
+            cells: Vec::new(),
+        })
     }
 }
 
@@ -201,7 +234,10 @@ impl Artifact for LatencyDataset {
                 columns.put(&gene_column(kind, index), samples.iter().map(gene));
             }
         }
-        columns.put("latency_median_millis", samples.iter().map(|s| s.median_millis));
+        columns.put(
+            "latency_median_millis",
+            samples.iter().map(|s| s.median_millis),
+        );
         columns.put("latency_p10_millis", samples.iter().map(|s| s.p10_millis));
         columns.put("latency_p90_millis", samples.iter().map(|s| s.p90_millis));
         columns.put("n_repeats", samples.iter().map(|s| s.n_repeats));
@@ -218,14 +254,25 @@ impl Artifact for LatencyDataset {
         columns.put("sample_index", cells.iter().map(|c| c.sample_index));
         columns.put("kind", cells.iter().map(|c| c.kind.name().to_owned()));
         for index in 0..8 {
-            columns.put(&format!("gene_{index}"), cells.iter().map(|c| gene_text(&c.cell, index)));
+            columns.put(
+                &format!("gene_{index}"),
+                cells.iter().map(|c| gene_text(&c.cell, index)),
+            );
         }
         columns.put("reduction_prev", cells.iter().map(|c| c.reduction_prev));
         for (name, size) in SIZES {
-            columns.put(name, cells.iter().map(|c| u32::try_from(size(c)).unwrap_or(u32::MAX)));
+            columns.put(
+                name,
+                cells
+                    .iter()
+                    .map(|c| u32::try_from(size(c)).unwrap_or(u32::MAX)),
+            );
         }
         columns.put("n_uses", cells.iter().map(|c| c.n_uses));
-        columns.put("latency_median_millis", cells.iter().map(|c| c.median_millis));
+        columns.put(
+            "latency_median_millis",
+            cells.iter().map(|c| c.median_millis),
+        );
         columns.put("latency_p10_millis", cells.iter().map(|c| c.p10_millis));
         columns.put("latency_p90_millis", cells.iter().map(|c| c.p90_millis));
         columns.put("n_repeats", cells.iter().map(|c| c.n_repeats));
@@ -276,14 +323,22 @@ fn optional<T: Column>(
     name: &str,
     absent: impl Fn(usize) -> T,
 ) -> Result<Vec<T>, Error> {
-    if table.has(name) { table.get(name) } else { Ok((0..table.n_rows()).map(absent).collect()) }
+    if table.has(name) {
+        table.get(name)
+    } else {
+        Ok((0..table.n_rows()).map(absent).collect())
+    }
 }
 
 fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
-    let [normal, reduction] = CellKind::ALL.map(|kind| cells_in(table, |index| gene_column(kind, index)));
+    let [normal, reduction] =
+        CellKind::ALL.map(|kind| cells_in(table, |index| gene_column(kind, index)));
     let (normal, reduction) = (normal?, reduction?);
     let median: Vec<f64> = table.get("latency_median_millis")?;
-    if let Some(row) = median.iter().position(|millis| !(millis.is_finite() && *millis > 0.0)) {
+    if let Some(row) = median
+        .iter()
+        .position(|millis| !(millis.is_finite() && *millis > 0.0))
+    {
         let found = median[row];
         return Err(table.malformed(format!(
             "latency_median_millis is {found} in row {row}, expected a number above 0"
@@ -315,8 +370,10 @@ fn cells_of(table: &Table) -> Result<Vec<CellSample>, Error> {
     let kinds: Vec<String> = table.get("kind")?;
     let sample_index = table.get("sample_index")?;
     let reduction_prev = table.get("reduction_prev")?;
-    let sizes: Vec<Vec<u32>> =
-        SIZES.iter().map(|(name, _)| table.get(name)).collect::<Result<_, _>>()?;
+    let sizes: Vec<Vec<u32>> = SIZES
+        .iter()
+        .map(|(name, _)| table.get(name))
+        .collect::<Result<_, _>>()?;
     let n_uses = table.get("n_uses")?;
     let median: Vec<f64> = table.get("latency_median_millis")?;
     let p10 = table.get("latency_p10_millis")?;
@@ -329,7 +386,9 @@ fn cells_of(table: &Table) -> Result<Vec<CellSample>, Error> {
         .map(|(row, cell)| {
             let kind = CellKind::from_name(&kinds[row]).ok_or_else(|| {
                 let kind = &kinds[row];
-                table.malformed(format!("kind is `{kind}` in row {row}, expected normal or reduce"))
+                table.malformed(format!(
+                    "kind is `{kind}` in row {row}, expected normal or reduce"
+                ))
             })?;
             Ok(CellSample {
                 sample_index: sample_index[row],
@@ -354,15 +413,17 @@ fn cells_of(table: &Table) -> Result<Vec<CellSample>, Error> {
 
 /// The cell of each row, from eight columns.
 fn cells_in(table: &Table, column: impl Fn(usize) -> String) -> Result<Vec<CellGenotype>, Error> {
-    let columns: Vec<Vec<String>> =
-        (0..8).map(|index| table.get(&column(index))).collect::<Result<_, _>>()?;
+    let columns: Vec<Vec<String>> = (0..8)
+        .map(|index| table.get(&column(index)))
+        .collect::<Result<_, _>>()?;
     (0..table.n_rows())
         .map(|row| {
-            cell_from_texts(columns.iter().map(|column| column[row].as_str()).collect())
-                .map_err(|reason| {
+            cell_from_texts(columns.iter().map(|column| column[row].as_str()).collect()).map_err(
+                |reason| {
                     let (first, last) = (column(0), column(7));
                     table.malformed(format!("columns {first} to {last} in row {row}: {reason}"))
-                })
+                },
+            )
         })
         .collect()
 }

@@ -107,10 +107,19 @@ impl Manifest {
                 .iter()
                 .map(|(name, bytes)| {
                     let n_bytes = bytes.len() as u64;
-                    (name.to_owned(), FileEntry { n_bytes, digest: Digest::of(bytes) })
+                    (
+                        name.to_owned(),
+                        FileEntry {
+                            n_bytes,
+                            digest: Digest::of(bytes),
+                        },
+                    )
                 })
                 .collect(),
-            origin: Origin { machine: json::sorted(origin.machine), ..origin },
+            origin: Origin {
+                machine: json::sorted(origin.machine),
+                ..origin
+            },
             checksum: Digest::of(&[]),
         };
         manifest.checksum = checksum(manifest.to_value());

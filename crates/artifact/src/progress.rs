@@ -26,7 +26,9 @@ impl Progress {
     /// Bars if standard error is a terminal, else plain lines on it, at most one every few seconds.
     pub fn stderr() -> Self {
         if io::stderr().is_terminal() {
-            Self { sink: Sink::Terminal(MultiProgress::new()) }
+            Self {
+                sink: Sink::Terminal(MultiProgress::new()),
+            }
         } else {
             Self::lines(io::stderr())
         }
@@ -34,7 +36,9 @@ impl Progress {
 
     /// Plain lines, to a writer.
     pub fn lines(writer: impl Write + Send + 'static) -> Self {
-        Self { sink: Sink::Lines(Arc::new(Mutex::new(writer))) }
+        Self {
+            sink: Sink::Lines(Arc::new(Mutex::new(writer))),
+        }
     }
 
     /// Nothing.
@@ -57,7 +61,11 @@ impl Progress {
             started: Instant::now(),
             n_intervals: 0,
         };
-        Bar { progress: self.clone(), terminal, state: Mutex::new(state) }
+        Bar {
+            progress: self.clone(),
+            terminal,
+            state: Mutex::new(state),
+        }
     }
 
     /// Prints one line, above the bars.
@@ -151,7 +159,14 @@ impl Drop for Bar {
 impl BarState {
     /// The plain line at that time since the start.
     fn line(&self, elapsed: Duration) -> String {
-        let Self { label, message, total, n_done, n_skipped, .. } = self;
+        let Self {
+            label,
+            message,
+            total,
+            n_done,
+            n_skipped,
+            ..
+        } = self;
         let mut line = format!("{label}: {n_done}/{total}");
         let n_here = n_done - n_skipped;
         let secs = elapsed.as_secs_f64();
@@ -181,13 +196,20 @@ impl BarState {
 fn clock(duration: Duration) -> String {
     let secs = duration.as_secs_f64().round() as u64;
     let (hours, minutes, secs) = (secs / 3600, secs / 60 % 60, secs % 60);
-    if hours > 0 { format!("{hours}:{minutes:02}:{secs:02}") } else { format!("{minutes}:{secs:02}") }
+    if hours > 0 {
+        format!("{hours}:{minutes:02}:{secs:02}")
+    } else {
+        format!("{minutes}:{secs:02}")
+    }
 }
 
 fn styled_bar(label: &str, total: u64) -> ProgressBar {
     let style = "{prefix} {bar:32} {pos}/{len} {per_sec} {eta} left {msg}";
-    let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(total).with_style(style).with_prefix(label.to_owned());
+    let style =
+        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(total)
+        .with_style(style)
+        .with_prefix(label.to_owned());
     bar.enable_steady_tick(Duration::from_millis(250));
     bar
 }

@@ -27,6 +27,8 @@ impl Artifact for Report {
     }
 
     fn from_files(files: &Files) -> Result<Self, Error> {
-        Ok(Self { html: files.text(REPORT)? })
+        Ok(Self {
+            html: files.text(REPORT)?,
+        })
     }
 }

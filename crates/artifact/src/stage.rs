@@ -81,7 +81,12 @@ pub const REPORT: StageSpec = StageSpec {
     name: "report",
     package: "stage-report",
     revision: 1,
-    inputs: &[Kind::LatencyDataset, Kind::LatencyModel, Kind::Evaluation, Kind::Evaluation],
+    inputs: &[
+        Kind::LatencyDataset,
+        Kind::LatencyModel,
+        Kind::Evaluation,
+        Kind::Evaluation,
+    ],
     output: Kind::Report,
 };
 
@@ -212,6 +217,8 @@ pub struct RunContext {
     pub n_threads: usize,
     /// Where to tell how far the run is.
     pub progress: Progress,
+    /// Who may compute while something is timed: nobody.
+    pub machine_use: MachineUse,
     /// A folder for checkpoints, which exists. It outlives a run that is killed or fails, so that the next
     /// run with the same key goes on from there, and is removed when the artifact is published.
     pub work_dir: PathBuf,
@@ -224,8 +231,59 @@ impl RunContext {
             device: DeviceSpec::Cpu,
             n_threads: 1,
             progress: Progress::hidden(),
+            machine_use: MachineUse::in_store(work_dir),
             work_dir: work_dir.to_owned(),
         }
+    }
+}
+
+/// Keeps the stages that share a store from disturbing each other's timings: any number of them may
+/// compute at once, but who times is alone.
+///
+/// A lock on the file `.machine.lock` in the store, held by the process, so that it ends with it.
+#[derive(Clone, Debug)]
+pub struct MachineUse {
+    path: PathBuf,
+}
+
+/// The right to compute or to time; it ends when this is dropped.
+#[derive(Debug)]
+pub struct MachineGuard {
+    _file: fs::File,
+}
+
+impl MachineUse {
+    fn in_store(root: &Path) -> Self {
+        Self {
+            path: root.join(".machine.lock"),
+        }
+    }
+
+    /// Waits until nothing is timed, and keeps it so.
+    ///
+    /// # Errors
+    /// If the store cannot be written to, [`Error::Store`].
+    pub fn compute(&self) -> Result<MachineGuard, Error> {
+        self.lock(fs::File::lock_shared)
+    }
+
+    /// Waits until nobody computes or times, and keeps it so.
+    ///
+    /// # Errors
+    /// As [`compute`](Self::compute).
+    pub fn time(&self) -> Result<MachineGuard, Error> {
+        self.lock(fs::File::lock)
+    }
+
+    fn lock(&self, take: impl FnOnce(&fs::File) -> io::Result<()>) -> Result<MachineGuard, Error> {
+        let path = &self.path;
+        let open = || fs::File::options().create(true).append(true).open(path);
+        open()
+            .and_then(|file| take(&file).map(|()| MachineGuard { _file: file }))
+            .map_err(|source| Error::Store {
+                path: path.clone(),
+                source,
+            })
     }
 }
 
@@ -239,7 +297,9 @@ impl RunContext {
 pub fn configure_threads(n: usize) -> Result<(), Error> {
     // SAFETY: called before the run starts a thread; nothing else reads the environment by then.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
-    let built = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+    let built = rayon::ThreadPoolBuilder::new()
+        .num_threads(n)
+        .build_global();
     match (built, rayon::current_num_threads()) {
         (Err(_), running) if running != n => Err(Error::Threads { wanted: n, running }),
         _ => Ok(()),
@@ -278,7 +338,10 @@ where
     }
     // Before anything is looked up: a device that is not there is an error, cached or not.
     if args.device != DeviceSpec::Cpu {
-        return Err(Error::Device { device: args.device }.into());
+        return Err(Error::Device {
+            device: args.device,
+        }
+        .into());
     }
     if let Some(found) = store.find::<A>(&key)? {
         return Ok(announce(&found, args, true)?);
@@ -288,12 +351,27 @@ where
     let n_threads = args.n_threads();
     configure_threads(n_threads)?;
     let work_dir = store.work_dir::<A>(&key);
-    fs::create_dir_all(&work_dir)
-        .map_err(|source| Error::Store { path: work_dir.clone(), source })?;
-    let progress = if args.quiet { Progress::hidden() } else { Progress::stderr() };
-    let context = RunContext { device: args.device, n_threads, progress, work_dir };
+    fs::create_dir_all(&work_dir).map_err(|source| Error::Store {
+        path: work_dir.clone(),
+        source,
+    })?;
+    let progress = if args.quiet {
+        Progress::hidden()
+    } else {
+        Progress::stderr()
+    };
+    let machine_use = MachineUse::in_store(&args.store);
+    let context = RunContext {
+        device: args.device,
+        n_threads,
+        progress,
+        machine_use,
+        work_dir,
+    };
 
-    let started_unix_secs = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let started_unix_secs = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
     let clock = Instant::now();
     let value = run(&context).inspect_err(|_| {
         // Checkpoints stay for the next run; without any, nothing stays. Removes empty folders only.
@@ -331,11 +409,19 @@ pub fn announce<A: Artifact>(
     let Opened { manifest, dir, .. } = artifact;
     if args.json {
         let (kind, key, digest) = (manifest.kind, manifest.key, manifest.digest);
-        let answer = Answer { kind, key, digest, path: dir, cached };
-        print_line(&serde_json::to_string(&answer).map_err(|error| Error::Encode {
-            file: "the answer".to_owned(),
-            reason: error.to_string(),
-        })?)
+        let answer = Answer {
+            kind,
+            key,
+            digest,
+            path: dir,
+            cached,
+        };
+        print_line(
+            &serde_json::to_string(&answer).map_err(|error| Error::Encode {
+                file: "the answer".to_owned(),
+                reason: error.to_string(),
+            })?,
+        )
     } else {
         print_line(&dir.display().to_string())
     }
@@ -343,7 +429,9 @@ pub fn announce<A: Artifact>(
 
 fn print_line(line: &str) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(Error::Stdout)
+    writeln!(stdout, "{line}")
+        .and_then(|()| stdout.flush())
+        .map_err(Error::Stdout)
 }
 
 /// The body of a stage's `main`: runs it, prints its error, and says how the process ends. A panic is a

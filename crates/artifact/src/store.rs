@@ -59,7 +59,11 @@ impl<A> Opened<A> {
 pub fn open<A: Artifact>(dir: impl AsRef<Path>) -> Result<Opened<A>, Error> {
     let dir = dir.as_ref();
     let path = dir.join(manifest::FILE);
-    let missing = |what| Error::Missing { dir: dir.to_owned(), kind: A::KIND, what };
+    let missing = |what| Error::Missing {
+        dir: dir.to_owned(),
+        kind: A::KIND,
+        what,
+    };
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
         Err(_) if !dir.exists() => return Err(missing("there is no such folder")),
@@ -74,25 +78,45 @@ pub fn open<A: Artifact>(dir: impl AsRef<Path>) -> Result<Opened<A>, Error> {
     let manifest = Manifest::from_bytes(&path, &bytes)?;
     if manifest.kind != A::KIND {
         let (expected, found) = (A::KIND, manifest.kind);
-        return Err(Error::Kind { dir: dir.to_owned(), expected, found });
+        return Err(Error::Kind {
+            dir: dir.to_owned(),
+            expected,
+            found,
+        });
     }
     let expected = SearchSpace::darts().fingerprint();
     if manifest.space_fingerprint != expected {
-        return Err(Error::Space { path, expected, found: manifest.space_fingerprint });
+        return Err(Error::Space {
+            path,
+            expected,
+            found: manifest.space_fingerprint,
+        });
     }
     if !A::FORMAT.can_read(manifest.format) {
-        return Err(Error::Format { path, expected: A::FORMAT, found: manifest.format });
+        return Err(Error::Format {
+            path,
+            expected: A::FORMAT,
+            found: manifest.format,
+        });
     }
     let mut contents = BTreeMap::new();
     for (name, entry) in &manifest.files {
         let file = dir.join(name);
         let damaged = |expected: String, found: String| {
-            Err(Error::Damaged { file: file.clone(), expected, found, dir: dir.to_owned() })
+            Err(Error::Damaged {
+                file: file.clone(),
+                expected,
+                found,
+                dir: dir.to_owned(),
+            })
         };
         let bytes = match fs::read(&file) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return damaged(format!("{} bytes", entry.n_bytes), "no such file".to_owned());
+                return damaged(
+                    format!("{} bytes", entry.n_bytes),
+                    "no such file".to_owned(),
+                );
             }
             Err(source) => return Err(Error::Read { path: file, source }),
         };
@@ -106,7 +130,11 @@ pub fn open<A: Artifact>(dir: impl AsRef<Path>) -> Result<Opened<A>, Error> {
         contents.insert(name.clone(), bytes);
     }
     let value = A::from_files(&Files::in_folder(dir, contents))?;
-    Ok(Opened { value, manifest, dir: dir.to_owned() })
+    Ok(Opened {
+        value,
+        manifest,
+        dir: dir.to_owned(),
+    })
 }
 
 /// A folder of artifacts: `<root>/<kind>-v<major>/<first 12 digits of the key>/`.
@@ -129,7 +157,10 @@ impl Store {
         let store = Self::at(root);
         fs::create_dir_all(&store.root)
             .and_then(|()| tempfile::tempfile_in(&store.root).map(drop))
-            .map_err(|source| Error::Store { path: store.root.clone(), source })?;
+            .map_err(|source| Error::Store {
+                path: store.root.clone(),
+                source,
+            })?;
         Ok(store)
     }
 
@@ -188,10 +219,23 @@ impl Store {
         let files = value.to_files()?;
         let manifest = Manifest::new::<A>(key_parts, origin, &files);
         let dir = self.dir::<A>(&manifest.key);
-        let failed = |source| Error::Store { path: dir.clone(), source };
-        let published = self.write_folder::<A>(&dir, &files, &manifest).map_err(failed)?;
+        let failed = |source| Error::Store {
+            path: dir.clone(),
+            source,
+        };
+        let published = self
+            .write_folder::<A>(&dir, &files, &manifest)
+            .map_err(failed)?;
         remove_folder(&self.work_dir::<A>(&manifest.key)).map_err(failed)?;
-        if published { Ok(Opened { value, manifest, dir }) } else { open(dir) }
+        if published {
+            Ok(Opened {
+                value,
+                manifest,
+                dir,
+            })
+        } else {
+            open(dir)
+        }
     }
 
     /// Whether this folder, and not that of a faster process, is there now.
@@ -203,7 +247,9 @@ impl Store {
     ) -> io::Result<bool> {
         let parent = self.kind_dir::<A>();
         fs::create_dir_all(&parent)?;
-        let aside = tempfile::Builder::new().prefix(".part-").tempdir_in(&parent)?;
+        let aside = tempfile::Builder::new()
+            .prefix(".part-")
+            .tempdir_in(&parent)?;
         for (name, bytes) in files.iter() {
             disk::write_synced(&aside.path().join(name), bytes)?;
         }

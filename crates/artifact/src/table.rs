@@ -33,7 +33,8 @@ pub(crate) struct Columns {
 
 impl Columns {
     fn push(&mut self, name: &str, nullable: bool, array: ArrayRef) {
-        self.fields.push(Field::new(name, array.data_type().clone(), nullable));
+        self.fields
+            .push(Field::new(name, array.data_type().clone(), nullable));
         self.arrays.push(array);
     }
 
@@ -44,7 +45,9 @@ impl Columns {
 
     fn floats(&mut self, name: &str, nullable: bool, values: impl Iterator<Item = Option<f64>>) {
         let values: Vec<Option<f64>> = values.collect();
-        let row = values.iter().position(|value| value.is_some_and(|value| !value.is_finite()));
+        let row = values
+            .iter()
+            .position(|value| value.is_some_and(|value| !value.is_finite()));
         if let (Some(row), None) = (row, &self.non_finite) {
             self.non_finite = Some((name.to_owned(), row));
         }
@@ -63,11 +66,17 @@ impl Columns {
             let what = format!("{file}: {column} in row {row}");
             return Err(Error::NonFinite { what });
         }
-        let failed = |reason: String| Error::Encode { file: file.to_owned(), reason };
+        let failed = |reason: String| Error::Encode {
+            file: file.to_owned(),
+            reason,
+        };
         let mut metadata = vec![
             KeyValue::new("kind".to_owned(), A::KIND.to_string()),
             KeyValue::new("format".to_owned(), A::FORMAT.to_string()),
-            KeyValue::new("space_fingerprint".to_owned(), SearchSpace::darts().fingerprint()),
+            KeyValue::new(
+                "space_fingerprint".to_owned(),
+                SearchSpace::darts().fingerprint(),
+            ),
         ];
         metadata.extend(settings.map(|text| KeyValue::new("settings".to_owned(), text)));
         let properties = WriterProperties::builder()
@@ -207,7 +216,11 @@ impl Table {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| malformed(&error))?;
         let batch = concat_batches(&schema, &batches).map_err(|error| malformed(&error))?;
-        let table = Self { file: file.to_owned(), batch, metadata };
+        let table = Self {
+            file: file.to_owned(),
+            batch,
+            metadata,
+        };
         table.check::<A>()?;
         Ok(table)
     }
@@ -224,14 +237,20 @@ impl Table {
                 .parse()
                 .map_err(|error: ParseFormatVersionError| self.malformed(error.to_string()))?;
             if !A::FORMAT.can_read(found) {
-                return Err(Error::Format { path: path(), expected: A::FORMAT, found });
+                return Err(Error::Format {
+                    path: path(),
+                    expected: A::FORMAT,
+                    found,
+                });
             }
         }
         let expected = SearchSpace::darts().fingerprint();
         match self.metadata("space_fingerprint") {
-            Some(found) if found != expected => {
-                Err(Error::Space { path: path(), expected, found: found.to_owned() })
-            }
+            Some(found) if found != expected => Err(Error::Space {
+                path: path(),
+                expected,
+                found: found.to_owned(),
+            }),
             _ => Ok(()),
         }
     }
@@ -249,7 +268,10 @@ impl Table {
     }
 
     pub(crate) fn malformed(&self, reason: String) -> Error {
-        Error::Malformed { file: self.file.clone(), reason }
+        Error::Malformed {
+            file: self.file.clone(),
+            reason,
+        }
     }
 
     /// The values of a column.
@@ -269,10 +291,20 @@ impl Table {
     fn nullable_column(&self, name: &str, wanted: &DataType) -> Result<ArrayRef, Error> {
         let column = self.batch.column_by_name(name).ok_or_else(|| {
             let schema = self.batch.schema();
-            let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-            self.malformed(format!("no column {name}; the file has {}", names.join(", ")))
+            let names: Vec<_> = schema
+                .fields()
+                .iter()
+                .map(|field| field.name().as_str())
+                .collect();
+            self.malformed(format!(
+                "no column {name}; the file has {}",
+                names.join(", ")
+            ))
         })?;
-        let strict = CastOptions { safe: false, ..CastOptions::default() };
+        let strict = CastOptions {
+            safe: false,
+            ..CastOptions::default()
+        };
         cast_with_options(column, wanted, &strict).map_err(|error| {
             self.malformed(format!(
                 "column {name} is {}, expected {wanted}: {error}",

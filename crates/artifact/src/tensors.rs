@@ -39,7 +39,13 @@ pub(crate) fn encode(
 ) -> Result<Vec<u8>, String> {
     let bytes: Vec<Vec<u8>> = tensors
         .values()
-        .map(|tensor| tensor.values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        .map(|tensor| {
+            tensor
+                .values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect()
+        })
         .collect();
     let views = tensors.iter().zip(&bytes).map(|((name, tensor), bytes)| {
         TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)
@@ -59,8 +65,17 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<FloatTensors, String> {
                 return Err(format!("tensor {name} is {:?}, expected F32", view.dtype()));
             }
             let (numbers, _) = view.data().as_chunks::<4>();
-            let values = numbers.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-            Ok((name.to_owned(), FloatTensor { shape: view.shape().to_vec(), values }))
+            let values = numbers
+                .iter()
+                .map(|&bytes| f32::from_le_bytes(bytes))
+                .collect();
+            Ok((
+                name.to_owned(),
+                FloatTensor {
+                    shape: view.shape().to_vec(),
+                    values,
+                },
+            ))
         })
         .collect()
 }

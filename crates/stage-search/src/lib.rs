@@ -62,6 +62,7 @@ pub fn run_until(
     last_epoch: usize,
 ) -> Result<Option<SearchResult>, Error> {
     check(config)?;
+    let _guard = context.machine_use.compute()?;
     let card = &inputs.latency_model.value.card;
     let model = latency_model(&inputs.latency_model)?;
     let objective = Objective {

@@ -28,7 +28,7 @@ const STREAM_SPLIT: u64 = 1;
 const STREAM_FIRST_EPOCH: u64 = 2;
 
 /// The two parts of the training split.
-pub struct Data<'a> {
+pub(crate) struct Data<'a> {
     set: &'a ImageSet,
     train: Vec<usize>,
     valid: Vec<usize>,
@@ -38,7 +38,7 @@ pub struct Data<'a> {
 
 impl<'a> Data<'a> {
     /// Splits by class; normalises by the statistics of the whole set.
-    pub fn new(set: &'a ImageSet, config: &Config) -> Result<Self, Error> {
+    pub(crate) fn new(set: &'a ImageSet, config: &Config) -> Result<Self, Error> {
         let data = &config.data;
         let fractions = [data.train_fraction, data.valid_fraction];
         if fractions.iter().any(|f| !(*f > 0.0)) || fractions.iter().sum::<f64>() > 1.0 {
@@ -99,13 +99,13 @@ impl<'a> Data<'a> {
 }
 
 /// The latency in the loss.
-pub struct Objective<'a> {
+pub(crate) struct Objective<'a> {
     /// Its weight.
-    pub lambda: f64,
+    pub(crate) lambda: f64,
     /// The latency that counts as 1, in ms.
-    pub reference_millis: f64,
+    pub(crate) reference_millis: f64,
     /// The frozen model.
-    pub model: &'a dyn LatencyModel,
+    pub(crate) model: &'a dyn LatencyModel,
 }
 
 impl Objective<'_> {
@@ -128,42 +128,42 @@ fn code_values(code: &Tensor) -> Result<Vec<f32>, candle_core::Error> {
 
 /// What one epoch showed.
 #[derive(Debug, Clone)]
-pub struct EpochResult {
+pub(crate) struct EpochResult {
     /// Mean cross entropy of the weight steps, nats.
-    pub train_loss: f64,
+    pub(crate) train_loss: f64,
     /// Share of right answers in the weight steps.
-    pub train_accuracy: f64,
+    pub(crate) train_accuracy: f64,
     /// Mean cross entropy on validation images after the epoch, by running statistics, nats.
-    pub valid_loss: f64,
+    pub(crate) valid_loss: f64,
     /// Share of right answers there.
-    pub valid_accuracy: f64,
+    pub(crate) valid_accuracy: f64,
     /// The model's answer for the soft code after the epoch, in ms.
-    pub soft_latency_millis: f64,
+    pub(crate) soft_latency_millis: f64,
     /// The model's answer for the derived genotype after the epoch, in ms.
-    pub derived_latency_millis: f64,
+    pub(crate) derived_latency_millis: f64,
     /// The learning rate of the weights.
-    pub learning_rate: f64,
+    pub(crate) learning_rate: f64,
     /// The derived genotype.
-    pub genotype: Genotype,
+    pub(crate) genotype: Genotype,
 }
 
 /// A search in progress: everything that its steps change.
-pub struct Search {
+pub(crate) struct Search {
     /// The weights.
-    pub network: Supernet,
+    pub(crate) network: Supernet,
     /// Alpha and beta.
-    pub architecture: Architecture,
+    pub(crate) architecture: Architecture,
     /// The optimiser of the weights.
-    pub sgd: Sgd,
+    pub(crate) sgd: Sgd,
     /// The optimiser of alpha and beta.
-    pub adam: Adam,
+    pub(crate) adam: Adam,
     config: Config,
     device: Device,
 }
 
 impl Search {
     /// Draws the initial weights and architecture parameters.
-    pub fn new(config: &Config, set: &ImageSet, device: &Device) -> Result<Self, Error> {
+    pub(crate) fn new(config: &Config, set: &ImageSet, device: &Device) -> Result<Self, Error> {
         let spec = network_spec(config, set)?;
         let ratio = ChannelRatio::new(config.network.channel_ratio)
             .filter(|ratio| {
@@ -199,12 +199,12 @@ impl Search {
     }
 
     /// The number of steps of an epoch; a last batch that would not be full is left out.
-    pub fn n_steps(&self, data: &Data<'_>) -> usize {
+    pub(crate) fn n_steps(&self, data: &Data<'_>) -> usize {
         data.train.len() / self.config.batch_size
     }
 
     /// One epoch. `on_step` is told the training loss after each step.
-    pub fn epoch(
+    pub(crate) fn epoch(
         &mut self,
         epoch: usize,
         data: &Data<'_>,
@@ -324,7 +324,7 @@ impl Search {
 }
 
 /// The latency of a genotype by the model, in ms.
-pub fn predict(model: &dyn LatencyModel, genotype: &Genotype) -> f64 {
+pub(crate) fn predict(model: &dyn LatencyModel, genotype: &Genotype) -> f64 {
     model.predict_millis(&SearchSpace::darts().encode(genotype))
 }
 
