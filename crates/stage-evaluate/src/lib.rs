@@ -1,1 +1,201 @@
-//! stage-evaluate.
+//! Stage `evaluate`: trains the network of a found genotype from scratch, tests it and times it.
+//!
+//! The network is trained on the training split of the data set and tested once, after the last epoch, on
+//! the test split; nothing is chosen by the test images. Its latency is taken under the protocol of the
+//! search result (batch, threads, warm-up, repeats), in rounds between timings of the anchor network that
+//! also stood between the profiled architectures, so that measured and predicted latencies are of the same
+//! thing.
+//!
+//! After every epoch the whole state is on the disk; killed and started again, an evaluation ends with the
+//! same bytes, `latency.json` excepted.
+
+mod checkpoint;
+mod config;
+mod count;
+mod data;
+mod error;
+#[cfg(test)]
+mod tests;
+mod timing;
+mod training;
+
+use std::path::Path;
+
+use artifact::stage::EVALUATE;
+use artifact::{
+    Evaluation, KeyParts, MeasurementSettings, Opened, RunContext, SearchResult, SearchSummary,
+    TimingRecord,
+};
+use candle_core::Device;
+use images::Split;
+use rand_chacha::rand_core::SeedableRng;
+use space::{Counts, NetworkSpec, count_derived};
+
+pub use crate::config::{Config, DataConfig, ScheduleKind, TimingConfig, WeightsConfig};
+pub use crate::count::CountArgs;
+pub use crate::error::Error;
+
+use crate::data::Data;
+use crate::training::{Trained, Training};
+
+/// What the stage reads, besides the images that its config names.
+pub struct Inputs {
+    /// The architecture and where it comes from.
+    pub search_result: Opened<SearchResult>,
+}
+
+impl Inputs {
+    /// Opens the search result of a folder.
+    ///
+    /// # Errors
+    /// As [`artifact::open`].
+    pub fn open(search_result: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            search_result: artifact::open(search_result)?,
+        })
+    }
+
+    /// What decides the result: the config, the search result, and the files of both splits.
+    ///
+    /// # Errors
+    /// If the config is not right, or if there are no such images.
+    pub fn key(&self, config: &Config) -> Result<KeyParts, Error> {
+        config.check()?;
+        let mut files = images::files(&config.data.dir, Split::Train)?;
+        files.extend(images::files(&config.data.dir, Split::Test)?);
+        Ok(KeyParts::new(&EVALUATE, config)?
+            .input("search-result", self.search_result.digest())
+            .input("images", artifact::digest_files(&files)?))
+    }
+}
+
+/// Trains, tests, times and counts the network of the search result.
+///
+/// # Errors
+/// If config, search result and images do not go together, if a loss is NaN or infinite, or if the
+/// working folder cannot be written to.
+pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<Evaluation, Error> {
+    config.check()?;
+    let search = &inputs.search_result.value;
+    let network = NetworkSpec::try_from(&config.network)?;
+    let settings = settings(config, search)?;
+    let progress = &context.progress;
+    if search.settings.is_none() {
+        progress.line("the search result does not say how its latencies were taken: timing one image on one thread");
+    }
+
+    let data = Data::load(config)?;
+    let training = Training::open(
+        config,
+        &search.genotype,
+        &data,
+        &Device::Cpu,
+        &context.work_dir,
+    )?;
+    let trained = train(training, config, context)?;
+    progress.line(&format!(
+        "test accuracy {:.2} %, loss {:.4}",
+        100.0 * trained.test_accuracy,
+        trained.test_loss
+    ));
+
+    let weights = trained.weights()?;
+    let latency = timing::time(trained.network, &settings, &config.timing, progress)?;
+    let Counts {
+        n_params,
+        n_macs,
+        n_multi_adds,
+    } = count_derived(&search.genotype, &network);
+    Ok(Evaluation {
+        genotype: search.genotype.clone(),
+        network: config.network.clone(),
+        settings,
+        search: SearchSummary {
+            method: search.method.clone(),
+            lambda: search.lambda,
+            seed: search.seed,
+            predicted_latency_millis: search.predicted_latency_millis,
+        },
+        seed: config.seed,
+        test_accuracy: trained.test_accuracy,
+        test_loss: trained.test_loss,
+        latency,
+        n_params,
+        n_macs,
+        n_multi_adds,
+        epochs: trained.epochs,
+        weights,
+    })
+}
+
+/// What the latency of this evaluation is of: the network of the config under the protocol of the search
+/// result. A search result that does not tell its protocol (its predictor was fitted on foreign data)
+/// gets one image on one thread.
+fn settings(config: &Config, search: &SearchResult) -> Result<MeasurementSettings, Error> {
+    let network = &config.network;
+    let timing = match &search.settings {
+        Some(profiled) if profiled.network != *network => {
+            let describe = |record| serde_json::to_string(record).unwrap_or_default();
+            return Err(Error::OtherNetwork {
+                configured: describe(network),
+                profiled: describe(&profiled.network),
+            });
+        }
+        Some(profiled) => profiled.timing.clone(),
+        None => TimingRecord {
+            batch_size: 1,
+            n_threads: 1,
+            n_warmup: 3,
+            n_repeats: 20,
+        },
+    };
+    Ok(MeasurementSettings {
+        network: network.clone(),
+        timing,
+        device: "cpu".to_owned(),
+        runtime: runtime::CANDLE_CPU.to_owned(),
+    })
+}
+
+/// Trains the epochs that are left, and tests; a bar for each epoch.
+fn train(
+    mut training: Training<'_>,
+    config: &Config,
+    context: &RunContext,
+) -> Result<Trained, Error> {
+    let progress = &context.progress;
+    let n_done = training.epochs().len();
+    if n_done > 0 {
+        progress.line(&format!(
+            "going on after {n_done} of {} epochs",
+            config.n_epochs
+        ));
+    }
+    for epoch in n_done..config.n_epochs {
+        let label = format!("epoch {}/{}", epoch + 1, config.n_epochs);
+        let bar = progress.bar(&label, training.n_steps() as u64);
+        training.advance(|loss| {
+            bar.message(format!("loss {loss:.3}"));
+            bar.inc(1);
+        })?;
+        if let Some(row) = training.epochs().last() {
+            let accuracy = 100.0 * row.train_accuracy;
+            bar.message(format!(
+                "loss {:.4}, accuracy {accuracy:.2} %",
+                row.train_loss
+            ));
+        }
+        bar.finish();
+    }
+    let bar = progress.bar("test", training.n_test_batches() as u64);
+    let trained = training.finish(|| bar.inc(1))?;
+    bar.finish();
+    Ok(trained)
+}
+
+/// The generator of one purpose: streams of one seed are independent.
+fn rng(seed: u64, stream: u64) -> nn::Rng {
+    let mut rng = nn::Rng::seed_from_u64(seed);
+    rng.set_stream(stream);
+    rng
+}

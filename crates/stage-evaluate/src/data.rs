@@ -1,0 +1,101 @@
+//! The images of a training and of its test.
+
+use candle_core::{Device, Tensor};
+use images::{Augmentation, Batch, ImageSet, LoadOptions, Normalization, Split};
+
+use crate::config::Config;
+use crate::error::Error;
+
+/// Both splits of the data set.
+pub(crate) struct Data {
+    pub(crate) train: ImageSet,
+    pub(crate) test: ImageSet,
+    normalization: Normalization,
+    augmentation: Augmentation,
+}
+
+/// Images `[n, c, h, w]` and their classes `[n]`.
+pub(crate) type Tensors = (Tensor, Tensor);
+
+impl Data {
+    /// Loads both splits, and sees that they go into the network.
+    pub(crate) fn load(config: &Config) -> Result<Self, Error> {
+        let data = &config.data;
+        let options = LoadOptions {
+            resize: (data.resize > 0).then_some(data.resize),
+            ..LoadOptions::default()
+        };
+        let load = |split| {
+            let set = images::load(&data.dir, split, &options)?;
+            check(&set, split, config)?;
+            Ok::<_, Error>(set)
+        };
+        let (train, test) = (load(Split::Train)?, load(Split::Test)?);
+        let normalization = if data.mean.is_empty() {
+            train.channel_statistics()?
+        } else {
+            Normalization {
+                mean: data.mean.clone(),
+                std: data.std.clone(),
+            }
+        };
+        Ok(Self {
+            train,
+            test,
+            normalization,
+            augmentation: data.augmentation(),
+        })
+    }
+
+    /// Training images, augmented.
+    pub(crate) fn train_batch(
+        &self,
+        indices: &[usize],
+        rng: &mut nn::Rng,
+        device: &Device,
+    ) -> Result<Tensors, Error> {
+        let normalization = &self.normalization;
+        let batch = images::batch(&self.train, indices, normalization, &self.augmentation, rng)?;
+        tensors(batch, &self.train, device)
+    }
+
+    /// Test images as they are.
+    pub(crate) fn test_batch(&self, indices: &[usize], device: &Device) -> Result<Tensors, Error> {
+        // Without augmentation nothing is drawn.
+        let mut rng = crate::rng(0, 0);
+        let (normalization, augmentation) = (&self.normalization, Augmentation::none());
+        let batch = images::batch(&self.test, indices, normalization, &augmentation, &mut rng)?;
+        tensors(batch, &self.test, device)
+    }
+}
+
+fn tensors(batch: Batch, set: &ImageSet, device: &Device) -> Result<Tensors, Error> {
+    let shape = (batch.n, set.n_channels(), set.height(), set.width());
+    Ok((
+        Tensor::from_vec(batch.images, shape, device)?,
+        Tensor::from_vec(batch.labels, batch.n, device)?,
+    ))
+}
+
+fn check(set: &ImageSet, split: Split, config: &Config) -> Result<(), Error> {
+    let network = &config.network;
+    let found = [set.n_channels(), set.height(), set.width()];
+    let expected = [network.in_channels, network.image_size, network.image_size];
+    let classes_fit = match split {
+        Split::Train => set.n_classes() == network.n_classes,
+        // Where a data set does not name its classes, the last ones may be missing from the test.
+        Split::Test => set.n_classes() <= network.n_classes,
+    };
+    if found == expected && classes_fit {
+        return Ok(());
+    }
+    let describe = |[c, h, w]: [usize; 3], n_classes| {
+        format!("{c} x {h} x {w} (channels, height, width) of {n_classes} classes")
+    };
+    Err(Error::OtherImages {
+        dir: config.data.dir.clone(),
+        split,
+        found: describe(found, set.n_classes()),
+        expected: describe(expected, network.n_classes),
+    })
+}

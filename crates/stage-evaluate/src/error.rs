@@ -1,0 +1,99 @@
+//! What can go wrong in an evaluation.
+
+use std::path::PathBuf;
+
+use artifact::{ExitCode, StageError};
+
+/// Why there is no evaluation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A config value that no type can exclude.
+    #[error("config: {key} must be {expected}")]
+    Setting {
+        /// The key.
+        key: &'static str,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// The network of the config is not the one whose latency was predicted.
+    #[error(
+        "config: [network] is {configured}, but the search result predicts the latency of {profiled}; \
+         make [network] the same in profile.toml and evaluate.toml"
+    )]
+    OtherNetwork {
+        /// The network of the config.
+        configured: String,
+        /// The network of the search result.
+        profiled: String,
+    },
+    /// The images do not go into the network.
+    #[error(
+        "the {split} images in {dir} are {found}, but [network] in the config is for {expected}; \
+         correct [network], or data.dir"
+    )]
+    OtherImages {
+        /// The folder of the data set.
+        dir: PathBuf,
+        /// Which of them.
+        split: images::Split,
+        /// What the images are.
+        found: String,
+        /// What the network takes.
+        expected: String,
+    },
+    /// NaN or infinity.
+    #[error(
+        "{what} is NaN or infinite in epoch {epoch}, step {step}; lower weights.learning_rate, clip the \
+         gradients (weights.clip_norm), or look for broken images"
+    )]
+    NonFinite {
+        /// Which number.
+        what: &'static str,
+        /// The epoch, from 0.
+        epoch: usize,
+        /// The step within the epoch, from 0.
+        step: usize,
+    },
+    /// The clock cannot tell how long a network takes.
+    #[error(
+        "{what} takes no time that this machine's clock can tell; raise timing.batch_size in profile.toml"
+    )]
+    Unmeasurable {
+        /// What was timed.
+        what: &'static str,
+    },
+    /// A checkpoint does not fit what is trained.
+    #[error("{path} is no checkpoint of this training; delete it")]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit, if it is a tensor of the network.
+        source: Option<nn::StateError>,
+    },
+    /// The threads of the timing could not be started.
+    #[error("cannot start the threads of the timing")]
+    Threads(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The images cannot be had.
+    #[error(transparent)]
+    Images(#[from] images::Error),
+    /// The files between the stages.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
+    /// The tensor library failed.
+    #[error("the network cannot be run")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl StageError for Error {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Setting { .. } | Self::OtherNetwork { .. } | Self::OtherImages { .. } => {
+                ExitCode::Usage
+            }
+            Self::Images(_) | Self::Checkpoint { .. } => ExitCode::Input,
+            Self::NonFinite { .. } | Self::Unmeasurable { .. } => ExitCode::Numbers,
+            Self::Artifact(error) => error.exit_code(),
+            Self::Threads(_) | Self::Tensor(_) => ExitCode::Bug,
+        }
+    }
+}

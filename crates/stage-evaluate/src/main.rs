@@ -1,0 +1,64 @@
+//! The binary of the stage `evaluate`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use artifact::stage::{self, StageArgs};
+use clap::{Args, Parser, Subcommand};
+use measure::Machine;
+use stage_evaluate::{Config, CountArgs, Error, Inputs};
+
+/// Trains the found network from scratch, tests it and times it
+#[derive(Parser)]
+#[command(name = "evaluate", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train, test and time the network of a search result, and print the evaluation's folder
+    Run(RunArgs),
+    /// Print what a genotype costs in a published network: parameters and multiply-adds
+    Count(CountArgs),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// The folder of the search result
+    #[arg(long, value_name = "DIR")]
+    search_result: PathBuf,
+    #[command(flatten)]
+    stage: StageArgs,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    let command = Cli::parse().command;
+    stage::main(|| match command {
+        Command::Run(args) => run(&args),
+        Command::Count(args) => args.run(),
+    })
+}
+
+fn run(
+    RunArgs {
+        search_result,
+        stage: args,
+    }: &RunArgs,
+) -> Result<(), Error> {
+    let config: Config = args.load_config()?;
+    let inputs = Inputs::open(search_result)?;
+    let key = inputs.key(&config)?;
+    let fields = Machine::detect().fields().into_iter();
+    let machine = fields
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect();
+    stage::execute(args, key, serde_json::Value::Object(machine), |context| {
+        stage_evaluate::run(&config, &inputs, context)
+    })
+}

@@ -1,0 +1,145 @@
+//! The latency of the trained network, under the protocol of the search result.
+
+use artifact::{MeasurementSettings, Progress, TimingResult};
+use candle_core::Device;
+use measure::{Anchor, Protocol, Timing};
+use nn::DerivedNet;
+use runtime::{Executor, Prepared};
+use space::{Genotype, NetworkSpec};
+
+use crate::config::TimingConfig;
+use crate::error::Error;
+
+/// The published genotype whose network is the anchor: the same as when architectures are profiled.
+const ANCHOR: &str = "PC_DARTS_cifar";
+
+/// One timing of the network, corrected for drift, and how the machine stood.
+struct Round {
+    timing: Timing,
+    anchor_ratio: f64,
+    disturbed: bool,
+}
+
+/// Times the network in rounds, with the anchor network before and after each.
+///
+/// The reference of the anchor is its median over all rounds. Each round is corrected by the anchors
+/// about it; of the undisturbed rounds (of all, if every one was disturbed) the one with the median
+/// latency counts.
+pub(crate) fn time(
+    network: DerivedNet,
+    settings: &MeasurementSettings,
+    config: &TimingConfig,
+    progress: &Progress,
+) -> Result<TimingResult, Error> {
+    let spec = NetworkSpec::try_from(&settings.network)?;
+    let (record, device) = (&settings.timing, Device::Cpu);
+    let genotype = Genotype::named(ANCHOR).expect("the anchor is a published genotype");
+    let anchor = Prepared::network(&spec, &genotype, record.batch_size, &device)?;
+    let network = Prepared::trained(network, &spec, record.batch_size, &device)?;
+    let executor =
+        Executor::new(record.n_threads).map_err(|error| Error::Threads(Box::new(error)))?;
+    let protocol = Protocol {
+        n_warmup: record.n_warmup,
+        n_repeats: record.n_repeats,
+    };
+    let time = |prepared: &Prepared, what| {
+        let timing = executor.install(|| measure::time(&protocol, || prepared.run().map(drop)))?;
+        if timing.p10_nanos == 0 {
+            Err(Error::Unmeasurable { what })
+        } else {
+            Ok(timing)
+        }
+    };
+
+    // The first timing of all warms the machine up.
+    time(&anchor, "the anchor network")?;
+    let mut anchors = vec![time(&anchor, "the anchor network")?];
+    let mut timings = Vec::with_capacity(config.n_rounds);
+    let bar = progress.bar("timing", config.n_rounds as u64);
+    for _ in 0..config.n_rounds {
+        timings.push(time(&network, "the trained network")?);
+        anchors.push(time(&anchor, "the anchor network")?);
+        bar.inc(1);
+    }
+    bar.finish();
+
+    let reference = Anchor::new(&anchors, config.max_disturbance);
+    let rounds = timings
+        .iter()
+        .zip(anchors.windows(2))
+        .map(|(timing, about)| {
+            let drift = reference.drift(&about[0], &about[1]);
+            Round {
+                timing: drift.correct(timing),
+                anchor_ratio: drift.ratio,
+                disturbed: drift.disturbed,
+            }
+        })
+        .collect();
+    let Round {
+        timing,
+        anchor_ratio,
+        disturbed,
+    } = median(rounds);
+    Ok(TimingResult {
+        median_millis: timing.median_millis(),
+        p10_millis: timing.p10_millis(),
+        p90_millis: timing.p90_millis(),
+        n_repeats: timing.n_repeats,
+        anchor_ratio,
+        disturbed,
+    })
+}
+
+/// The round with the median latency (of an even number the lower one) of those that were not disturbed,
+/// or of all.
+///
+/// # Panics
+/// If there are none.
+fn median(rounds: Vec<Round>) -> Round {
+    let (mut quiet, mut restless): (Vec<_>, Vec<_>) =
+        rounds.into_iter().partition(|round| !round.disturbed);
+    let rounds = if quiet.is_empty() {
+        &mut restless
+    } else {
+        &mut quiet
+    };
+    rounds.sort_by_key(|round| round.timing.median_nanos);
+    rounds.swap_remove((rounds.len() - 1) / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(nanos: u64, disturbed: bool) -> Round {
+        Round {
+            timing: Timing::from_nanos(vec![nanos]),
+            anchor_ratio: 1.0,
+            disturbed,
+        }
+    }
+
+    #[test]
+    fn the_median_undisturbed_round_counts() {
+        let rounds = [
+            (30, false),
+            (10, true),
+            (20, false),
+            (90, true),
+            (40, false),
+        ];
+        let chosen = median(
+            rounds
+                .map(|(nanos, disturbed)| round(nanos, disturbed))
+                .into(),
+        );
+        assert_eq!((chosen.timing.median_nanos, chosen.disturbed), (30, false));
+    }
+
+    #[test]
+    fn where_every_round_was_disturbed_one_of_them_counts_and_says_so() {
+        let chosen = median(vec![round(9, true), round(7, true), round(8, true)]);
+        assert_eq!((chosen.timing.median_nanos, chosen.disturbed), (8, true));
+    }
+}

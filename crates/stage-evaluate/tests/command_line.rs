@@ -1,0 +1,371 @@
+//! The program: what it prints, where it stops, and with which exit code.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+mod fixture;
+
+/// A folder with images, a config and a search result.
+struct Place {
+    dir: tempfile::TempDir,
+    search_result: PathBuf,
+}
+
+/// What the program answered.
+struct Answer {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn evaluate(args: &[&str]) -> Answer {
+    let output = Command::new(env!("CARGO_BIN_EXE_evaluate"))
+        .args(args)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Answer {
+        code: output.status.code().unwrap(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+impl Answer {
+    /// Asserts that the program failed with that code and said all of these.
+    #[track_caller]
+    fn failed(&self, code: i32, says: &[&str]) {
+        assert_eq!(self.code, code, "{}", self.stderr);
+        assert_eq!(self.stdout, "");
+        for text in says {
+            assert!(
+                self.stderr.contains(text),
+                "`{text}` is not in\n{}",
+                self.stderr
+            );
+        }
+    }
+
+    #[track_caller]
+    fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        fixture::write_images(&data);
+        fs::write(
+            dir.path().join("evaluate.toml"),
+            fixture::config_text(&data),
+        )
+        .unwrap();
+        let search_result =
+            fixture::search_result(&dir.path().join("searches"), Some(fixture::settings()));
+        Self { dir, search_result }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, more: &[&str]) -> Answer {
+        self.run_in("store", more)
+    }
+
+    fn run_in(&self, store: &str, more: &[&str]) -> Answer {
+        let [config, store] = ["evaluate.toml", store].map(|name| self.path(name));
+        let mut args = vec!["run", "--config", text(&config), "--store", text(&store)];
+        args.extend([
+            "--search-result",
+            text(&self.search_result),
+            "--threads",
+            "1",
+        ]);
+        args.extend(more);
+        evaluate(&args)
+    }
+
+    /// Everything in the store, files and folders.
+    fn stored(&self) -> Vec<PathBuf> {
+        fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+            for entry in fs::read_dir(dir).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                walk(&path, found);
+                found.push(path);
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.path("store"), &mut found);
+        found
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn an_evaluation_is_made_once_and_its_bytes_repeat() {
+    let place = Place::new();
+    let first = place.run(&["--json"]).json();
+    assert_eq!(first["kind"], "evaluation");
+    assert_eq!(first["cached"], false);
+    let again = place.run(&["--json"]).json();
+    assert_eq!(again["cached"], true);
+    assert_eq!(again["path"], first["path"]);
+
+    let elsewhere = place.run_in("other store", &["--json"]).json();
+    assert_eq!(elsewhere["key"], first["key"]);
+    let folder = |answer: &serde_json::Value| PathBuf::from(answer["path"].as_str().unwrap());
+    for name in ["evaluation.json", "epochs.parquet", "weights.safetensors"] {
+        let [a, b] =
+            [&first, &elsewhere].map(|answer| fs::read(folder(answer).join(name)).unwrap());
+        assert!(a == b, "{name} differs");
+    }
+}
+
+#[test]
+fn the_key_says_what_it_is_made_of_and_writes_nothing() {
+    let place = Place::new();
+    let answer = place.run(&["--key-only"]).json();
+    assert_eq!(answer["stage"], "evaluate");
+    assert_eq!(answer["cached"], false);
+    assert_eq!(answer["parts"]["config"]["n_epochs"], 3);
+    let inputs = answer["parts"]["inputs"].as_object().unwrap();
+    assert_eq!(
+        inputs.keys().collect::<Vec<_>>(),
+        ["images", "search-result"]
+    );
+    assert_eq!(place.stored(), [] as [PathBuf; 0]);
+
+    let other = place
+        .run(&["--key-only", "--set", "weights.momentum=0.8"])
+        .json();
+    assert_ne!(other["key"], answer["key"]);
+    // One changed pixel is another data set.
+    let images = place.path("data/train-images-idx3-ubyte");
+    let mut bytes = fs::read(&images).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&images, bytes).unwrap();
+    let other = place.run(&["--key-only"]).json();
+    assert_ne!(
+        other["parts"]["inputs"]["images"],
+        answer["parts"]["inputs"]["images"]
+    );
+}
+
+#[test]
+fn progress_goes_to_standard_error_in_plain_lines() {
+    let place = Place::new();
+    let answer = place.run(&["--set", "n_epochs=2"]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    assert_eq!(answer.stdout.lines().count(), 1, "the folder alone");
+    for line in ["epoch 1/2: 3/3", "epoch 2/2: 3/3", "test accuracy "] {
+        assert!(
+            answer.stderr.contains(line),
+            "`{line}` is not in\n{}",
+            answer.stderr
+        );
+    }
+    let quiet = place.run(&["--set", "n_epochs=2", "--set", "seed=9", "--quiet"]);
+    assert_eq!((quiet.code, quiet.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn a_config_mistake_is_shown_with_its_place() {
+    let place = Place::new();
+    let file = place.path("evaluate.toml");
+    let good = fs::read_to_string(&file).unwrap();
+    fs::write(&file, good.replace("momentum = 0.9", "momentun = 0.9")).unwrap();
+    place.run(&[]).failed(
+        2,
+        &["evaluate.toml:34:1", "momentun", "expected", "`momentum`"],
+    );
+    fs::write(&file, good.replace("n_epochs = 3", "n_epochs = \"three\"")).unwrap();
+    place
+        .run(&[])
+        .failed(2, &["evaluate.toml:2:12", "\"three\""]);
+    fs::write(&file, good).unwrap();
+    place
+        .run(&["--set", "batchsize=3"])
+        .failed(2, &["--set batchsize=3"]);
+    place
+        .run(&["--set", "drop_path=1.5"])
+        .failed(2, &["drop_path", "below 1"]);
+    // The auxiliary head wants 8 to 10 pixels behind the last reduction.
+    place
+        .run(&["--set", "network.image_size=24"])
+        .failed(2, &["auxiliary_weight"]);
+}
+
+#[test]
+fn network_profile_and_images_must_agree() {
+    let place = Place::new();
+    place
+        .run(&["--set", "network.n_layers=4"])
+        .failed(2, &["\"n_layers\":4", "\"n_layers\":3", "profile.toml"]);
+
+    let other = fixture::search_result(&place.path("foreign"), None);
+    let place = Place {
+        search_result: other,
+        ..place
+    };
+    let answer = place.run(&["--set", "network.n_classes=4"]);
+    answer.failed(
+        2,
+        &[
+            "1 x 32 x 32",
+            "of 3 classes",
+            "of 4 classes",
+            text(&place.path("data")),
+        ],
+    );
+    // Nothing is known of the protocol, which is no hindrance.
+    let answer = place.run(&["--set", "n_epochs=2"]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    assert!(
+        answer.stderr.contains("one image on one thread"),
+        "{}",
+        answer.stderr
+    );
+}
+
+#[test]
+fn a_missing_or_damaged_search_result_is_named() {
+    let place = Place::new();
+    let file = place.search_result.join("genotype.json");
+    let bytes = fs::read(&file).unwrap();
+    let mut flipped = bytes.clone();
+    flipped[20] ^= 4;
+    for damaged in [&flipped[..], &bytes[..bytes.len() / 2]] {
+        fs::write(&file, damaged).unwrap();
+        place.run(&[]).failed(3, &[text(&file), "damaged"]);
+    }
+    let place = Place {
+        search_result: place.path("nothing"),
+        ..place
+    };
+    place
+        .run(&[])
+        .failed(3, &[text(&place.path("nothing")), "search-result"]);
+}
+
+#[test]
+fn missing_and_broken_images_are_named() {
+    let place = Place::new();
+    let nowhere = place.path("nowhere");
+    let set = format!("data.dir={}", text(&nowhere));
+    place
+        .run(&["--set", &set])
+        .failed(3, &[text(&nowhere), "does not exist"]);
+
+    let broken = place.path("data/train/a/broken.png");
+    fs::remove_dir_all(place.path("data")).unwrap();
+    for split in ["train", "test"] {
+        fs::create_dir_all(place.path(&format!("data/{split}/a"))).unwrap();
+        fs::write(
+            place.path(&format!("data/{split}/a/broken.png")),
+            "no image",
+        )
+        .unwrap();
+    }
+    place
+        .run(&[])
+        .failed(3, &[text(&broken), "does not decode"]);
+    assert!(
+        place.stored().iter().all(|path| path.is_dir()),
+        "{:?}",
+        place.stored()
+    );
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
+    let place = Place::new();
+    place
+        .run(&[
+            "--set",
+            "weights.learning_rate=1e30",
+            "--set",
+            "weights.clip_norm=0.0",
+        ])
+        .failed(5, &["NaN or infinite", "epoch", "step", "learning_rate"]);
+    let files: Vec<_> = place
+        .stored()
+        .into_iter()
+        .filter(|path| path.is_file())
+        .collect();
+    assert!(
+        files
+            .iter()
+            .all(|path| path.ends_with("training.checkpoint")),
+        "{files:?}"
+    );
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused() {
+    let place = Place::new();
+    place.run(&["--device", "cuda:1"]).failed(4, &["cuda:1"]);
+    assert_eq!(place.run(&["--device", "tpu"]).code, 2);
+}
+
+#[test]
+fn a_store_that_cannot_be_written_to_is_named() {
+    let place = Place::new();
+    fs::write(place.path("store"), "a file").unwrap();
+    place
+        .run(&[])
+        .failed(2, &[text(&place.path("store")), "--store"]);
+}
+
+#[test]
+fn counts_are_the_published_ones() {
+    let count = |genotype: &str, network: &str| {
+        evaluate(&[
+            "count",
+            "--genotype",
+            genotype,
+            "--network",
+            network,
+            "--json",
+        ])
+        .json()
+    };
+    let answer = count("DARTS_V2", "cifar10");
+    assert_eq!(answer["n_params"], 3_349_342);
+    assert_eq!(answer["n_macs"], 528_359_040);
+    let answer = count("PC_DARTS_image", "imagenet");
+    assert!(answer["n_multi_adds"].as_u64().unwrap() > answer["n_macs"].as_u64().unwrap());
+
+    // From a file, in the tuple form and in ours.
+    let dir = tempfile::tempdir().unwrap();
+    let genotype = space::Genotype::named("PDARTS").unwrap();
+    for content in [
+        genotype.to_string(),
+        artifact::genotype_to_json(&genotype).to_string(),
+    ] {
+        let file = dir.path().join("found");
+        fs::write(&file, content).unwrap();
+        assert_eq!(count(text(&file), "imagenet")["n_params"], 4_944_352);
+    }
+
+    let table = evaluate(&["count", "--genotype", "DARTS_V2", "--network", "cifar10"]);
+    assert!(table.stdout.contains("3,349,342"), "{}", table.stdout);
+}
+
+#[test]
+fn a_genotype_that_is_none_is_explained() {
+    let count =
+        |genotype: &str| evaluate(&["count", "--genotype", genotype, "--network", "cifar10"]);
+    count("DARTS_V3").failed(2, &["DARTS_V3", "DARTS_V2, PDARTS", "file"]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("broken.txt");
+    fs::write(&file, "Genotype(normal=[('sep_conv_7x7', 1)").unwrap();
+    count(text(&file)).failed(2, &[text(&file), "sep_conv_7x7"]);
+}
