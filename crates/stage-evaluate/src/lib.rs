@@ -84,23 +84,25 @@ pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<Eva
         progress.line("the search result does not say how its latencies were taken: timing one image on one thread");
     }
 
-    let data = Data::load(config)?;
-    let training = Training::open(
-        config,
-        &search.genotype,
-        &data,
-        &Device::Cpu,
-        &context.work_dir,
-    )?;
-    let trained = train(training, config, context)?;
+    // Others may compute while this trains, but not while it times.
+    let trained = {
+        let _computing = context.machine_use.compute()?;
+        let data = Data::load(config)?;
+        let genotype = &search.genotype;
+        let training = Training::open(config, genotype, &data, &Device::Cpu, &context.work_dir)?;
+        train(training, config, context)?
+    };
     progress.line(&format!(
         "test accuracy {:.2} %, loss {:.4}",
         100.0 * trained.test_accuracy,
         trained.test_loss
     ));
-
     let weights = trained.weights()?;
-    let latency = timing::time(trained.network, &settings, &config.timing, progress)?;
+    let latency = {
+        let _timing = context.machine_use.time()?;
+        timing::time(trained.network, &settings, &config.timing, progress)?
+    };
+
     let Counts {
         n_params,
         n_macs,
