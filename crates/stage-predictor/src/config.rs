@@ -1,0 +1,108 @@
+//! What the stage is asked.
+
+use std::fmt;
+
+use latency::MlpConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// The file `predictor.toml` of a preset.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The seed of the split and of the regressor.
+    pub seed: u64,
+    /// The ratio of architectures that are held out for validation.
+    pub held_out: f64,
+    /// The model that the search will use; the other is its control.
+    pub model: Model,
+    /// The multi-layer regressor.
+    pub mlp: MlpSettings,
+    /// The additive model.
+    pub ridge: RidgeSettings,
+}
+
+/// Which of the two models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Model {
+    /// [`latency::Mlp`].
+    Mlp,
+    /// [`latency::Ridge`].
+    Ridge,
+}
+
+impl Model {
+    /// The name in files, figures and tensor names.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mlp => "mlp",
+            Self::Ridge => "ridge",
+        }
+    }
+}
+
+impl fmt::Display for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// The table `[mlp]`; see [`MlpConfig`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MlpSettings {
+    /// The widths of the hidden layers.
+    pub hidden: Vec<usize>,
+    /// Passes over the training architectures.
+    pub n_epochs: usize,
+    /// Architectures of one step.
+    pub batch_size: usize,
+    /// The learning rate at first; it falls to 0 along a cosine.
+    pub learning_rate: f64,
+    /// The decoupled weight decay, per unit of learning rate.
+    pub weight_decay: f64,
+    /// Regressors whose predictions are averaged.
+    pub n_members: usize,
+}
+
+/// The table `[ridge]`; see [`latency::Ridge::fit_cv`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RidgeSettings {
+    /// The penalties to choose from by cross-validation on the training architectures.
+    pub l2: Vec<f64>,
+}
+
+impl Config {
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.held_out > 0.0 && self.held_out < 1.0 {
+            Ok(())
+        } else {
+            Err(Error::HeldOut {
+                held_out: self.held_out,
+            })
+        }
+    }
+
+    pub(crate) fn mlp(&self) -> MlpConfig {
+        let MlpSettings {
+            hidden,
+            n_epochs,
+            batch_size,
+            learning_rate,
+            weight_decay,
+            n_members,
+        } = self.mlp.clone();
+        MlpConfig {
+            hidden,
+            n_epochs,
+            batch_size,
+            learning_rate,
+            weight_decay,
+            n_members,
+            seed: self.seed,
+        }
+    }
+}

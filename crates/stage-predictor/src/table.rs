@@ -1,0 +1,59 @@
+//! The figures for people.
+
+use std::fmt;
+
+use artifact::{ModelCard, Validation};
+
+/// What the stage tells at its end.
+pub(crate) struct Table<'a> {
+    pub(crate) card: &'a ModelCard,
+    pub(crate) validation: &'a Validation,
+    pub(crate) n_disturbed: usize,
+    /// Architectures that were timed twice.
+    pub(crate) n_pairs: usize,
+}
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ModelCard {
+            n_train,
+            n_test,
+            reference_millis,
+            chosen,
+            ..
+        } = self.card;
+        writeln!(
+            f,
+            "latency model of {n_train} architectures (median {reference_millis:.3} ms), \
+             judged by {n_test} held out; {} disturbed left out",
+            self.n_disturbed
+        )?;
+        writeln!(
+            f,
+            "{:11} {:>9} {:>8} {:>8} {:>8} {:>9} {:>8}",
+            "", "MAE ms", "MAPE", "±5 %", "±10 %", "Spearman", "Kendall"
+        )?;
+        let percent = |ratio: f64| format!("{:.2} %", 100.0 * ratio);
+        for (name, figures) in &self.validation.models {
+            writeln!(
+                f,
+                "{:11} {:9.4} {:>8} {:>8} {:>8} {:9.4} {:8.4}{}",
+                name,
+                figures.mae_millis,
+                percent(figures.mape),
+                percent(figures.within_5_percent),
+                percent(figures.within_10_percent),
+                figures.spearman,
+                figures.kendall,
+                if name == chosen { "  ← chosen" } else { "" },
+            )?;
+        }
+        match self.validation.noise_floor_mape {
+            Some(floor) => {
+                write!(f, "{:11} {:9} {:>8}  ", "noise floor", "", percent(floor))?;
+                write!(f, "({} architectures timed twice)", self.n_pairs)
+            }
+            None => write!(f, "noise floor unknown: no architecture was timed twice"),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Times one network, one cell, the anchor: what touches the device.
+
+use artifact::TimingRecord;
+use candle_core::Device;
+use measure::{Protocol, Timing};
+use runtime::{Executor, Prepared};
+use space::{CellSpec, Genotype, NetworkSpec};
+
+use crate::{Config, Error};
+
+/// The published genotype whose network is the anchor. It holds most primitives, so that whatever slows
+/// one of them down slows it down as well.
+pub(crate) const ANCHOR: &str = "PC_DARTS_cifar";
+
+/// A device with all that stays the same from one timing to the next.
+pub(crate) struct Bench {
+    executor: Executor,
+    device: Device,
+    protocol: Protocol,
+    batch_size: usize,
+    network: NetworkSpec,
+    anchor: Prepared,
+}
+
+impl Bench {
+    pub(crate) fn new(config: &Config, network: NetworkSpec) -> Result<Self, Error> {
+        let &TimingRecord {
+            batch_size,
+            n_threads,
+            n_warmup,
+            n_repeats,
+        } = &config.timing;
+        let executor = Executor::new(n_threads).map_err(|error| Error::Threads {
+            n_threads,
+            source: Box::new(error),
+        })?;
+        let device = Device::Cpu;
+        let anchor = Genotype::named(ANCHOR).expect("the anchor is a published genotype");
+        let anchor =
+            Prepared::network(&network, &anchor, batch_size, &device).map_err(|source| {
+                Error::Network {
+                    what: ANCHOR.to_owned(),
+                    source,
+                }
+            })?;
+        let protocol = Protocol {
+            n_warmup,
+            n_repeats,
+        };
+        Ok(Self {
+            executor,
+            device,
+            protocol,
+            batch_size,
+            network,
+            anchor,
+        })
+    }
+
+    pub(crate) fn time_anchor(&self) -> Result<Timing, Error> {
+        self.time(&self.anchor).map_err(|error| error.of(ANCHOR))
+    }
+
+    pub(crate) fn time_network(&self, genotype: &Genotype) -> Result<Timing, Error> {
+        Prepared::network(&self.network, genotype, self.batch_size, &self.device)
+            .map_err(Untimed::Tensor)
+            .and_then(|network| self.time(&network))
+            .map_err(|error| error.of(genotype))
+    }
+
+    pub(crate) fn time_cell(&self, spec: &CellSpec, genotype: &Genotype) -> Result<Timing, Error> {
+        Prepared::cell(
+            spec,
+            genotype.cell(spec.kind),
+            self.batch_size,
+            &self.device,
+        )
+        .map_err(Untimed::Tensor)
+        .and_then(|cell| self.time(&cell))
+        .map_err(|error| error.of(format!("the {} cell of {genotype}", spec.kind)))
+    }
+
+    fn time(&self, prepared: &Prepared) -> Result<Timing, Untimed> {
+        let timing = self
+            .executor
+            .install(|| measure::time(&self.protocol, || prepared.run().map(drop)))
+            .map_err(Untimed::Tensor)?;
+        // A clock that is too coarse must not pass for a fast network.
+        if timing.p10_nanos > 0 {
+            Ok(timing)
+        } else {
+            Err(Untimed::Zero)
+        }
+    }
+}
+
+/// Why something could not be timed; what it was is not said yet.
+enum Untimed {
+    Tensor(candle_core::Error),
+    Zero,
+}
+
+impl Untimed {
+    fn of(self, what: impl ToString) -> Error {
+        let what = what.to_string();
+        match self {
+            Self::Tensor(source) => Error::Network { what, source },
+            Self::Zero => Error::Zero { what },
+        }
+    }
+}
+
+/// A geometry of cells, and how many layers of the network have it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Position {
+    pub(crate) spec: CellSpec,
+    pub(crate) n_uses: u32,
+}
+
+/// The distinct geometries of a network's cells, in the order of the first layer that has each.
+pub(crate) fn positions(network: &NetworkSpec) -> Vec<Position> {
+    let mut positions: Vec<Position> = Vec::new();
+    for cell in network.cells() {
+        let spec = cell.geometry();
+        match positions.iter_mut().find(|position| position.spec == spec) {
+            Some(position) => position.n_uses += 1,
+            None => positions.push(Position { spec, n_uses: 1 }),
+        }
+    }
+    positions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_cover_every_layer_once() {
+        for network in [NetworkSpec::cifar10(), NetworkSpec::imagenet()] {
+            let positions = positions(&network);
+            let n_uses: Vec<u32> = positions.iter().map(|position| position.n_uses).collect();
+            assert_eq!(n_uses.iter().sum::<u32>() as usize, network.n_layers);
+            for position in &positions {
+                let layers = network
+                    .cells()
+                    .iter()
+                    .filter(|c| c.geometry() == position.spec)
+                    .count();
+                assert_eq!(position.n_uses as usize, layers);
+            }
+        }
+        // Behind the stem, behind stem and cell, uniform, reduction, behind it, uniform, ….
+        assert_eq!(
+            positions(&NetworkSpec::cifar10())
+                .iter()
+                .map(|p| p.n_uses)
+                .collect::<Vec<_>>(),
+            [1, 1, 4, 1, 1, 5, 1, 1, 5]
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! What the stage is asked.
+
+use artifact::{NetworkRecord, TimingRecord};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// The file `profile.toml` of a preset.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The seed of the sampled architectures.
+    pub seed: u64,
+    /// Architectures to time, no two of them one graph.
+    pub n_architectures: usize,
+    /// Of these, the first so many are timed a second time after all others: the noise floor.
+    pub n_repeated: usize,
+    /// Architectures between two timings of the anchor.
+    pub anchor_every: usize,
+    /// The ratio by which the anchor's timings before and after may differ. If they differ by more, the
+    /// architectures between them are timed once more, and flagged if that does not help.
+    pub max_disturbance: f64,
+    /// Whether to time every sampled cell on its own as well.
+    pub cells: bool,
+    /// The frame that the architectures fill.
+    pub network: NetworkRecord,
+    /// How each timing is made.
+    pub timing: TimingRecord,
+}
+
+impl Config {
+    /// Checks what the types do not say, against the machine's number of logical processors.
+    pub(crate) fn check(&self, n_logical_cpus: usize) -> Result<(), Error> {
+        let timing = &self.timing;
+        let rules = [
+            (
+                "n_architectures",
+                self.n_architectures >= 1,
+                "at least 1".to_owned(),
+            ),
+            (
+                "n_repeated",
+                self.n_repeated <= self.n_architectures,
+                format!("at most n_architectures, {}", self.n_architectures),
+            ),
+            (
+                "anchor_every",
+                self.anchor_every >= 1,
+                "at least 1".to_owned(),
+            ),
+            (
+                "max_disturbance",
+                self.max_disturbance > 0.0 && self.max_disturbance.is_finite(),
+                "a positive ratio, such as 0.05".to_owned(),
+            ),
+            (
+                "timing.batch_size",
+                timing.batch_size >= 1,
+                "at least 1".to_owned(),
+            ),
+            (
+                "timing.n_repeats",
+                timing.n_repeats >= 1,
+                "at least 1".to_owned(),
+            ),
+            (
+                "timing.n_threads",
+                (1..=n_logical_cpus).contains(&timing.n_threads),
+                format!("between 1 and the {n_logical_cpus} logical processors of this machine"),
+            ),
+        ];
+        match rules.into_iter().find(|(_, holds, _)| !holds) {
+            Some((key, _, expected)) => Err(Error::Setting { key, expected }),
+            None => Ok(()),
+        }
+    }
+}
