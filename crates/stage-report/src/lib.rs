@@ -1,1 +1,109 @@
-//! stage-report.
+//! Stage `report`: one HTML page that shows what a run of the pipeline found.
+//!
+//! The page is complete in itself: no script, no font, no image from elsewhere. It can be opened without a
+//! network, sent by mail and printed, and looks right on a light and a dark screen.
+
+mod config;
+mod page;
+mod svg;
+
+use std::path::{Path, PathBuf};
+
+use artifact::stage::REPORT;
+use artifact::{
+    Evaluation, ExitCode, KeyParts, LatencyDataset, LatencyModelArtifact, Opened, Report,
+    StageError,
+};
+
+pub use crate::config::Config;
+
+/// What the stage reads.
+pub struct Inputs {
+    /// Random architectures, timed.
+    pub latency_dataset: Opened<LatencyDataset>,
+    /// The predictor that the searches used.
+    pub latency_model: Opened<LatencyModelArtifact>,
+    /// The network found for accuracy alone, and the one found with latency in mind.
+    pub evaluations: [Opened<Evaluation>; 2],
+}
+
+impl Inputs {
+    /// Opens artifacts in their folders.
+    ///
+    /// # Errors
+    /// As [`artifact::open`]; and if the two networks were timed under different settings, so that their
+    /// latencies cannot be compared.
+    pub fn open(
+        latency_dataset: &Path,
+        latency_model: &Path,
+        evaluations: [&Path; 2],
+    ) -> Result<Self, Error> {
+        let [baseline, aware] = evaluations.map(artifact::open::<Evaluation>);
+        let evaluations = [baseline?, aware?];
+        let [baseline, aware] = evaluations.each_ref();
+        if baseline.value.settings != aware.value.settings {
+            let [baseline, aware] = [&baseline.dir, &aware.dir].map(PathBuf::clone);
+            return Err(Error::Incomparable { baseline, aware });
+        }
+        Ok(Self {
+            latency_dataset: artifact::open(latency_dataset)?,
+            latency_model: artifact::open(latency_model)?,
+            evaluations,
+        })
+    }
+
+    /// What decides the page: the config and all inputs.
+    ///
+    /// # Errors
+    /// If the config cannot be written as JSON.
+    pub fn key(&self, config: &Config) -> Result<KeyParts, Error> {
+        let [baseline, aware] = &self.evaluations;
+        Ok(KeyParts::new(&REPORT, config)?
+            .input("latency-dataset", self.latency_dataset.digest())
+            .input("latency-model", self.latency_model.digest())
+            .input("evaluation (baseline)", baseline.digest())
+            .input("evaluation (latency-aware)", aware.digest()))
+    }
+}
+
+/// Makes the page: the same bytes for the same artifacts.
+///
+/// # Errors
+/// If the template fails, which is a bug.
+pub fn run(config: &Config, inputs: &Inputs) -> Result<Report, Error> {
+    Ok(Report {
+        html: page::render(config, inputs)?,
+    })
+}
+
+/// Why there is no page.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The files between the stages.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
+    /// The two evaluations are not of one experiment.
+    #[error(
+        "the networks of {baseline} and {aware} were timed under different settings, so that their latencies \
+         cannot be compared; give two evaluations that were made from one latency data set"
+    )]
+    Incomparable {
+        /// The folder of the first.
+        baseline: PathBuf,
+        /// The folder of the second.
+        aware: PathBuf,
+    },
+    /// The template failed.
+    #[error("the page cannot be made")]
+    Template(#[from] minijinja::Error),
+}
+
+impl StageError for Error {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Artifact(error) => error.exit_code(),
+            Self::Incomparable { .. } => ExitCode::Input,
+            Self::Template(_) => ExitCode::Bug,
+        }
+    }
+}

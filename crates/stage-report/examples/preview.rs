@@ -1,0 +1,33 @@
+//! Prints the page of an invented run, for whoever works on its looks:
+//! `cargo run --release -p stage-report --example preview > page.html`.
+
+use artifact::stage::{EVALUATE, PREDICTOR, PROFILE};
+use stage_report::{Config, Inputs};
+
+#[path = "../tests/fixture/mod.rs"]
+mod fixture;
+
+fn main() {
+    let store = tempfile::tempdir().expect("a folder for temporary files");
+    let store = store.path();
+    // Two published genotypes stand for the found ones; give others by name.
+    let mut names = std::env::args().skip(1);
+    let mut evaluation = |name: &str, lambda, accuracy| {
+        let name = names.next().unwrap_or_else(|| name.to_owned());
+        fixture::publish(
+            store,
+            &EVALUATE,
+            fixture::evaluation(&name, lambda, accuracy),
+        )
+    };
+    let baseline = evaluation("PC_DARTS_cifar", 0.0, 0.882);
+    let aware = evaluation("DARTS_V2", 0.5, 0.8805);
+    let dataset = fixture::publish(store, &PROFILE, fixture::latency_dataset());
+    let model = fixture::publish(store, &PREDICTOR, fixture::latency_model());
+    let inputs = Inputs::open(&dataset, &model, [&baseline, &aware]).expect("artifacts just made");
+    let config = Config {
+        title: "Latency-aware search on Fashion-MNIST".to_owned(),
+    };
+    let page = stage_report::run(&config, &inputs).expect("a page");
+    print!("{}", page.html);
+}

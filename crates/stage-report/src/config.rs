@@ -1,0 +1,11 @@
+//! What the stage is asked.
+
+use serde::{Deserialize, Serialize};
+
+/// The file `report.toml` of a preset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The title of the page.
+    pub title: String,
+}

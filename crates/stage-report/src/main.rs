@@ -1,0 +1,67 @@
+//! The binary of the stage `report`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use artifact::stage::{self, StageArgs};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use stage_report::{Config, Error, Inputs};
+
+/// Shows what a run of the pipeline found, on one HTML page
+#[derive(Parser)]
+#[command(name = "report", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the page, and print its folder
+    Run(RunArgs),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// The folder of the latency data set
+    #[arg(long, value_name = "DIR")]
+    latency_dataset: PathBuf,
+    /// The folder of the latency model
+    #[arg(long, value_name = "DIR")]
+    latency_model: PathBuf,
+    /// The folder of an evaluation; give the baseline's first, then the latency-aware one's
+    #[arg(long, value_name = "DIR", required = true)]
+    evaluation: Vec<PathBuf>,
+    #[command(flatten)]
+    stage: StageArgs,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    let Command::Run(args) = Cli::parse().command;
+    let [baseline, aware] = args.evaluation.as_slice() else {
+        let message = "--evaluation must be given twice: the baseline, then the latency-aware one";
+        Cli::command()
+            .error(ErrorKind::WrongNumberOfValues, message)
+            .exit();
+    };
+    stage::main(|| run(&args, [baseline, aware]))
+}
+
+fn run(args: &RunArgs, evaluations: [&PathBuf; 2]) -> Result<(), Error> {
+    let config: Config = args.stage.load_config()?;
+    let [baseline, aware] = evaluations;
+    let inputs = Inputs::open(
+        &args.latency_dataset,
+        &args.latency_model,
+        [baseline, aware],
+    )?;
+    let key = inputs.key(&config)?;
+    stage::execute(&args.stage, key, serde_json::Value::Null, |_| {
+        stage_report::run(&config, &inputs)
+    })
+}

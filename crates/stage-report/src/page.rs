@@ -1,0 +1,608 @@
+//! What the page says: every number as the text that stands in it.
+
+use std::collections::BTreeMap;
+
+use artifact::manifest::Manifest;
+use artifact::{Evaluation, HeldOut, MeasurementSettings};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::svg::cell;
+use crate::svg::charts::{self, Curve, Marked, Series};
+use crate::{Config, Inputs};
+
+const TEMPLATE: &str = include_str!("report.html.jinja");
+
+/// What the two networks are called.
+const NAMES: [&str; 2] = ["baseline", "latency-aware"];
+
+/// Everything that the template shows.
+#[derive(Serialize)]
+struct Page<'a> {
+    title: &'a str,
+    tiles: [Tile; 3],
+    conclusion: String,
+    conditions: String,
+    names: [&'static str; 2],
+    results: Vec<Row>,
+    notes: Vec<String>,
+    histogram: String,
+    histogram_caption: String,
+    models: Vec<&'a str>,
+    figures: Vec<Row>,
+    noise_floor: Option<String>,
+    scatter: String,
+    scatter_caption: String,
+    loss_curves: String,
+    accuracy_curves: String,
+    networks: Vec<Network>,
+    legend: Vec<(String, &'static str)>,
+    artifacts: Vec<Provenance>,
+    machines: Vec<Machine>,
+}
+
+/// A number that is seen from afar.
+#[derive(Serialize)]
+struct Tile {
+    value: String,
+    what: &'static str,
+    detail: String,
+}
+
+/// A line of a table.
+#[derive(Serialize)]
+struct Row {
+    name: &'static str,
+    cells: Vec<String>,
+}
+
+/// A network with its cells.
+#[derive(Serialize)]
+struct Network {
+    name: String,
+    normal: String,
+    reduction: String,
+    tuple_form: String,
+}
+
+/// Where an artifact comes from.
+#[derive(Serialize)]
+struct Provenance {
+    name: &'static str,
+    stage: String,
+    seed: String,
+    digest: String,
+    key: String,
+    made_from: String,
+    run: String,
+    build: String,
+    config: String,
+}
+
+/// A machine, and what was made on it.
+#[derive(Serialize)]
+struct Machine {
+    made: String,
+    fields: Vec<(String, String)>,
+}
+
+/// The page: the same bytes for the same artifacts.
+pub(crate) fn render(config: &Config, inputs: &Inputs) -> Result<String, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).build()?);
+    environment.add_template("report", TEMPLATE)?;
+    environment
+        .get_template("report")?
+        .render(Serde(page(config, inputs)))
+}
+
+fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
+    let evaluations = inputs.evaluations.each_ref().map(|opened| &opened.value);
+    let [baseline, aware] = evaluations;
+    let latencies = evaluations.map(|evaluation| evaluation.latency.median_millis);
+    let accuracies = evaluations.map(|evaluation| evaluation.test_accuracy);
+    let latency_change = latencies[1] / latencies[0] - 1.0;
+    let model = &inputs.latency_model.value;
+    let chosen = model.validation.models.get(&model.card.chosen);
+    let noise_floor = model
+        .validation
+        .noise_floor_mape
+        .map(|floor| percent(floor, 2));
+    let (histogram, histogram_caption) = histogram(inputs, latencies);
+    let (models, figures) = figures(inputs);
+    Page {
+        title: &config.title,
+        tiles: [
+            Tile {
+                value: format!("{} %", signed(100.0 * latency_change, 1)),
+                what: "measured latency",
+                detail: format!(
+                    "{} ms against {} ms",
+                    millis(latencies[1]),
+                    millis(latencies[0])
+                ),
+            },
+            Tile {
+                value: format!(
+                    "{} points",
+                    signed(100.0 * (accuracies[1] - accuracies[0]), 2)
+                ),
+                what: "test accuracy",
+                detail: format!(
+                    "{} against {}",
+                    percent(accuracies[1], 2),
+                    percent(accuracies[0], 2)
+                ),
+            },
+            Tile {
+                value: chosen.map_or("–".to_owned(), |figures| percent(figures.mape, 1)),
+                what: "error of the latency model",
+                detail: match &noise_floor {
+                    Some(floor) => format!("mean over held-out architectures; noise {floor}"),
+                    None => "mean over held-out architectures".to_owned(),
+                },
+            },
+        ],
+        conclusion: conclusion(evaluations, latency_change),
+        conditions: conditions(&aware.settings),
+        names: NAMES,
+        results: results(baseline, aware),
+        notes: notes(inputs),
+        histogram,
+        histogram_caption,
+        models,
+        figures,
+        noise_floor,
+        scatter: scatter(&model.validation.held_out, &model.card.chosen),
+        scatter_caption: format!(
+            "{} architectures that the models were not fitted on; fitted on {}.",
+            model.card.n_test, model.card.n_train
+        ),
+        loss_curves: curves("Loss", "cross entropy, nats", evaluations, |evaluation| {
+            let losses = evaluation.epochs.iter().map(|row| row.train_loss).collect();
+            (losses, evaluation.test_loss)
+        }),
+        accuracy_curves: curves("Accuracy", "accuracy, %", evaluations, |evaluation| {
+            let shares = evaluation
+                .epochs
+                .iter()
+                .map(|row| 100.0 * row.train_accuracy)
+                .collect();
+            (shares, 100.0 * evaluation.test_accuracy)
+        }),
+        networks: evaluations.into_iter().zip(NAMES).map(network).collect(),
+        legend: cell::legend(),
+        artifacts: manifests(inputs)
+            .map(|(name, manifest)| provenance(name, manifest))
+            .collect(),
+        machines: machines(inputs),
+    }
+}
+
+fn conclusion([baseline, aware]: [&Evaluation; 2], latency_change: f64) -> String {
+    let points = 100.0 * (aware.test_accuracy - baseline.test_accuracy);
+    let latency = compared(100.0 * latency_change, "%", 1);
+    let accuracy = compared(points, "percentage points", 2);
+    format!(
+        "With λ = {}, the search found a network whose latency is {} that of the network found with \
+         λ = {}; its test accuracy is {}.",
+        aware.search.lambda,
+        latency.map_or("the same as".to_owned(), |change| format!("{change} than")),
+        baseline.search.lambda,
+        accuracy.unwrap_or("the same".to_owned()),
+    )
+}
+
+/// "12.3 % lower", "0.4 % higher"; `None` for what rounds to nothing.
+fn compared(change: f64, unit: &str, n_decimals: usize) -> Option<String> {
+    let amount = format!("{:.n_decimals$}", change.abs());
+    let direction = if change < 0.0 { "lower" } else { "higher" };
+    (amount.parse() != Ok(0.0)).then(|| format!("{amount} {unit} {direction}"))
+}
+
+fn conditions(settings: &MeasurementSettings) -> String {
+    let (network, timing) = (&settings.network, &settings.timing);
+    format!(
+        "Latency of one call with {}, on {} ({}) with {}: median of {} calls after {} of warm-up, \
+         corrected by an anchor network. Network of {} cells, {} initial channels, {}×{} pixels in {}, \
+         {} classes.",
+        plural(timing.batch_size, "image"),
+        settings.device,
+        settings.runtime,
+        plural(timing.n_threads, "thread"),
+        timing.n_repeats,
+        timing.n_warmup,
+        network.n_layers,
+        network.init_channels,
+        network.image_size,
+        network.image_size,
+        plural(network.in_channels, "channel"),
+        network.n_classes,
+    )
+}
+
+fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
+    let both = [baseline, aware];
+    let row = |name, of: &dyn Fn(&Evaluation) -> String, change: String| Row {
+        name,
+        cells: both
+            .iter()
+            .map(|evaluation| of(evaluation))
+            .chain([change])
+            .collect(),
+    };
+    let change = |of: &dyn Fn(&Evaluation) -> f64| {
+        format!("{} %", signed(100.0 * (of(aware) / of(baseline) - 1.0), 1))
+    };
+    let error = |e: &Evaluation| e.search.predicted_latency_millis / e.latency.median_millis - 1.0;
+    let points = 100.0 * (aware.test_accuracy - baseline.test_accuracy);
+    vec![
+        row(
+            "search",
+            &|e| format!("{}, seed {}", e.search.method, e.search.seed),
+            String::new(),
+        ),
+        row("λ", &|e| e.search.lambda.to_string(), String::new()),
+        row(
+            "test accuracy",
+            &|e| percent(e.test_accuracy, 2),
+            format!("{} points", signed(points, 2)),
+        ),
+        row(
+            "measured latency, median",
+            &|e| format!("{} ms", millis(e.latency.median_millis)),
+            change(&|e| e.latency.median_millis),
+        ),
+        row(
+            "10th to 90th percentile",
+            &|e| {
+                format!(
+                    "{} – {} ms",
+                    millis(e.latency.p10_millis),
+                    millis(e.latency.p90_millis)
+                )
+            },
+            String::new(),
+        ),
+        row(
+            "predicted latency",
+            &|e| format!("{} ms", millis(e.search.predicted_latency_millis)),
+            change(&|e| e.search.predicted_latency_millis),
+        ),
+        row(
+            "predicted against measured",
+            &|e| format!("{} %", signed(100.0 * error(e), 1)),
+            String::new(),
+        ),
+        row(
+            "parameters",
+            &|e| thousands(e.n_params),
+            change(&|e| e.n_params as f64),
+        ),
+        row(
+            "multiply-adds",
+            &|e| thousands(e.n_macs),
+            change(&|e| e.n_macs as f64),
+        ),
+        row(
+            "multiply-adds, BN, ReLU and pooling included",
+            &|e| thousands(e.n_multi_adds),
+            change(&|e| e.n_multi_adds as f64),
+        ),
+    ]
+}
+
+/// What a reader must know before believing the numbers.
+fn notes(inputs: &Inputs) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (opened, name) in inputs.evaluations.iter().zip(NAMES) {
+        if opened.value.latency.disturbed {
+            notes.push(format!(
+                "The machine was restless while the {name} network was timed: its latency is uncertain."
+            ));
+        }
+    }
+    let settings = &inputs.evaluations[0].value.settings;
+    match &inputs.latency_dataset.value.settings {
+        Some(profiled) if profiled != settings => notes.push(
+            "The networks were timed under other settings than the latency data set: predicted and \
+             measured latencies cannot be compared."
+                .to_owned(),
+        ),
+        Some(_) => {}
+        None => notes.push(
+            "The latency data set does not say how it was measured: predicted and measured latencies \
+             may be of different things."
+                .to_owned(),
+        ),
+    }
+    notes
+}
+
+fn histogram(inputs: &Inputs, latencies: [f64; 2]) -> (String, String) {
+    let samples = &inputs.latency_dataset.value.samples;
+    let sampled: Vec<f64> = samples.iter().map(|sample| sample.median_millis).collect();
+    let marked = [0, 1].map(|index| Marked {
+        name: NAMES[index],
+        millis: latencies[index],
+    });
+    let [baseline, aware] = latencies.map(|latency| {
+        let n_slower = sampled.iter().filter(|millis| **millis > latency).count();
+        percent(n_slower as f64 / sampled.len().max(1) as f64, 0)
+    });
+    let n_disturbed = samples.iter().filter(|sample| sample.disturbed).count();
+    let disturbed = match n_disturbed {
+        0 => String::new(),
+        n => format!(" {n} of the timings were disturbed."),
+    };
+    let caption = format!(
+        "{} random architectures, timed. {aware} of them are slower than the latency-aware network, \
+         {baseline} than the baseline.{disturbed}",
+        sampled.len()
+    );
+    (charts::histogram(&sampled, &marked), caption)
+}
+
+/// The name of a model for people.
+fn model_name(model: &str) -> &str {
+    match model {
+        "mlp" => "MLP",
+        "ridge" => "additive (ridge)",
+        other => other,
+    }
+}
+
+/// The models of a validation, the chosen one first.
+fn chosen_first<T>(models: &BTreeMap<String, T>, chosen: &str) -> Vec<String> {
+    let mut names: Vec<String> = models.keys().cloned().collect();
+    names.sort_by_key(|name| name != chosen);
+    names
+}
+
+/// The heads and rows of the models' table.
+fn figures(inputs: &Inputs) -> (Vec<&str>, Vec<Row>) {
+    let model = &inputs.latency_model.value;
+    let names = chosen_first(&model.validation.models, &model.card.chosen);
+    let figures: Vec<_> = names
+        .iter()
+        .map(|name| &model.validation.models[name])
+        .collect();
+    let heads = figures
+        .iter()
+        .zip(&names)
+        .filter_map(|(_, name)| model.validation.models.get_key_value(name))
+        .map(|(name, _)| model_name(name))
+        .collect();
+    let row = |name, of: &dyn Fn(&artifact::FiguresRecord) -> String| Row {
+        name,
+        cells: figures.iter().map(|figures| of(figures)).collect(),
+    };
+    let rows = vec![
+        row("mean absolute error", &|f| {
+            format!("{} ms", millis(f.mae_millis))
+        }),
+        row("root mean square error", &|f| {
+            format!("{} ms", millis(f.rmse_millis))
+        }),
+        row("mean relative error (MAPE)", &|f| percent(f.mape, 2)),
+        row("median relative error", &|f| percent(f.median_ape, 2)),
+        row("within 5 %", &|f| percent(f.within_5_percent, 1)),
+        row("within 10 %", &|f| percent(f.within_10_percent, 1)),
+        row("rank correlation (Spearman)", &|f| {
+            format!("{:.3}", f.spearman)
+        }),
+        row("rank correlation (Kendall)", &|f| {
+            format!("{:.3}", f.kendall)
+        }),
+    ];
+    (heads, rows)
+}
+
+fn scatter(held_out: &[HeldOut], chosen: &str) -> String {
+    let Some(first) = held_out.first() else {
+        return charts::scatter(&[]);
+    };
+    let names = chosen_first(&first.predicted_millis, chosen);
+    let series: Vec<Series<'_>> = names
+        .iter()
+        .map(|name| Series {
+            name: model_name(name),
+            points: held_out
+                .iter()
+                .filter_map(|held| Some([held.measured_millis, *held.predicted_millis.get(name)?]))
+                .collect(),
+        })
+        .collect();
+    charts::scatter(&series)
+}
+
+fn curves(
+    title: &str,
+    y_title: &str,
+    evaluations: [&Evaluation; 2],
+    of: impl Fn(&Evaluation) -> (Vec<f64>, f64),
+) -> String {
+    let [baseline, aware] = [0, 1].map(|index| {
+        let (values, test) = of(evaluations[index]);
+        Curve {
+            name: NAMES[index],
+            values,
+            test,
+        }
+    });
+    charts::curves(title, y_title, &[baseline, aware])
+}
+
+fn network((evaluation, name): (&Evaluation, &str)) -> Network {
+    let genotype = &evaluation.genotype;
+    Network {
+        name: format!("{name}, λ = {}", evaluation.search.lambda),
+        normal: cell::draw(
+            &genotype.normal,
+            &format!("Normal cell of the {name} network"),
+        ),
+        reduction: cell::draw(
+            &genotype.reduction,
+            &format!("Reduction cell of the {name} network"),
+        ),
+        tuple_form: genotype.to_string(),
+    }
+}
+
+/// The manifests of all inputs, with the names that they go by in the page.
+fn manifests(inputs: &Inputs) -> impl Iterator<Item = (&'static str, &Manifest)> {
+    let [baseline, aware] = &inputs.evaluations;
+    [
+        ("latency data set", &inputs.latency_dataset.manifest),
+        ("latency model", &inputs.latency_model.manifest),
+        ("evaluation, baseline", &baseline.manifest),
+        ("evaluation, latency-aware", &aware.manifest),
+    ]
+    .into_iter()
+}
+
+fn provenance(name: &'static str, manifest: &Manifest) -> Provenance {
+    let (parts, origin) = (&manifest.key_parts, &manifest.origin);
+    let made_from: Vec<String> = parts
+        .inputs
+        .iter()
+        .map(|(name, digest)| format!("{name} {}", digest.short()))
+        .collect();
+    let build = &origin.build;
+    Provenance {
+        name,
+        stage: format!("{}, revision {}", parts.stage, parts.revision),
+        seed: parts
+            .config
+            .get("seed")
+            .map_or("none".to_owned(), Value::to_string),
+        digest: manifest.digest.short(),
+        key: manifest.key.folder(),
+        made_from: if made_from.is_empty() {
+            "nothing".to_owned()
+        } else {
+            made_from.join(", ")
+        },
+        run: format!(
+            "{:.0} s on {} with {}",
+            origin.elapsed_secs,
+            origin.device,
+            plural(origin.n_threads, "thread")
+        ),
+        build: match &build.commit {
+            Some(commit) => format!("{} ({commit}), {}", build.version, build.target),
+            None => format!("{}, {}", build.version, build.target),
+        },
+        config: serde_json::to_string_pretty(&parts.config).expect("JSON is JSON"),
+    }
+}
+
+/// The machines of the inputs, each once.
+fn machines(inputs: &Inputs) -> Vec<Machine> {
+    let mut machines: Vec<(&Value, Vec<&str>)> = Vec::new();
+    for (name, manifest) in manifests(inputs) {
+        let machine = &manifest.origin.machine;
+        match machines.iter_mut().find(|(known, _)| *known == machine) {
+            Some((_, names)) => names.push(name),
+            None => machines.push((machine, vec![name])),
+        }
+    }
+    machines
+        .into_iter()
+        .filter_map(|(machine, names)| {
+            let fields = machine.as_object().filter(|fields| !fields.is_empty())?;
+            let text = |value: &Value| {
+                value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned)
+            };
+            Some(Machine {
+                made: names.join("; "),
+                fields: fields
+                    .iter()
+                    .map(|(name, value)| (name.clone(), text(value)))
+                    .collect(),
+            })
+        })
+        .collect()
+}
+
+/// Milliseconds with four significant digits or so.
+pub(crate) fn millis(millis: f64) -> String {
+    let n_decimals = match millis.abs() {
+        x if x < 10.0 => 3,
+        x if x < 100.0 => 2,
+        _ => 1,
+    };
+    format!("{millis:.n_decimals$}")
+}
+
+/// A ratio in percent.
+fn percent(ratio: f64, n_decimals: usize) -> String {
+    format!("{:.n_decimals$} %", 100.0 * ratio)
+}
+
+/// A number with its sign, a true minus.
+fn signed(value: f64, n_decimals: usize) -> String {
+    let digits = format!("{:.n_decimals$}", value.abs());
+    let sign = match value {
+        _ if digits.parse() == Ok(0.0) => "±",
+        value if value < 0.0 => "−",
+        _ => "+",
+    };
+    format!("{sign}{digits}")
+}
+
+/// 1234567 as 1,234,567.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let (first, rest) = digits.split_at((digits.len() - 1) % 3 + 1);
+    let mut text = first.to_owned();
+    for group in rest.as_bytes().chunks(3) {
+        text.push(',');
+        text.extend(group.iter().map(|&digit| char::from(digit)));
+    }
+    text
+}
+
+/// "1 image", "2 images".
+fn plural(n: usize, noun: &str) -> String {
+    if n == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{n} {noun}s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(thousands(7), "7");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(1_000), "1,000");
+        assert_eq!(thousands(12_345_678), "12,345,678");
+        assert_eq!(signed(-3.14159, 2), "−3.14");
+        assert_eq!(signed(0.004, 2), "±0.00");
+        assert_eq!(signed(2.0, 1), "+2.0");
+        assert_eq!(
+            [millis(1.23456), millis(23.456), millis(2345.6)],
+            ["1.235", "23.46", "2345.6"]
+        );
+        assert_eq!(percent(0.12345, 1), "12.3 %");
+        assert_eq!(plural(1, "thread"), "1 thread");
+    }
+
+    #[test]
+    fn changes_are_told_in_the_right_direction() {
+        assert_eq!(compared(-31.24, "%", 1).unwrap(), "31.2 % lower");
+        assert_eq!(compared(0.4, "%", 1).unwrap(), "0.4 % higher");
+        assert_eq!(compared(-0.04, "%", 1), None);
+    }
+}

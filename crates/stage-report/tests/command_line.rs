@@ -1,0 +1,272 @@
+//! The program on artifacts in a store: the page, and where it stops with which exit code.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use artifact::stage::{EVALUATE, PREDICTOR, PROFILE};
+use artifact::{Evaluation, LatencyModelArtifact};
+use space::Genotype;
+
+mod fixture;
+
+/// A folder with a config and the artifacts of a run.
+struct Place {
+    dir: tempfile::TempDir,
+    latency_dataset: PathBuf,
+    latency_model: PathBuf,
+    evaluations: [PathBuf; 2],
+}
+
+/// What the program answered.
+struct Answer {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self::with(|_| (), |_| ())
+    }
+
+    /// A place with something changed in the model or in the second evaluation.
+    fn with(
+        change_model: impl FnOnce(&mut LatencyModelArtifact),
+        change_aware: impl FnOnce(&mut Evaluation),
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(
+            dir.path().join("report.toml"),
+            "# Page\ntitle = \"A run\"\n",
+        )
+        .unwrap();
+        let inputs = dir.path().join("inputs");
+        let mut model = fixture::latency_model();
+        change_model(&mut model);
+        let baseline = fixture::evaluation("PC_DARTS_cifar", 0.0, 0.882);
+        let mut aware = fixture::evaluation("DARTS_V2", 0.5, 0.8805);
+        change_aware(&mut aware);
+        Self {
+            latency_dataset: fixture::publish(&inputs, &PROFILE, fixture::latency_dataset()),
+            latency_model: fixture::publish(&inputs, &PREDICTOR, model),
+            evaluations: [baseline, aware].map(|value| fixture::publish(&inputs, &EVALUATE, value)),
+            dir,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, more: &[&str]) -> Answer {
+        let [config, store] = ["report.toml", "store"].map(|name| self.path(name));
+        let [baseline, aware] = self.evaluations.each_ref().map(|path| text(path));
+        let args = [
+            ["--config", text(&config)],
+            ["--store", text(&store)],
+            ["--latency-dataset", text(&self.latency_dataset)],
+            ["--latency-model", text(&self.latency_model)],
+            ["--evaluation", baseline],
+            ["--evaluation", aware],
+        ];
+        report(&[&["run"], args.as_flattened(), more].concat())
+    }
+
+    /// The page.
+    #[track_caller]
+    fn page(&self, more: &[&str]) -> String {
+        let answer = self.run(more);
+        assert_eq!(answer.code, 0, "{}", answer.stderr);
+        fs::read_to_string(Path::new(answer.stdout.trim_end()).join("report.html")).unwrap()
+    }
+}
+
+fn report(args: &[&str]) -> Answer {
+    let output = Command::new(env!("CARGO_BIN_EXE_report"))
+        .args(args)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Answer {
+        code: output.status.code().unwrap(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+impl Answer {
+    /// Asserts that the program failed with that code and said all of these.
+    #[track_caller]
+    fn failed(&self, code: i32, says: &[&str]) {
+        assert_eq!(self.code, code, "{}", self.stderr);
+        assert_eq!(self.stdout, "");
+        for text in says {
+            assert!(
+                self.stderr.contains(text),
+                "`{text}` is not in\n{}",
+                self.stderr
+            );
+        }
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn the_page_shows_both_networks_in_numbers_and_drawings() {
+    let page = Place::new().page(&[]);
+    assert!(page.starts_with("<!doctype html>"));
+    for name in ["PC_DARTS_cifar", "DARTS_V2"] {
+        let genotype = Genotype::named(name).unwrap();
+        let escaped = genotype.to_string().replace('\'', "&#x27;");
+        assert!(page.contains(&escaped), "{name}");
+    }
+    // Two networks with two cells; histogram, scatter, two charts of the training; four in the legend.
+    assert_eq!(page.matches("<svg ").count(), 4 + 4 + 4);
+    assert_eq!(
+        page.matches("<svg ").count(),
+        page.matches("</svg>").count()
+    );
+    assert_eq!(page.matches(">skip</text>").count(), 1 + 5);
+    for text in [
+        "88.20 %",
+        "88.05 %",
+        "−0.15 points",
+        "1.96 %",
+        "3.53 %",
+        "0.31 %",
+        "0.9804",
+    ] {
+        // Four digits of Spearman would be more than three hundred samples tell.
+        assert_eq!(page.contains(text), text != "0.9804", "{text}");
+    }
+}
+
+#[test]
+fn the_page_is_complete_in_itself() {
+    let page = Place::new().page(&[]);
+    for outside in [
+        "http:", "https:", "//cdn", "<script", "<link", "<img", "@import", "url(h",
+    ] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
+
+#[test]
+fn texts_from_outside_are_no_markup() {
+    let place = Place::new();
+    let page = place.page(&["--set", r#"title="<script>alert(1)</script> & co""#]);
+    assert!(!page.contains("<script>"));
+    assert!(page.contains("<h1>&lt;script&gt;alert(1)&lt;&#x2f;script&gt; &amp; co</h1>"));
+
+    let place = Place::with(
+        |model| {
+            let figures = model.validation.models["mlp"].clone();
+            model.validation.models.insert("<b>".to_owned(), figures);
+            for held_out in &mut model.validation.held_out {
+                held_out.predicted_millis.insert("<b>".to_owned(), 1.0);
+            }
+        },
+        |aware| aware.search.method = "<i>".to_owned(),
+    );
+    let page = place.page(&[]);
+    assert!(!page.contains("<b>") && !page.contains("<i>"));
+    assert!(page.contains("&lt;b&gt;") && page.contains("&lt;i&gt;"));
+}
+
+#[test]
+fn the_same_artifacts_give_the_same_bytes() {
+    let place = Place::new();
+    let first = place.page(&[]);
+    fs::remove_dir_all(place.path("store")).unwrap();
+    assert!(place.page(&[]) == first);
+}
+
+#[test]
+fn what_makes_numbers_doubtful_is_said() {
+    let page = Place::with(|_| (), |aware| aware.latency.disturbed = true).page(&[]);
+    assert!(page.contains("restless while the latency-aware network"));
+    let without_repeats = |model: &mut LatencyModelArtifact| {
+        model.validation.noise_floor_mape = None;
+    };
+    assert!(
+        !Place::with(without_repeats, |_| ())
+            .page(&[])
+            .contains("noise floor")
+    );
+}
+
+#[test]
+fn networks_timed_differently_are_not_compared() {
+    let place = Place::with(|_| (), |aware| aware.settings.timing.n_threads = 2);
+    let [baseline, aware] = place.evaluations.each_ref().map(|path| text(path));
+    place
+        .run(&[])
+        .failed(3, &[baseline, aware, "different settings"]);
+}
+
+#[test]
+fn a_missing_damaged_or_wrong_artifact_is_named() {
+    let place = Place::new();
+    let file = place.latency_model.join("validation.json");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() - 9]).unwrap();
+    place.run(&[]).failed(3, &[text(&file), "damaged"]);
+
+    let place = Place {
+        latency_model: place.latency_dataset.clone(),
+        ..place
+    };
+    place
+        .run(&[])
+        .failed(3, &["latency-dataset", "latency-model"]);
+    let nothing = place.path("nothing");
+    let place = Place {
+        latency_dataset: nothing.clone(),
+        ..place
+    };
+    place
+        .run(&[])
+        .failed(3, &[text(&nothing), "latency-dataset"]);
+    assert!(!place.path("store").exists());
+}
+
+#[test]
+fn config_and_command_line_mistakes_are_usage_errors() {
+    let place = Place::new();
+    fs::write(place.path("report.toml"), "title = \"A\"\ntitel = \"B\"\n").unwrap();
+    place
+        .run(&[])
+        .failed(2, &["report.toml:2:1", "titel", "`title`"]);
+    fs::write(place.path("report.toml"), "title = 3\n").unwrap();
+    place.run(&[]).failed(2, &["report.toml:1:9", "string"]);
+    let third = text(&place.evaluations[0]).to_owned();
+    place
+        .run(&["--evaluation", &third])
+        .failed(2, &["--evaluation must be given twice"]);
+}
+
+#[test]
+fn a_device_or_a_store_that_cannot_be_used_is_named() {
+    let place = Place::new();
+    place.run(&["--device", "cuda"]).failed(4, &["cuda:0"]);
+    fs::write(place.path("store"), "a file").unwrap();
+    place
+        .run(&[])
+        .failed(2, &[text(&place.path("store")), "--store"]);
+}
+
+#[test]
+fn the_key_is_made_of_all_inputs() {
+    let place = Place::new();
+    let answer = place.run(&["--key-only"]);
+    let answer: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+    assert_eq!(answer["stage"], "report");
+    assert_eq!(answer["parts"]["inputs"].as_object().unwrap().len(), 4);
+    let other = Place::with(|_| (), |aware| aware.test_accuracy += 0.01).run(&["--key-only"]);
+    let other: serde_json::Value = serde_json::from_str(&other.stdout).unwrap();
+    assert_ne!(other["key"], answer["key"]);
+}
