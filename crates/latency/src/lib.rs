@@ -11,12 +11,14 @@
 //! length, so that a search may ask about weights between architectures. Nothing here knows files or
 //! tensors of a framework.
 
+mod adam;
 pub mod figures;
 pub mod mlp;
 pub mod model;
+mod network;
 pub mod ridge;
 
 pub use crate::figures::{Figures, noise_floor_mape};
-pub use crate::mlp::{Mlp, MlpConfig};
+pub use crate::mlp::{Mlp, MlpConfig, cost_classes};
 pub use crate::model::{FitError, LatencyModel, State, StateError, StateTensor};
 pub use crate::ridge::Ridge;

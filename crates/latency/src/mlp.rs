@@ -1,23 +1,40 @@
-//! The multi-layer regressor of LA-DARTS (arXiv 2001.06392).
+//! The multi-layer regressor of LA-DARTS (arXiv 2001.06392), made to do with a few hundred architectures.
 //!
-//! With a few hundred architectures a plain regressor on 224 inputs loses to a sum over edges. So this
-//! one starts from the sum: it predicts `ridge(code) + gamma * mean of f_k(code)`, where the networks f_k
-//! learn what the additive model leaves over. Each f_k is fitted without one fold of the architectures,
-//! and gamma, between 0 and 1, is the factor that fits the folds left out best: where interactions
-//! cannot be learnt, the regressor falls back to the sum.
+//! The paper fits a plain regressor on 80,000 architectures. On some hundred it learns the noise and loses
+//! to the additive [`Ridge`], so this one is built to start from the ridge and to leave it only for what
+//! the data support:
+//!
+//! * A linear path runs beside the hidden layers, latency = linear(code) + hidden(code). It is a ridge,
+//!   solved exactly; the hidden layers learn what it leaves.
+//! * An operation costs about the same wherever it stands. Both paths also read the sum of the code over
+//!   each class of numbers that are expected to cost alike, such as one primitive on all edges of a cell
+//!   kind. Being linear in the code, the sums are folded into the weights after the fit: they are a prior,
+//!   not a part of the model.
+//! * Several members each leave out one fold of the architectures. On these, honestly, it shows how much
+//!   of what the hidden layers say is so, the *share*; they are scaled by it and averaged. Where latency is
+//!   additive the share is near 0, and the regressor is a ridge.
+//!
+//! The activation, x · sigmoid(x), is smooth, so the gradient is continuous everywhere, also between the
+//! zeros and ones of architectures.
 
-use rand::RngExt;
+use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
+use space::{CellKind, SearchSpace};
 
-use crate::Ridge;
+use crate::adam::Adam;
 use crate::model::{FitError, LatencyModel, State, StateError, StateTensor, check_data};
+use crate::network::{Network, Trace};
+use crate::ridge::Ridge;
 
-/// How a regressor is built and fitted.
+/// How strongly numbers of one class are expected to cost alike: the weight of a class's sum beside the
+/// numbers themselves. A sum of weight s has a prior variance s² times that of a single number.
+const SHARING: f32 = 2.0;
+
+/// How a regressor is built and fitted. [`Default`] holds what did best for 100 to 1,000 architectures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MlpConfig {
-    /// The widths of the hidden layers.
+    /// The widths of the hidden layers, at least one.
     pub hidden: Vec<usize>,
     /// Passes over the architectures.
     pub n_epochs: usize,
@@ -25,9 +42,10 @@ pub struct MlpConfig {
     pub batch_size: usize,
     /// The learning rate of Adam at first; it falls to 0 along a cosine.
     pub learning_rate: f64,
-    /// The decoupled weight decay, per unit of learning rate.
+    /// The part of itself that a weight loses in a step, per unit of learning rate (decoupled, as in
+    /// AdamW).
     pub weight_decay: f64,
-    /// Regressors whose predictions are averaged, each fitted without one fold; at least 2.
+    /// Members of the ensemble, at least 2. Each leaves out another fold of the architectures.
     pub n_members: usize,
     /// The seed of folds, initial weights and data order.
     pub seed: u64,
@@ -36,12 +54,12 @@ pub struct MlpConfig {
 impl Default for MlpConfig {
     fn default() -> Self {
         Self {
-            hidden: vec![64],
-            n_epochs: 200,
+            hidden: vec![48, 48],
+            n_epochs: 100,
             batch_size: 32,
-            learning_rate: 2e-3,
+            learning_rate: 3e-3,
             weight_decay: 0.3,
-            n_members: 5,
+            n_members: 4,
             seed: 0,
         }
     }
@@ -49,30 +67,45 @@ impl Default for MlpConfig {
 
 impl MlpConfig {
     fn check(&self) -> Result<(), FitError> {
-        let wrong = |name, value, expected| {
-            Err(FitError::Setting {
-                name,
-                value,
-                expected,
-            })
-        };
-        if let Some(width) = self.hidden.iter().find(|width| **width == 0) {
-            return wrong("hidden", *width as f64, "at least 1 in every layer");
-        }
-        if self.hidden.is_empty() {
-            return wrong("hidden", 0.0, "at least one layer");
-        }
-        if self.batch_size == 0 {
-            return wrong("batch_size", 0.0, "at least 1");
+        let checks = [
+            (
+                "the number of hidden layers",
+                self.hidden.len() as f64,
+                self.hidden.is_empty(),
+            ),
+            ("the width of a hidden layer", 0.0, self.hidden.contains(&0)),
+            ("n_epochs", 0.0, self.n_epochs == 0),
+            ("batch_size", 0.0, self.batch_size == 0),
+        ];
+        for (name, value, wrong) in checks {
+            if wrong {
+                return Err(FitError::Setting {
+                    name,
+                    value,
+                    expected: "at least 1",
+                });
+            }
         }
         if self.n_members < 2 {
-            return wrong("n_members", self.n_members as f64, "at least 2");
+            let value = self.n_members as f64;
+            return Err(FitError::Setting {
+                name: "n_members",
+                value,
+                expected: "at least 2",
+            });
         }
-        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
-            return wrong("learning_rate", self.learning_rate, "positive and finite");
-        }
-        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
-            return wrong("weight_decay", self.weight_decay, "at least 0 and finite");
+        let rates = [
+            ("learning_rate", self.learning_rate),
+            ("weight_decay", self.weight_decay),
+        ];
+        for (name, value) in rates {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(FitError::Setting {
+                    name,
+                    value,
+                    expected: "0 or more",
+                });
+            }
         }
         Ok(())
     }
@@ -81,103 +114,114 @@ impl MlpConfig {
 /// A fitted regressor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mlp {
-    base: Ridge,
+    linear: Ridge,
+    /// Their outputs are summed: scale, share and number of members are in the weights of the last layers.
     members: Vec<Network>,
-    /// What the mean of the members is multiplied by: gamma and the scale of what they learnt, in ms.
-    factor: f64,
+    share: f32,
 }
 
 impl Mlp {
-    /// Fits a regressor on codes and what the architectures took, in milliseconds.
+    /// Fits codes of [`SearchSpace::darts`] to what the architectures took, in milliseconds.
     ///
-    /// The same arguments give the same bits, whatever else the process does.
+    /// Primitives share their cost as [`cost_classes`] says. The same arguments give the same bits,
+    /// whatever else the process does.
     ///
     /// # Errors
     /// If the data or the configuration cannot be fitted, or if the fit diverges.
     pub fn fit(config: &MlpConfig, codes: &[Vec<f32>], millis: &[f64]) -> Result<Self, FitError> {
+        Self::fit_classes(config, &cost_classes(&SearchSpace::darts()), codes, millis)
+    }
+
+    /// Fits codes of any layout. Numbers of a code whose entries in `classes` are equal are expected to
+    /// cost alike; the entries count from 0.
+    ///
+    /// # Errors
+    /// As [`fit`](Self::fit), or if a code is not as long as `classes`.
+    pub fn fit_classes(
+        config: &MlpConfig,
+        classes: &[usize],
+        codes: &[Vec<f32>],
+        millis: &[f64],
+    ) -> Result<Self, FitError> {
         config.check()?;
         let code_len = check_data(codes, millis, 2 * config.n_members)?;
-        let base = Ridge::fit_cv(codes, millis, &Ridge::L2_GRID)?;
-        let residuals = |ridge: &Ridge, indices: &[usize]| -> Vec<f64> {
-            let residual = |&i: &usize| millis[i] - ridge.predict_millis(&codes[i]);
-            indices.iter().map(residual).collect()
-        };
-        let all: Vec<usize> = (0..codes.len()).collect();
-        let rest = residuals(&base, &all);
-        let scale = (rest.iter().map(|r| r * r).sum::<f64>() / rest.len() as f64).sqrt();
-        if scale <= 1e-12 * millis[0].abs() {
-            // The sum explains everything.
-            return Ok(Self {
-                base,
-                members: Vec::new(),
-                factor: 0.0,
+        if code_len != classes.len() {
+            let expected = classes.len();
+            return Err(FitError::CodeLength {
+                index: 0,
+                expected,
+                found: code_len,
             });
         }
 
-        let mut order = all;
-        order.shuffle(&mut stream(config.seed, 0));
+        let codes: Vec<Vec<f32>> = codes.iter().map(|code| widen(code, classes)).collect();
+        let linear = Ridge::fit_cv(&codes, millis, &Ridge::L2_GRID)?;
+        let scale = standard_deviation(millis);
+
+        let mut folds: Vec<usize> = (0..codes.len())
+            .map(|index| index % config.n_members)
+            .collect();
+        folds.shuffle(&mut ChaCha8Rng::seed_from_u64(config.seed));
+
+        // What the hidden layers say about architectures that they have not seen, against the residual
+        // of a linear path that has not seen them either: the share is the slope between the two.
+        let (mut products, mut squares) = (0.0, 0.0);
         let mut members = Vec::with_capacity(config.n_members);
-        let (mut agreement, mut energy) = (0.0, 0.0);
-        for fold in 0..config.n_members {
-            let part = |inside: bool| -> Vec<usize> {
-                let own = order.iter().enumerate();
-                own.filter(|(i, _)| (i % config.n_members == fold) == inside)
-                    .map(|(_, &index)| index)
-                    .collect()
-            };
-            let (held_out, train) = (part(true), part(false));
-            let gather = |indices: &[usize]| -> (Vec<Vec<f32>>, Vec<f64>) {
-                indices
-                    .iter()
-                    .map(|&i| (codes[i].clone(), millis[i]))
-                    .unzip()
-            };
-            let (train_codes, train_millis) = gather(&train);
-            let ridge = Ridge::fit_cv(&train_codes, &train_millis, &Ridge::L2_GRID)?;
-            let targets: Vec<f32> = residuals(&ridge, &train)
+        for member in 0..config.n_members {
+            let seen = |&index: &usize| folds[index] != member;
+            let train: Vec<usize> = (0..codes.len()).filter(seen).collect();
+            let train_codes: Vec<Vec<f32>> = train.iter().map(|&i| codes[i].clone()).collect();
+            let train_millis: Vec<f64> = train.iter().map(|&i| millis[i]).collect();
+            let linear = Ridge::fit(&train_codes, &train_millis, f64::from(linear.l2()))?;
+            let residual = |index: usize| millis[index] - linear.predict_millis(&codes[index]);
+
+            let targets: Vec<f32> = train
                 .iter()
-                .map(|r| (r / scale) as f32)
+                .map(|&i| (residual(i) / scale) as f32)
                 .collect();
-            let mut rng = stream(config.seed, 1 + fold as u64);
-            let mut network = Network::new(code_len, &config.hidden, &mut rng);
-            network.train(config, &train_codes, &targets, &mut rng)?;
-            for (index, left) in held_out.iter().zip(residuals(&ridge, &held_out)) {
-                let said = f64::from(network.forward(&codes[*index]).output()) * scale;
-                agreement += said * left;
-                energy += said * said;
+            let network = train_network(config, member, &train_codes, &targets)?;
+
+            let mut trace = Trace::default();
+            for index in (0..codes.len()).filter(|index| !seen(index)) {
+                let said = scale * f64::from(network.forward(&codes[index], &mut trace));
+                products += said * residual(index);
+                squares += said * said;
             }
             members.push(network);
         }
-        let gamma = if energy > 0.0 {
-            (agreement / energy).clamp(0.0, 1.0)
+        let share = if squares > 0.0 {
+            (products / squares).clamp(0.0, 1.0)
         } else {
             0.0
         };
+
+        for network in &mut members {
+            network.scale_output((share * scale / config.n_members as f64) as f32);
+            network.fold_inputs(classes, SHARING);
+        }
         Ok(Self {
-            base,
+            linear: linear.fold_inputs(classes, SHARING),
             members,
-            factor: gamma * scale,
+            share: share as f32,
         })
     }
 
-    /// The numbers of the model.
+    /// How much of what the hidden layers learnt proved true of architectures that were left out, a
+    /// ratio from 0 to 1.
+    pub fn share(&self) -> f32 {
+        self.share
+    }
+
+    /// The numbers of the model: those of its linear path under `linear.`, `share`, and the layers of each
+    /// member, `members.M.layers.L.weights` (inputs by outputs) and `.biases`.
     pub fn state(&self) -> State {
-        let mut state: State = self
-            .base
-            .state()
-            .into_iter()
-            .map(|(name, tensor)| (format!("base.{name}"), tensor))
+        let linear = self.linear.state().into_iter();
+        let mut state: State = linear
+            .map(|(name, tensor)| (format!("linear.{name}"), tensor))
             .collect();
-        state.insert("factor".to_owned(), StateTensor::scalar(self.factor as f32));
-        for (k, member) in self.members.iter().enumerate() {
-            for (l, layer) in member.layers.iter().enumerate() {
-                let weight = StateTensor::new(vec![layer.n_out, layer.n_in], layer.weight.clone());
-                state.insert(format!("member.{k}.{l}.weight"), weight);
-                state.insert(
-                    format!("member.{k}.{l}.bias"),
-                    StateTensor::vector(layer.bias.clone()),
-                );
-            }
+        state.insert("share".to_owned(), StateTensor::scalar(self.share));
+        for (member, network) in self.members.iter().enumerate() {
+            network.save(&format!("members.{member}"), &mut state);
         }
         state
     }
@@ -185,319 +229,142 @@ impl Mlp {
     /// The model of a state.
     ///
     /// # Errors
-    /// If a tensor is missing or does not fit the others.
+    /// If a tensor is missing, does not fit the others, or holds a number that is not finite.
     pub fn from_state(state: &State) -> Result<Self, StateError> {
-        let base: State = state
+        let linear: State = state
             .iter()
             .filter_map(|(name, tensor)| {
-                Some((name.strip_prefix("base.")?.to_owned(), tensor.clone()))
+                Some((name.strip_prefix("linear.")?.to_owned(), tensor.clone()))
             })
             .collect();
-        let base = Ridge::from_state(&base)?;
-        let factor = f64::from(StateTensor::find_scalar(state, "factor")?);
+        let linear = Ridge::from_state(&linear)?;
         let mut members = Vec::new();
-        while state.contains_key(&format!("member.{}.0.weight", members.len())) {
-            let mut layers: Vec<Layer> = Vec::new();
-            let mut n_in = base.code_len();
-            loop {
-                let name = format!("member.{}.{}", members.len(), layers.len());
-                let weight_name = format!("{name}.weight");
-                let Some(weight) = state.get(&weight_name) else {
-                    break;
-                };
-                let values = weight
-                    .expect_axes(&weight_name, &[None, Some(n_in)])?
-                    .to_vec();
-                let n_out = weight.shape[0];
-                let bias_name = format!("{name}.bias");
-                let bias = StateTensor::find(state, &bias_name)?
-                    .expect_axes(&bias_name, &[Some(n_out)])?
-                    .to_vec();
-                layers.push(Layer {
-                    n_in,
-                    n_out,
-                    weight: values,
-                    bias,
-                });
-                n_in = n_out;
+        loop {
+            let prefix = format!("members.{}", members.len());
+            // The first member has to be there.
+            let there = state
+                .keys()
+                .any(|name| name.starts_with(&format!("{prefix}.")));
+            if !there && !members.is_empty() {
+                break;
             }
-            if n_in != 1 {
-                let name = format!("member.{}.{}.weight", members.len(), layers.len());
-                return Err(StateError::Missing { name });
-            }
-            members.push(Network { layers });
+            members.push(Network::load(&prefix, linear.code_len(), state)?);
         }
         Ok(Self {
-            base,
+            linear,
             members,
-            factor,
+            share: StateTensor::find_scalar(state, "share")?,
         })
     }
 }
 
 impl LatencyModel for Mlp {
     fn code_len(&self) -> usize {
-        self.base.code_len()
+        self.linear.code_len()
     }
 
     fn predict_millis(&self, code: &[f32]) -> f64 {
-        let sum: f64 = self
+        let mut trace = Trace::default();
+        let hidden = self
             .members
             .iter()
-            .map(|m| f64::from(m.forward(code).output()))
-            .sum();
-        self.base.predict_millis(code) + f64::from(self.factor as f32) * sum / self.n_members()
+            .map(|network| f64::from(network.forward(code, &mut trace)));
+        self.linear.predict_millis(code) + hidden.sum::<f64>()
     }
 
     fn gradient(&self, code: &[f32]) -> (f64, Vec<f32>) {
-        let (_, mut gradient) = self.base.gradient(code);
-        let factor = (f64::from(self.factor as f32) / self.n_members()) as f32;
-        for member in &self.members {
-            let passed = member.forward(code);
-            for (sum, g) in gradient
-                .iter_mut()
-                .zip(member.backward(code, &passed, None))
-            {
-                *sum += factor * g;
+        let (mut millis, mut grad_code) = self.linear.gradient(code);
+        let mut trace = Trace::default();
+        for network in &self.members {
+            millis += f64::from(network.forward(code, &mut trace));
+            network.backward(1.0, &mut trace);
+            network.add_grad_input(&trace, &mut grad_code);
+        }
+        (millis, grad_code)
+    }
+}
+
+/// The class of each number of a code: one per primitive in normal cells, one per primitive on the edges
+/// of reduction cells that have stride 2, one per primitive on their other edges.
+pub fn cost_classes(space: &SearchSpace) -> Vec<usize> {
+    let n = space.n_primitives();
+    CellKind::ALL
+        .into_iter()
+        .flat_map(|kind| space.edges().iter().map(move |edge| (kind, edge)))
+        .flat_map(|(kind, edge)| {
+            let group = match kind {
+                CellKind::Normal => 0,
+                CellKind::Reduction if edge.source < 2 => 1,
+                CellKind::Reduction => 2,
+            };
+            (0..n).map(move |primitive| group * n + primitive)
+        })
+        .collect()
+}
+
+/// The code, then its weighted sum over each class.
+fn widen(code: &[f32], classes: &[usize]) -> Vec<f32> {
+    let n_classes = classes.iter().max().map_or(0, |last| last + 1);
+    let mut wide = code.to_vec();
+    wide.resize(code.len() + n_classes, 0.0);
+    for (&value, class) in code.iter().zip(classes) {
+        wide[code.len() + class] += SHARING * value;
+    }
+    wide
+}
+
+/// Fits a network to targets in units of the latencies' standard deviation, by their mean squared error.
+fn train_network(
+    config: &MlpConfig,
+    member: usize,
+    codes: &[Vec<f32>],
+    targets: &[f32],
+) -> Result<Network, FitError> {
+    let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+    rng.set_stream(1 + member as u64);
+    let n = codes.len();
+    let mean_square = codes
+        .iter()
+        .flatten()
+        .map(|&c| f64::from(c).powi(2))
+        .sum::<f64>()
+        / n as f64;
+    let mut network = Network::new(codes[0].len(), &config.hidden, mean_square, &mut rng);
+
+    let n_steps = n.div_ceil(config.batch_size) * config.n_epochs;
+    let mut adam = Adam::new(network.values().len(), config.weight_decay);
+    let mut order: Vec<usize> = (0..n).collect();
+    let mut grads = vec![0.0; network.values().len()];
+    let mut trace = Trace::default();
+    let mut step = 0;
+    for epoch in 1..=config.n_epochs {
+        order.shuffle(&mut rng);
+        for batch in order.chunks(config.batch_size) {
+            grads.fill(0.0);
+            for &index in batch {
+                let error = network.forward(&codes[index], &mut trace) - targets[index];
+                network.backward(2.0 * error / batch.len() as f32, &mut trace);
+                network.add_grads(&codes[index], &trace, &mut grads);
             }
-        }
-        (self.predict_millis(code), gradient)
-    }
-}
-
-impl Mlp {
-    fn n_members(&self) -> f64 {
-        self.members.len().max(1) as f64
-    }
-}
-
-fn stream(seed: u64, stream: u64) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(stream);
-    rng
-}
-
-/// tanh between the layers: smooth, so that gradients mean something between architectures, and bounded,
-/// so that the network cannot run away there.
-#[derive(Clone, Debug, PartialEq)]
-struct Network {
-    layers: Vec<Layer>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Layer {
-    n_in: usize,
-    n_out: usize,
-    /// `[n_out, n_in]`, row-major.
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-}
-
-/// The activations behind each layer.
-struct Passed(Vec<Vec<f32>>);
-
-impl Passed {
-    fn output(&self) -> f32 {
-        self.0[self.0.len() - 1][0]
-    }
-}
-
-impl Network {
-    /// Glorot-uniform weights; the last layer starts at zero, so that the network does.
-    fn new(code_len: usize, hidden: &[usize], rng: &mut ChaCha8Rng) -> Self {
-        let mut layers = Vec::new();
-        let mut n_in = code_len;
-        for &n_out in hidden {
-            // A code has 16 ones, not n_in: the bound that keeps the sums of the first layer near 1.
-            let fan_in = if layers.is_empty() { 16.0 } else { n_in as f32 };
-            let bound = (3.0 / fan_in).sqrt();
-            let weight = (0..n_in * n_out)
-                .map(|_| rng.random_range(-bound..bound))
-                .collect();
-            layers.push(Layer {
-                n_in,
-                n_out,
-                weight,
-                bias: vec![0.0; n_out],
-            });
-            n_in = n_out;
-        }
-        layers.push(Layer {
-            n_in,
-            n_out: 1,
-            weight: vec![0.0; n_in],
-            bias: vec![0.0],
-        });
-        Self { layers }
-    }
-
-    fn forward(&self, code: &[f32]) -> Passed {
-        let mut passed: Vec<Vec<f32>> = Vec::with_capacity(self.layers.len());
-        for (index, layer) in self.layers.iter().enumerate() {
-            let input = passed.last().map_or(code, Vec::as_slice);
-            let last = index + 1 == self.layers.len();
-            let rows = layer.weight.chunks_exact(layer.n_in).zip(&layer.bias);
-            passed.push(
-                rows.map(|(row, bias)| {
-                    let sum = row.iter().zip(input).map(|(w, x)| w * x).sum::<f32>() + bias;
-                    if last { sum } else { sum.tanh() }
-                })
-                .collect(),
+            let phase = std::f64::consts::PI * f64::from(step) / n_steps as f64;
+            adam.step(
+                config.learning_rate * (1.0 + phase.cos()) / 2.0,
+                &grads,
+                network.values_mut(),
             );
+            step += 1;
         }
-        Passed(passed)
-    }
-
-    /// d output / d code; with `into`, adds `factor` * d output / d weights to the gradients given.
-    fn backward(
-        &self,
-        code: &[f32],
-        passed: &Passed,
-        mut into: Option<(f32, &mut [Layer])>,
-    ) -> Vec<f32> {
-        let mut grad = vec![1.0f32];
-        for (index, layer) in self.layers.iter().enumerate().rev() {
-            let input = if index == 0 {
-                code
-            } else {
-                &passed.0[index - 1]
-            };
-            if let Some((factor, gradients)) = &mut into {
-                let own = &mut gradients[index];
-                for (o, g) in grad.iter().enumerate() {
-                    let g = *factor * g;
-                    own.bias[o] += g;
-                    let row = &mut own.weight[o * layer.n_in..][..layer.n_in];
-                    row.iter_mut().zip(input).for_each(|(w, x)| *w += g * x);
-                }
-                if index == 0 {
-                    return Vec::new();
-                }
-            }
-            let mut below = vec![0.0f32; layer.n_in];
-            for (row, g) in layer.weight.chunks_exact(layer.n_in).zip(&grad) {
-                below.iter_mut().zip(row).for_each(|(b, w)| *b += g * w);
-            }
-            if index > 0 {
-                below
-                    .iter_mut()
-                    .zip(input)
-                    .for_each(|(b, y)| *b *= 1.0 - y * y);
-            }
-            grad = below;
+        if !network.values().iter().all(|value| value.is_finite()) {
+            return Err(FitError::NonFinite { epoch });
         }
-        grad
     }
-
-    /// Adam with decoupled decay on the mean squared error.
-    fn train(
-        &mut self,
-        config: &MlpConfig,
-        codes: &[Vec<f32>],
-        targets: &[f32],
-        rng: &mut ChaCha8Rng,
-    ) -> Result<(), FitError> {
-        let zeros = || -> Vec<Layer> {
-            let zero = |l: &Layer| Layer {
-                weight: vec![0.0; l.weight.len()],
-                bias: vec![0.0; l.bias.len()],
-                ..*l
-            };
-            self.layers.iter().map(zero).collect()
-        };
-        let (mut means, mut squares) = (zeros(), zeros());
-        let n_batches = codes.len().div_ceil(config.batch_size);
-        let n_steps = (n_batches * config.n_epochs).max(1);
-        let mut order: Vec<usize> = (0..codes.len()).collect();
-        let mut step = 0;
-        for epoch in 0..config.n_epochs {
-            order.shuffle(rng);
-            for batch in order.chunks(config.batch_size) {
-                let mut gradients: Vec<Layer> = means
-                    .iter()
-                    .map(|l| Layer {
-                        weight: vec![0.0; l.weight.len()],
-                        bias: vec![0.0; l.bias.len()],
-                        ..*l
-                    })
-                    .collect();
-                for &index in batch {
-                    let passed = self.forward(&codes[index]);
-                    let error = 2.0 * (passed.output() - targets[index]) / batch.len() as f32;
-                    self.backward(&codes[index], &passed, Some((error, &mut gradients)));
-                }
-                let progress = step as f64 / n_steps as f64;
-                let rate =
-                    config.learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
-                step += 1;
-                let adam = AdamStep::new(rate, config.weight_decay, step);
-                for (((layer, gradient), mean), square) in self
-                    .layers
-                    .iter_mut()
-                    .zip(&gradients)
-                    .zip(&mut means)
-                    .zip(&mut squares)
-                {
-                    adam.apply(
-                        &mut layer.weight,
-                        &gradient.weight,
-                        &mut mean.weight,
-                        &mut square.weight,
-                    );
-                    adam.apply(
-                        &mut layer.bias,
-                        &gradient.bias,
-                        &mut mean.bias,
-                        &mut square.bias,
-                    );
-                }
-            }
-            let finite = |l: &Layer| l.weight.iter().chain(&l.bias).all(|w| w.is_finite());
-            if !self.layers.iter().all(finite) {
-                return Err(FitError::NonFinite {
-                    what: "a weight",
-                    epoch: epoch + 1,
-                });
-            }
-        }
-        Ok(())
-    }
+    Ok(network)
 }
 
-/// One step of Adam (Kingma & Ba 2015) with decoupled weight decay.
-struct AdamStep {
-    rate: f32,
-    keep: f32,
-    correction: f32,
-}
-
-impl AdamStep {
-    const BETAS: [f32; 2] = [0.9, 0.999];
-
-    fn new(rate: f64, weight_decay: f64, step: usize) -> Self {
-        let [b1, b2] = Self::BETAS.map(f64::from);
-        let power = step as f64;
-        let correction = (1.0 - b2.powf(power)).sqrt() / (1.0 - b1.powf(power));
-        Self {
-            rate: rate as f32,
-            keep: (1.0 - rate * weight_decay) as f32,
-            correction: correction as f32,
-        }
-    }
-
-    fn apply(
-        &self,
-        weights: &mut [f32],
-        gradients: &[f32],
-        means: &mut [f32],
-        squares: &mut [f32],
-    ) {
-        let [b1, b2] = Self::BETAS;
-        let rate = self.rate * self.correction;
-        for (((w, g), m), s) in weights.iter_mut().zip(gradients).zip(means).zip(squares) {
-            *m = b1 * *m + (1.0 - b1) * g;
-            *s = b2 * *s + (1.0 - b2) * g * g;
-            *w = self.keep * *w - rate * *m / (s.sqrt() + 1e-8);
-        }
-    }
+/// The population's; 1 where all values are equal.
+fn standard_deviation(values: &[f64]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let deviation = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
+    if deviation > 0.0 { deviation } else { 1.0 }
 }

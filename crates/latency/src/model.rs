@@ -160,12 +160,12 @@ pub enum FitError {
         /// How many latencies.
         millis: usize,
     },
-    /// A code is not as long as the first.
-    #[error("code {index} holds {found} numbers, the first holds {expected}")]
+    /// A code is not as long as it must be.
+    #[error("code {index} holds {found} numbers, expected {expected}")]
     CodeLength {
         /// Which code.
         index: usize,
-        /// The length of the first.
+        /// The length that it must have.
         expected: usize,
         /// Its length.
         found: usize,
@@ -195,10 +195,8 @@ pub enum FitError {
         expected: &'static str,
     },
     /// The fit ran away.
-    #[error("{what} is not finite after epoch {epoch}; lower the learning rate")]
+    #[error("a weight is not finite after epoch {epoch}; lower the learning rate")]
     NonFinite {
-        /// What is not finite.
-        what: &'static str,
         /// The epochs done.
         epoch: usize,
     },
