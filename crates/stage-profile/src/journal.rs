@@ -67,7 +67,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.jsonl");
         let (mut journal, entries) = Journal::open::<u32>(&path).unwrap();
-        assert_eq!(entries, []);
+        assert!(entries.is_empty());
         journal.append(&[1, 2]).unwrap();
         journal.append(&[3]).unwrap();
         drop(journal);

@@ -40,8 +40,7 @@ pub struct Profiling {
     journal: Journal,
     journal_path: PathBuf,
     settings: MeasurementSettings,
-    /// Gone when all is timed.
-    bar: Option<Bar>,
+    bar: Bar,
 }
 
 /// What one visit of an architecture brought: times as they were taken, and the drift about them.
@@ -158,7 +157,8 @@ impl Profiling {
             }
         };
 
-        let bar = progress.bar("timing architectures", (n_visits - visits.len()) as u64);
+        let bar = progress.bar("timing architectures", n_visits as u64);
+        bar.skip(visits.len() as u64);
         Ok(Self {
             architectures: sample(config.seed, config.n_architectures),
             n_visits,
@@ -176,7 +176,7 @@ impl Profiling {
                 device: "cpu".to_owned(),
                 runtime: runtime::CANDLE_CPU.to_owned(),
             },
-            bar: Some(bar),
+            bar,
         })
     }
 
@@ -188,9 +188,6 @@ impl Profiling {
         let first = self.visits.len();
         let indices = first..self.n_visits.min(first + self.block_len);
         if indices.is_empty() {
-            if let Some(bar) = self.bar.take() {
-                bar.finish();
-            }
             return Ok(false);
         }
         let mut block = self.time_block(indices.clone())?;
@@ -203,10 +200,13 @@ impl Profiling {
                 path: self.journal_path.clone(),
                 source,
             })?;
-        if let Some(bar) = &self.bar {
-            bar.inc(block.len() as u64);
-        }
+        let n_new = block.len() as u64;
         self.visits.extend(block);
+        match self.visits.iter().filter(|visit| visit.disturbed).count() {
+            0 => {}
+            n_disturbed => self.bar.message(format!("{n_disturbed} disturbed")),
+        }
+        self.bar.inc(n_new);
         Ok(true)
     }
 
@@ -253,6 +253,7 @@ impl Profiling {
     /// See [`advance`](Self::advance).
     pub fn finish(mut self) -> Result<LatencyDataset, Error> {
         while self.advance()? {}
+        self.bar.finish();
         let (firsts, seconds) = self.visits.split_at(self.architectures.len());
         let samples = firsts
             .iter()

@@ -1,0 +1,392 @@
+//! The program: what it writes, where it goes on after an interruption, and how it fails.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use artifact::stage::Progress;
+use artifact::{KeyParts, LatencyDataset, Opened, Store, open};
+use space::Genotype;
+use stage_profile::{Config, Error, Profiling};
+
+/// Two layers of four channels; nothing counts as disturbed, whatever else the machine does.
+const CONFIG: &str = "\
+seed = 3
+n_architectures = 24
+n_repeated = 4
+anchor_every = 5
+max_disturbance = 1e9
+cells = true
+
+[network]
+stem = \"conv3x3\"
+n_layers = 3
+init_channels = 4
+in_channels = 1
+n_classes = 10
+image_size = 8
+
+[timing]
+batch_size = 1
+n_threads = 1
+n_warmup = 1
+n_repeats = 2
+";
+
+/// A folder with a config and a store.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+/// What the program answered.
+struct Answer {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Answer {
+    /// Asserts that the program failed with that code and said all of these.
+    #[track_caller]
+    fn failed(&self, code: i32, says: &[&str]) {
+        assert_eq!(self.code, code, "{}", self.stderr);
+        assert_eq!(self.stdout, "");
+        for text in says {
+            assert!(
+                self.stderr.contains(text),
+                "`{text}` is not in\n{}",
+                self.stderr
+            );
+        }
+    }
+
+    #[track_caller]
+    fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn dataset(&self) -> Opened<LatencyDataset> {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        open(self.stdout.trim_end()).unwrap()
+    }
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("profile.toml"), CONFIG).unwrap();
+        Self { dir }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("profile.toml")
+    }
+
+    fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_profile"));
+        command.arg("run").arg("--config").arg(self.config());
+        command.arg("--store").arg(self.store()).args(more);
+        command
+    }
+
+    fn run(&self, more: &[&str]) -> Answer {
+        answer(&mut self.command(more))
+    }
+
+    /// Where the program keeps what it has timed while the data set is not complete.
+    fn work_dir(&self, more: &[&str]) -> PathBuf {
+        let answer = self.run(&[more, &["--key-only"]].concat()).json();
+        let parts: KeyParts = serde_json::from_value(answer["parts"].clone()).unwrap();
+        Store::at(self.store()).work_dir::<LatencyDataset>(&parts.key())
+    }
+
+    fn journal(&self, more: &[&str]) -> PathBuf {
+        self.work_dir(more).join("visits.jsonl")
+    }
+}
+
+fn answer(command: &mut Command) -> Answer {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Answer {
+        code: output.status.code().unwrap(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+fn config() -> Config {
+    toml::from_str(CONFIG).unwrap()
+}
+
+/// Asserts that every architecture is there once, timed, with its cells.
+#[track_caller]
+fn assert_complete(dataset: &LatencyDataset, n_architectures: usize, n_repeated: usize) {
+    let samples = &dataset.samples;
+    assert_eq!(samples.len(), n_architectures);
+    let graphs: HashSet<Genotype> = samples.iter().map(|s| s.genotype.canonical()).collect();
+    assert_eq!(graphs.len(), n_architectures);
+    for (index, sample) in samples.iter().enumerate() {
+        assert!(sample.p10_millis > 0.0 && sample.anchor_ratio > 0.0);
+        assert!(sample.p10_millis <= sample.median_millis);
+        assert!(sample.median_millis <= sample.p90_millis);
+        assert_eq!(sample.n_repeats, 2);
+        assert!(!sample.disturbed);
+        assert_eq!(sample.repeat_median_millis.is_some(), index < n_repeated);
+    }
+
+    // One normal and two reduction cells, all of different geometries.
+    assert_eq!(dataset.cells.len(), 3 * n_architectures);
+    for (row, cell) in dataset.cells.iter().enumerate() {
+        let sample = &samples[cell.sample_index as usize];
+        assert_eq!(cell.sample_index as usize, row / 3);
+        assert_eq!(cell.cell, *sample.genotype.cell(cell.kind));
+        assert_eq!(cell.anchor_ratio, sample.anchor_ratio);
+        assert_eq!(
+            (cell.kind.name(), cell.channels, cell.size_prev),
+            [("normal", 4, 8), ("reduce", 8, 8), ("reduce", 16, 4)][row % 3]
+        );
+        assert_eq!(cell.n_uses, 1);
+        assert!(cell.p10_millis > 0.0 && cell.p10_millis <= cell.p90_millis);
+    }
+}
+
+#[test]
+fn a_data_set_is_made_once() {
+    let place = Place::new();
+    let first = place.run(&[]);
+    let dataset = first.dataset();
+    assert_complete(&dataset.value, 24, 4);
+    let settings = dataset.value.settings.unwrap();
+    assert_eq!(settings.network, config().network);
+    assert_eq!(settings.timing, config().timing);
+    assert_eq!(settings.device, "cpu");
+    assert!(!place.work_dir(&[]).exists(), "the journal is gone");
+
+    let again = place.run(&["--json"]).json();
+    assert_eq!(again["cached"], true);
+    assert_eq!(again["kind"], "latency-dataset");
+    assert_eq!(again["path"], first.stdout.trim_end());
+    assert_eq!(again["digest"], dataset.manifest.digest.to_string());
+}
+
+#[test]
+fn the_key_holds_config_and_machine_and_writes_nothing() {
+    let place = Place::new();
+    let answer = place.run(&["--key-only"]).json();
+    assert_eq!(answer["stage"], "profile");
+    assert_eq!(answer["cached"], false);
+    assert_eq!(answer["parts"]["config"]["timing"]["n_repeats"], 2);
+    assert_eq!(answer["parts"]["inputs"], serde_json::json!({}));
+    assert_eq!(
+        answer["parts"]["machine"].as_str(),
+        Some(measure::Machine::detect().fingerprint().as_str())
+    );
+    assert!(!place.store().exists());
+
+    let other = place
+        .run(&["--key-only", "--set", "timing.n_repeats=3"])
+        .json();
+    assert_ne!(other["key"], answer["key"]);
+    // The threads of the stage are not those of what it times.
+    let same = place.run(&["--key-only", "--threads", "1"]).json();
+    assert_eq!(same["key"], answer["key"]);
+}
+
+#[test]
+fn cells_are_left_out_where_nobody_asks_for_them() {
+    let place = Place::new();
+    let dataset = place.run(&["--set", "cells=false"]).dataset().value;
+    assert_eq!(dataset.samples.len(), 24);
+    assert!(dataset.cells.is_empty());
+}
+
+#[test]
+fn an_interrupted_profile_goes_on_where_it_was() {
+    let place = Place::new();
+    let journal = place.journal(&[]);
+    let mut profiling =
+        Profiling::open(&config(), &place.work_dir(&[]), &Progress::hidden()).unwrap();
+    for _ in 0..3 {
+        assert!(profiling.advance().unwrap());
+    }
+    drop(profiling);
+    let timed = fs::read_to_string(&journal).unwrap();
+    assert_eq!(timed.lines().count(), 15);
+
+    // The process was killed in the middle of a write.
+    let whole = &timed[..timed.trim_end().rfind('\n').unwrap() + 1];
+    fs::write(&journal, &timed[..timed.len() - 9]).unwrap();
+    let resumed = place.run(&[]);
+    assert!(
+        resumed.stderr.contains("going on with 14 of 28"),
+        "{}",
+        resumed.stderr
+    );
+    let dataset = resumed.dataset().value;
+    assert_complete(&dataset, 24, 4);
+    for (line, sample) in whole.lines().zip(&dataset.samples) {
+        let visit: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(visit["anchor_ratio"].as_f64(), Some(sample.anchor_ratio));
+        let median_nanos = visit["network"]["median"].as_f64().unwrap();
+        let corrected = (median_nanos / sample.anchor_ratio).round() / 1e6;
+        assert_eq!(sample.median_millis, corrected);
+    }
+}
+
+#[test]
+fn a_killed_process_loses_nothing_that_is_in_the_journal() {
+    let place = Place::new();
+    let more = ["--set", "n_architectures=2000", "--set", "cells=false"];
+    let journal = place.journal(&more);
+    let mut process = place
+        .command(&more)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let n_lines = || fs::read_to_string(&journal).map_or(0, |text| text.lines().count());
+    while n_lines() < 10 {
+        assert!(process.try_wait().unwrap().is_none(), "it ended too early");
+        std::thread::yield_now();
+    }
+    process.kill().unwrap();
+    process.wait().unwrap();
+
+    let before = fs::read_to_string(&journal).unwrap();
+    let config = Config {
+        n_architectures: 2000,
+        cells: false,
+        ..config()
+    };
+    let mut profiling =
+        Profiling::open(&config, &place.work_dir(&more), &Progress::hidden()).unwrap();
+    profiling.advance().unwrap();
+    let after = fs::read_to_string(&journal).unwrap();
+    let n_whole = before.rfind('\n').unwrap() + 1;
+    assert!(after.starts_with(&before[..n_whole]));
+    for (index, line) in after.lines().enumerate() {
+        let visit: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(visit["index"], index);
+    }
+}
+
+#[test]
+fn a_restless_machine_is_flagged_and_not_taken_for_noise() {
+    let folder = tempfile::tempdir().unwrap();
+    // No two timings of the anchor agree to the nanosecond for ever; those that do are undisturbed.
+    let config = Config {
+        max_disturbance: 1e-12,
+        ..config()
+    };
+    let dataset = Profiling::open(&config, folder.path(), &Progress::hidden())
+        .unwrap()
+        .finish()
+        .unwrap();
+    let n_disturbed = dataset.samples.iter().filter(|s| s.disturbed).count();
+    assert!(n_disturbed > 0, "the anchor never varied");
+    assert_eq!(dataset.samples.len(), 24);
+}
+
+#[test]
+fn the_journal_of_another_run_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut profiling = Profiling::open(&config(), folder.path(), &Progress::hidden()).unwrap();
+    profiling.advance().unwrap();
+    drop(profiling);
+    let other = Config {
+        cells: false,
+        ..config()
+    };
+    let Err(error) = Profiling::open(&other, folder.path(), &Progress::hidden()) else {
+        panic!("a journal with cells cannot be that of a run without");
+    };
+    assert!(matches!(error, Error::ForeignJournal { .. }), "{error}");
+}
+
+#[test]
+fn a_config_mistake_is_shown_with_its_place() {
+    let place = Place::new();
+    let broken = |from: &str, to: &str| {
+        fs::write(place.config(), CONFIG.replace(from, to)).unwrap();
+        place.run(&[])
+    };
+    broken("anchor_every = 5", "anchor_evry = 5").failed(
+        2,
+        &[
+            "profile.toml:4:1",
+            "anchor_evry",
+            "expected",
+            "`anchor_every`",
+        ],
+    );
+    broken("n_layers = 3", "n_layers = \"three\"").failed(2, &["profile.toml:10:12", "\"three\""]);
+    broken("\"conv3x3\"", "\"conv5x5\"").failed(2, &["profile.toml:9:8", "conv5x5", "conv3x3"]);
+    broken("n_layers = 3\n", "").failed(2, &["profile.toml", "n_layers"]);
+
+    fs::write(place.config(), CONFIG).unwrap();
+    for (set, says) in [
+        ("n_architectures=0", "n_architectures"),
+        ("n_repeated=25", "at most n_architectures, 24"),
+        ("anchor_every=0", "anchor_every"),
+        ("max_disturbance=0.0", "max_disturbance"),
+        ("timing.n_repeats=0", "timing.n_repeats"),
+        ("timing.n_threads=100000", "logical processors"),
+        ("network.image_size=0", "image_size"),
+        ("timing.n_repeat=3", "--set timing.n_repeat=3"),
+    ] {
+        place.run(&["--set", set]).failed(2, &[says]);
+    }
+    place
+        .run(&["--no-such-flag"])
+        .failed(2, &["--no-such-flag"]);
+    let missing = Path::new("no such file.toml");
+    answer(
+        Command::new(env!("CARGO_BIN_EXE_profile"))
+            .args(["run", "--config"])
+            .arg(missing),
+    )
+    .failed(2, &["no such file.toml"]);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    let place = Place::new();
+    place
+        .run(&["--device", "cuda:1"])
+        .failed(4, &["cuda:1", "CUDA"]);
+    place
+        .run(&["--device", "gpu"])
+        .failed(2, &["gpu", "cuda:N"]);
+    assert!(!place.store().exists());
+}
+
+#[test]
+fn a_store_that_cannot_be_written_to_is_named() {
+    let place = Place::new();
+    fs::write(place.store(), "a file, not a folder").unwrap();
+    place
+        .run(&[])
+        .failed(2, &[place.store().to_str().unwrap(), "--store"]);
+}
+
+#[test]
+fn a_damaged_data_set_is_not_taken_for_a_cached_one() {
+    let place = Place::new();
+    let dir = place.run(&["--set", "cells=false"]).dataset().dir;
+    let file = dir.join("samples.parquet");
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    place
+        .run(&["--set", "cells=false"])
+        .failed(3, &[file.to_str().unwrap(), "damaged"]);
+}
