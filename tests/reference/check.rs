@@ -106,6 +106,13 @@ struct Row {
     tolerance: f64,
 }
 
+impl Row {
+    /// Within tolerance; a NaN is not.
+    fn passed(&self) -> bool {
+        self.worst <= self.tolerance
+    }
+}
+
 /// The comparisons of one file.
 pub(crate) struct FileReport<'a> {
     report: &'a mut Report,
@@ -124,7 +131,7 @@ impl Report {
     /// Whether something was compared and nothing is over its tolerance.
     pub(crate) fn passed(&self) -> bool {
         // Written so that a NaN fails.
-        !self.rows.is_empty() && self.rows.iter().all(|row| row.worst <= row.tolerance)
+        !self.rows.is_empty() && self.rows.iter().all(Row::passed)
     }
 
     /// Prints the table on stdout.
@@ -136,11 +143,7 @@ impl Report {
                 println!("{}", row.file);
                 file = &row.file;
             }
-            let verdict = if row.worst <= row.tolerance {
-                "ok"
-            } else {
-                "FAILED"
-            };
+            let verdict = if row.passed() { "ok" } else { "FAILED" };
             println!(
                 "  {verdict:<6} {:<34} {:>5} tensors  {:>8.1e} (tolerance {:.0e}, worst: {})",
                 row.group, row.n_tensors, row.worst, row.tolerance, row.worst_name
@@ -149,11 +152,7 @@ impl Report {
         for (file, why) in &self.skipped {
             println!("skipped {file}: {why}");
         }
-        let n_failed = self
-            .rows
-            .iter()
-            .filter(|row| !(row.worst <= row.tolerance))
-            .count();
+        let n_failed = self.rows.iter().filter(|row| !row.passed()).count();
         println!(
             "\n{} groups compared, {n_failed} over tolerance",
             self.rows.len()
@@ -197,7 +196,8 @@ impl FileReport<'_> {
         });
         let row = &mut rows[index];
         row.n_tensors += 1;
-        if !(error <= row.worst) || row.worst_name.is_empty() {
+        // A NaN stays the worst.
+        if error.is_nan() || error > row.worst || row.worst_name.is_empty() {
             row.worst = error;
             row.worst_name = name.to_owned();
         }

@@ -146,7 +146,7 @@ fn apply(table: &mut Table, given: &str) -> Result<(), String> {
                 .chars()
                 .all(|c| c.is_alphanumeric() || c == '_' || c == '-')
     };
-    if !keys.iter().all(|key| is_key(&key)) {
+    if !keys.iter().all(is_key) {
         return Err(form.to_owned());
     }
     let (last, tables) = keys.split_last().ok_or(form)?;

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::error::ImageFormat;
 use crate::resample::{Window, resample};
 use crate::set::Pixels;
-use crate::{Error, ImageSet, Normalization, color, decode};
+use crate::{Error, ImageSet, Normalization, color};
 
 /// What a batch does to its images, in the order of the fields. See [`batch`].
 #[derive(Debug, Clone, PartialEq)]
@@ -61,7 +61,8 @@ pub struct Batch {
 ///
 /// # Errors
 ///
-/// If the normalisation is for another number of channels, or an image has to be read or decoded and that fails.
+/// If the normalisation is for another number of channels, or an image has to be read or decoded and that fails; of several such
+/// images the error names the first.
 ///
 /// # Panics
 ///
@@ -89,10 +90,11 @@ pub fn batch(
         .map(|_| (*augmentation != Augmentation::none()).then(|| rng.random()))
         .collect();
     let mut images = vec![0.0f32; indices.len() * len];
-    images
-        .par_chunks_mut(len.max(1))
+    // Collected before any error is looked at, so that the first one counts, not the fastest.
+    let done: Vec<Result<(), Error>> = images
+        .par_chunks_mut(len)
         .zip(indices.par_iter().zip(&seeds))
-        .try_for_each(|(out, (&index, seed))| {
+        .map(|(out, (&index, seed))| {
             let mut rng = seed.map(ChaCha8Rng::seed_from_u64);
             let pixels = match &mut rng {
                 Some(rng) => augmented(set, index, augmentation, rng)?,
@@ -115,7 +117,9 @@ pub fn batch(
                 cut_out(out, format, augmentation.cutout, rng);
             }
             Ok(())
-        })?;
+        })
+        .collect();
+    done.into_iter().collect::<Result<(), Error>>()?;
     let labels = indices.iter().map(|&index| set.labels()[index]).collect();
     Ok(Batch {
         images,
@@ -132,22 +136,18 @@ fn augmented<'a>(
     rng: &mut ChaCha8Rng,
 ) -> Result<Cow<'a, [u8]>, Error> {
     let format = set.format();
+    let size = [format.height, format.width];
     let mut pixels = match set.pixels() {
-        Pixels::Encoded(images) if augmentation.random_resized_crop => {
-            let planes = decode::decode_rgb(&images[index])?;
-            let window = random_window(planes.format, rng);
-            Cow::Owned(resample(
-                &planes.pixels,
-                planes.format,
-                window,
-                format.height,
-            ))
+        _ if !augmentation.random_resized_crop => set.image(index)?,
+        Pixels::Encoded(images) => {
+            let image = images[index].decode_rgb()?;
+            let window = random_window(image.format, rng);
+            Cow::Owned(resample(&image.pixels, image.format, window, size))
         }
-        Pixels::Decoded(_) if augmentation.random_resized_crop && format.height == format.width => {
+        Pixels::Decoded(_) => {
             let window = random_window(format, rng);
-            Cow::Owned(resample(&set.image(index)?, format, window, format.height))
+            Cow::Owned(resample(&set.image(index)?, format, window, size))
         }
-        _ => set.image(index)?,
     };
     if augmentation.pad > 0 {
         let pad = augmentation.pad;

@@ -1,13 +1,11 @@
 //! PNG and JPEG to planes of pixels.
 
-use std::path::Path;
-use std::sync::Arc;
-
 use image::DynamicImage;
+use rayon::prelude::*;
 
 use crate::Error;
-use crate::error::{ImageFormat, Place, Spot};
-use crate::resample::{self, Window};
+use crate::error::{ImageFormat, Place};
+use crate::resample::{Window, resample};
 
 /// An image as it is stored.
 #[derive(Debug, Clone)]
@@ -19,15 +17,73 @@ pub(crate) struct EncodedImage {
 }
 
 impl EncodedImage {
-    /// An image that is a file of its own.
-    pub(crate) fn file(path: &Path) -> Self {
-        Self {
-            place: Place {
-                path: Arc::from(path),
-                spot: Spot::File,
-            },
-            bytes: None,
+    fn decode(&self) -> Result<DynamicImage, Error> {
+        let read;
+        let bytes = match &self.bytes {
+            Some(bytes) => bytes,
+            None => {
+                let path = &self.place.path;
+                read = std::fs::read(path).map_err(|source| Error::Io {
+                    path: path.to_path_buf(),
+                    source,
+                })?;
+                read.as_slice()
+            }
+        };
+        image::load_from_memory(bytes).map_err(|source| Error::Decode {
+            place: self.place.clone(),
+            source,
+        })
+    }
+
+    /// Decodes to RGB, whatever the image is stored as.
+    pub(crate) fn decode_rgb(&self) -> Result<Planes, Error> {
+        self.decode().map(rgb)
+    }
+
+    /// Decodes; grey stays grey, everything else becomes RGB. Transparency is dropped.
+    fn decode_as_is(&self) -> Result<Planes, Error> {
+        let image = self.decode()?;
+        Ok(if image.color().has_color() {
+            rgb(image)
+        } else {
+            grey(image)
+        })
+    }
+}
+
+/// Decoded images of one format, one after the other: n c h w.
+#[derive(Debug, Default)]
+pub(crate) struct PixelBuffer {
+    /// The format of the first image.
+    pub(crate) format: ImageFormat,
+    pub(crate) pixels: Vec<u8>,
+}
+
+impl PixelBuffer {
+    /// Decodes images in parallel and appends them in order.
+    pub(crate) fn decode(&mut self, images: &[EncodedImage]) -> Result<(), Error> {
+        // Collected before any error is looked at, so that the first one counts, not the fastest.
+        let decoded: Vec<_> = images.par_iter().map(EncodedImage::decode_as_is).collect();
+        for (planes, image) in decoded.into_iter().zip(images) {
+            let Planes {
+                format: found,
+                pixels,
+            } = planes?;
+            if self.pixels.is_empty() {
+                self.format = found;
+            }
+            if found != self.format {
+                let (place, expected) = (image.place.clone(), self.format);
+                return Err(Error::Mixed {
+                    place,
+                    found,
+                    expected,
+                });
+            }
+            self.pixels.extend(pixels);
         }
+        Ok(())
     }
 }
 
@@ -50,41 +106,8 @@ impl Planes {
             height: side,
             width: side,
         };
-        resample::resample(&self.pixels, self.format, window, size)
+        resample(&self.pixels, self.format, window, [size; 2])
     }
-}
-
-/// Decodes an image; grey stays grey, everything else becomes RGB. Transparency is dropped.
-pub(crate) fn decode(image: &EncodedImage) -> Result<Planes, Error> {
-    let decoded = decode_any(image)?;
-    Ok(if decoded.color().has_color() {
-        rgb(decoded)
-    } else {
-        grey(decoded)
-    })
-}
-
-/// Decodes an image to RGB, whatever it is stored as.
-pub(crate) fn decode_rgb(image: &EncodedImage) -> Result<Planes, Error> {
-    decode_any(image).map(rgb)
-}
-
-fn decode_any(image: &EncodedImage) -> Result<DynamicImage, Error> {
-    let read;
-    let bytes = match &image.bytes {
-        Some(bytes) => bytes,
-        None => {
-            read = std::fs::read(&image.place.path).map_err(|source| Error::Io {
-                path: image.place.path.to_path_buf(),
-                source,
-            })?;
-            read.as_slice()
-        }
-    };
-    image::load_from_memory(bytes).map_err(|source| Error::Decode {
-        place: image.place.clone(),
-        source,
-    })
 }
 
 fn grey(image: DynamicImage) -> Planes {

@@ -26,6 +26,16 @@ pub enum Spot {
     Byte(u64),
 }
 
+impl Place {
+    /// The row of a place in a table.
+    pub(crate) fn row(&self) -> u64 {
+        match self.spot {
+            Spot::Row(row) => row,
+            Spot::File | Spot::Byte(_) => panic!("{self} is not a row of a table"),
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.path.display())?;
@@ -96,12 +106,17 @@ pub enum Error {
     },
 
     /// A table lacks a column, or the column is of another type.
-    #[error("{}: {problem}; its columns are: {columns}", path.display())]
+    #[error(
+        "{} has no column `{names}` of {expected}, only {columns}; rename or convert one, or choose another label",
+        path.display()
+    )]
     Column {
         /// The file.
         path: PathBuf,
-        /// What is wrong, naming the column and what was expected.
-        problem: String,
+        /// What the column may be called.
+        names: String,
+        /// What it should hold.
+        expected: &'static str,
         /// The columns there, with their types.
         columns: String,
     },
@@ -118,12 +133,25 @@ pub enum Error {
     },
 
     /// A row has no value where it needs one.
-    #[error("{place}: {column} is null; remove the row or give it a value")]
+    #[error(
+        "{place}: the {what} is null; remove the row or give it a value (a path alone is no image)"
+    )]
     Null {
         /// The row.
         place: Place,
-        /// The column.
-        column: String,
+        /// What is missing: the label or the image.
+        what: &'static str,
+    },
+
+    /// A gzip file is damaged.
+    #[error(
+        "{place} (unpacked): the gzip file ends or is damaged there; copy or download the file again"
+    )]
+    Gzip {
+        /// The file and the byte of its unpacked content up to which it can be read.
+        place: Place,
+        /// The unpacker's reason.
+        source: std::io::Error,
     },
 
     /// A binary file is shorter or longer than its format says.
@@ -238,7 +266,7 @@ fn label_remedy(label: i64) -> &'static str {
 }
 
 /// Channels and size of an image, for messages: "grey 28x28 (width x height)".
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImageFormat {
     /// 1 (grey) or 3 (RGB).
     pub n_channels: usize,

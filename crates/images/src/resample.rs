@@ -11,22 +11,27 @@ pub(crate) struct Window {
     pub(crate) width: f32,
 }
 
-/// The window of an image scaled to `size` x `size`: planes c h w in, planes c size size out.
+/// The window of an image scaled to `[height, width]`: planes c h w in, planes c height width out.
 ///
 /// The filter is a triangle whose half width is one output pixel (one input pixel when the image grows); it reads beyond the
 /// window but not beyond the image.
-pub(crate) fn resample(pixels: &[u8], format: ImageFormat, window: Window, size: usize) -> Vec<u8> {
-    let columns = taps(format.width, window.left, window.width, size);
-    let rows = taps(format.height, window.top, window.height, size);
+pub(crate) fn resample(
+    pixels: &[u8],
+    format: ImageFormat,
+    window: Window,
+    [height, width]: [usize; 2],
+) -> Vec<u8> {
+    let columns = taps(format.width, window.left, window.width, width);
+    let rows = taps(format.height, window.top, window.height, height);
     let first_row = rows[0].first;
-    let last = &rows[size - 1];
+    let last = &rows[height - 1];
     let n_rows = last.first + last.weights.len() - first_row;
 
-    let mut out = Vec::with_capacity(format.n_channels * size * size);
-    let mut narrow = vec![0.0f32; n_rows * size];
-    let mut sum = vec![0.0f32; size];
+    let mut out = Vec::with_capacity(format.n_channels * height * width);
+    let mut narrow = vec![0.0f32; n_rows * width];
+    let mut sum = vec![0.0f32; width];
     for plane in pixels.chunks_exact(format.height * format.width) {
-        for (row, narrow) in narrow.chunks_exact_mut(size).enumerate() {
+        for (row, narrow) in narrow.chunks_exact_mut(width).enumerate() {
             let row = &plane[(first_row + row) * format.width..][..format.width];
             for (value, tap) in narrow.iter_mut().zip(&columns) {
                 let read = &row[tap.first..][..tap.weights.len()];
@@ -40,7 +45,7 @@ pub(crate) fn resample(pixels: &[u8], format: ImageFormat, window: Window, size:
         }
         for tap in &rows {
             sum.fill(0.0);
-            let read = narrow[(tap.first - first_row) * size..].chunks_exact(size);
+            let read = narrow[(tap.first - first_row) * width..].chunks_exact(width);
             for (weight, row) in tap.weights.iter().zip(read) {
                 for (sum, value) in sum.iter_mut().zip(row) {
                     *sum += weight * value;
@@ -75,4 +80,69 @@ fn taps(n: usize, start: f32, extent: f32, size: usize) -> Vec<Taps> {
             Taps { first, weights }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FORMAT: ImageFormat = ImageFormat {
+        n_channels: 1,
+        height: 4,
+        width: 6,
+    };
+
+    fn ramp() -> Vec<u8> {
+        (0..24).map(|i| 10 * (i % 6)).collect()
+    }
+
+    fn window(top: f32, left: f32, height: f32, width: f32) -> Window {
+        Window {
+            top,
+            left,
+            height,
+            width,
+        }
+    }
+
+    #[test]
+    fn the_whole_image_at_its_size_is_the_image() {
+        assert_eq!(
+            resample(&ramp(), FORMAT, window(0.0, 0.0, 4.0, 6.0), [4, 6]),
+            ramp()
+        );
+    }
+
+    #[test]
+    fn a_window_at_its_size_is_cut_out() {
+        let out = resample(&ramp(), FORMAT, window(1.0, 2.0, 2.0, 3.0), [2, 3]);
+        assert_eq!(out, [20, 30, 40, 20, 30, 40]);
+    }
+
+    #[test]
+    fn halving_takes_weighted_means() {
+        // The triangle over four columns weighs them 1 3 3 1; at the border what lies outside is left out: (3 3 1) / 7.
+        let out = resample(&ramp(), FORMAT, window(0.0, 0.0, 4.0, 6.0), [2, 3]);
+        assert_eq!(out[..3], [7, 25, 43]);
+        assert_eq!(out[..3], out[3..]);
+    }
+
+    #[test]
+    fn doubling_goes_in_even_steps() {
+        let out = resample(&ramp(), FORMAT, window(0.0, 1.0, 4.0, 2.0), [1, 4]);
+        // Column centres 1.25, 1.75, 2.25, 2.75 of a ramp that is 10 at 1.5 and 20 at 2.5.
+        assert_eq!(out, [8, 13, 18, 23]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_flat_image_stays_flat(
+            value: u8, top in 0.0f32..3.0, left in 0.0f32..5.0, height in 0.05f32..1.0, width in 0.05f32..1.0,
+            size in [1usize..9, 1usize..9],
+        ) {
+            let out = resample(&[value; 24], FORMAT, window(top, left, height, width), size);
+            prop_assert_eq!(out, vec![value; size[0] * size[1]]);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use crate::Error;
-use crate::decode::{self, EncodedImage};
+use crate::decode::EncodedImage;
 use crate::error::ImageFormat;
 
 /// A labelled set of images, all of one size as far as the user of the set can tell.
@@ -40,7 +40,7 @@ impl ImageSet {
     ///
     /// # Panics
     ///
-    /// If the lengths disagree or a label names no class.
+    /// If the images have no pixels, the lengths disagree or a label names no class.
     pub fn from_pixels(
         pixels: Vec<u8>,
         shape: [usize; 3],
@@ -53,6 +53,7 @@ impl ImageSet {
             height,
             width,
         };
+        assert!(format.len() > 0, "an image must have pixels");
         assert_eq!(
             pixels.len(),
             labels.len() * format.len(),
@@ -138,7 +139,7 @@ impl ImageSet {
                 Ok(Cow::Borrowed(&pixels[index * len..][..len]))
             }
             Pixels::Encoded(images) => {
-                let image = decode::decode_rgb(&images[index])?;
+                let image = images[index].decode_rgb()?;
                 Ok(Cow::Owned(image.center(self.format.height)))
             }
         }

@@ -127,3 +127,74 @@ pub fn noise_floor_mape(pairs: &[(f64, f64)]) -> f64 {
         .sum();
     sum / pairs.len() as f64 / std::f64::consts::SQRT_2
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-12
+    }
+
+    #[test]
+    fn errors_of_four_pairs_by_hand() {
+        let figures = Figures::compute(&[10.5, 18.0, 40.0, 56.0], &[10.0, 20.0, 40.0, 50.0]);
+        assert_eq!(figures.n, 4);
+        assert!(close(figures.mae_millis, 8.5 / 4.0));
+        assert!(close(figures.rmse_millis, (40.25f64 / 4.0).sqrt()));
+        assert!(close(figures.mape, (0.05 + 0.1 + 0.0 + 0.12) / 4.0));
+        assert!(close(figures.median_ape, 0.075));
+        assert_eq!(figures.within_5_percent, 0.5);
+        assert_eq!(figures.within_10_percent, 0.75);
+        assert!(close(figures.spearman, 1.0));
+        assert!(close(figures.kendall, 1.0));
+    }
+
+    #[test]
+    fn ranks_with_ties_by_hand() {
+        let (a, b) = ([1.0, 2.0, 2.0, 3.0], [1.0, 3.0, 2.0, 3.0]);
+        assert_eq!(ranks(&a), [0.0, 1.5, 1.5, 3.0]);
+        assert_eq!(ranks(&b), [0.0, 2.5, 1.0, 2.5]);
+        // Of six pairs four agree, one is tied in a, another in b.
+        assert!(close(kendall(&a, &b), 4.0 / 5.0));
+        assert!(close(pearson(&ranks(&a), &ranks(&b)), 3.75 / 4.5));
+    }
+
+    #[test]
+    fn a_constant_model_ranks_nothing() {
+        let figures = Figures::compute(&[3.0, 3.0, 3.0], &[1.0, 2.0, 3.0]);
+        assert_eq!((figures.spearman, figures.kendall), (0.0, 0.0));
+        let one = Figures::compute(&[3.0], &[4.0]);
+        assert_eq!((one.mape, one.median_ape, one.spearman), (0.25, 0.25, 0.0));
+    }
+
+    #[test]
+    fn the_noise_floor_by_hand() {
+        let floor = noise_floor_mape(&[(9.0, 11.0), (5.0, 5.0)]);
+        assert!(close(floor, 0.1 / std::f64::consts::SQRT_2));
+        assert_eq!(noise_floor_mape(&[]), 0.0);
+    }
+
+    proptest! {
+        #[test]
+        fn ranks_do_not_change_with_a_rising_function(
+            values in prop::collection::vec((0u32..20, 1u32..20), 2..40)
+        ) {
+            let predicted: Vec<f64> = values.iter().map(|&(p, _)| f64::from(p)).collect();
+            let measured: Vec<f64> = values.iter().map(|&(_, m)| f64::from(m)).collect();
+            let before = Figures::compute(&predicted, &measured);
+
+            let cubed: Vec<f64> = predicted.iter().map(|p| p.powi(3) + 1.0).collect();
+            let after = Figures::compute(&cubed, &measured);
+            prop_assert_eq!(after.spearman, before.spearman);
+            prop_assert_eq!(after.kendall, before.kendall);
+
+            let negative: Vec<f64> = predicted.iter().map(|p| -p).collect();
+            let reversed = Figures::compute(&negative, &measured);
+            prop_assert!(close(reversed.spearman, -before.spearman));
+            prop_assert!(close(reversed.kendall, -before.kendall));
+        }
+    }
+}

@@ -368,3 +368,240 @@ fn standard_deviation(values: &[f64]) -> f64 {
     let deviation = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
     if deviation > 0.0 { deviation } else { 1.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use space::Primitive;
+
+    use super::*;
+
+    /// Codes that choose one of four, three times. Latency is no sum: two choices of 3 cost extra.
+    const CLASSES: [usize; 12] = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3];
+
+    fn data() -> (Vec<Vec<f32>>, Vec<f64>) {
+        (0..64)
+            .map(|index| {
+                let choices = [index % 4, index / 4 % 4, index / 16];
+                let mut code = vec![0.0; 12];
+                for (slot, choice) in choices.into_iter().enumerate() {
+                    code[4 * slot + choice] = 1.0;
+                }
+                let n_threes = choices.iter().filter(|&&choice| choice == 3).count();
+                let extra = if n_threes >= 2 { 4.0 } else { 0.0 };
+                (code, 10.0 + choices.iter().sum::<usize>() as f64 + extra)
+            })
+            .unzip()
+    }
+
+    fn config() -> MlpConfig {
+        MlpConfig {
+            hidden: vec![12, 8],
+            batch_size: 8,
+            ..MlpConfig::default()
+        }
+    }
+
+    fn fitted() -> Mlp {
+        let (codes, millis) = data();
+        Mlp::fit_classes(&config(), &CLASSES, &codes, &millis).unwrap()
+    }
+
+    fn refusal(config: &MlpConfig, n: usize) -> String {
+        let (codes, millis) = data();
+        Mlp::fit_classes(config, &CLASSES, &codes[..n], &millis[..n])
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn what_is_not_additive_is_learnt_and_shows_on_left_out_folds() {
+        let (codes, millis) = data();
+        let mean_error = |model: &dyn LatencyModel| {
+            let errors = codes
+                .iter()
+                .zip(&millis)
+                .map(|(c, y)| (model.predict_millis(c) - y).abs());
+            errors.sum::<f64>() / 64.0
+        };
+        let mlp = fitted();
+        let ridge = Ridge::fit_cv(&codes, &millis, &Ridge::L2_GRID).unwrap();
+        assert!(mlp.share() > 0.7, "{}", mlp.share());
+        assert!(mean_error(&mlp) < 0.4 * mean_error(&ridge));
+    }
+
+    #[test]
+    fn the_same_arguments_give_the_same_bits_on_any_thread() {
+        let here = fitted();
+        let there = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..2).map(|_| scope.spawn(fitted)).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect::<Vec<_>>()
+        });
+        assert_eq!(there, [here.clone(), here.clone()]);
+
+        let (codes, millis) = data();
+        let other = MlpConfig {
+            seed: 1,
+            ..config()
+        };
+        assert_ne!(
+            Mlp::fit_classes(&other, &CLASSES, &codes, &millis),
+            Ok(here)
+        );
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_finite_differences() {
+        let mlp = fitted();
+        // Neither a corner nor the middle.
+        let code: Vec<f32> = (0..12)
+            .map(|index| [0.1, 0.6, 0.0, 0.3, 0.25][index % 5])
+            .collect();
+        let (millis, grad_code) = mlp.gradient(&code);
+        assert_eq!(millis, mlp.predict_millis(&code));
+        for (index, grad) in grad_code.into_iter().enumerate() {
+            let step = 0.02;
+            let at = |step: f32| {
+                let mut code = code.clone();
+                code[index] += step;
+                mlp.predict_millis(&code)
+            };
+            let expected = (at(step) - at(-step)) / (2.0 * f64::from(step));
+            assert!(
+                (f64::from(grad) - expected).abs() < 2e-3,
+                "{index}: {grad}, {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_state_makes_the_same_model() {
+        let mlp = fitted();
+        let state = mlp.state();
+        assert_eq!(Mlp::from_state(&state), Ok(mlp));
+        assert_eq!(state["members.3.layers.1.weights"].shape, [12, 8]);
+        assert_eq!(state["members.0.layers.2.biases"].shape, [1]);
+    }
+
+    #[test]
+    fn a_broken_state_is_named() {
+        let good = fitted().state();
+        let message = |change: &dyn Fn(&mut State)| {
+            let mut state = good.clone();
+            change(&mut state);
+            Mlp::from_state(&state).unwrap_err().to_string()
+        };
+        assert_eq!(
+            message(&|state| state.retain(|name, _| !name.starts_with("members."))),
+            "the state has no tensor `members.0.layers.0.weights`"
+        );
+        assert_eq!(
+            message(&|state| drop(state.remove("members.2.layers.1.biases"))),
+            "the state has no tensor `members.2.layers.1.biases`"
+        );
+        assert_eq!(
+            message(&|state| drop(state.remove("members.1.layers.2.weights"))),
+            "tensor `members.1.layers.1.weights` has shape [12, 8], expected [12, 1]"
+        );
+        assert_eq!(
+            message(&|state| drop(state.remove("linear.weights"))),
+            "the state has no tensor `weights`"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_fitted_is_refused() {
+        assert_eq!(
+            refusal(&config(), 7),
+            "the fit needs at least 8 architectures, there are 7; profile more"
+        );
+        assert_eq!(
+            refusal(
+                &MlpConfig {
+                    hidden: vec![],
+                    ..config()
+                },
+                64
+            ),
+            "the number of hidden layers is 0; it must be at least 1"
+        );
+        assert_eq!(
+            refusal(
+                &MlpConfig {
+                    hidden: vec![8, 0],
+                    ..config()
+                },
+                64
+            ),
+            "the width of a hidden layer is 0; it must be at least 1"
+        );
+        assert_eq!(
+            refusal(
+                &MlpConfig {
+                    n_members: 1,
+                    ..config()
+                },
+                64
+            ),
+            "n_members is 1; it must be at least 2"
+        );
+        assert_eq!(
+            refusal(
+                &MlpConfig {
+                    learning_rate: -1.0,
+                    ..config()
+                },
+                64
+            ),
+            "learning_rate is -1; it must be 0 or more"
+        );
+        assert_eq!(
+            refusal(
+                &MlpConfig {
+                    learning_rate: 1e30,
+                    ..config()
+                },
+                64
+            ),
+            "a weight is not finite after epoch 1; lower the learning rate"
+        );
+        let (codes, millis) = data();
+        assert_eq!(
+            Mlp::fit(&config(), &codes, &millis)
+                .unwrap_err()
+                .to_string(),
+            "code 0 holds 12 numbers, expected 224"
+        );
+    }
+
+    #[test]
+    fn latencies_that_are_all_the_same_are_a_model_too() {
+        let (codes, _) = data();
+        let mlp = Mlp::fit_classes(&config(), &CLASSES, &codes, &[7.0; 64]).unwrap();
+        assert!((mlp.predict_millis(&codes[5]) - 7.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn classes_follow_primitive_cell_kind_and_stride() {
+        let space = SearchSpace::darts();
+        let classes = cost_classes(&space);
+        let class = |kind, node, source, primitive| {
+            classes[space.code_index(kind, space.edge_index(node, source), primitive)]
+        };
+        let (normal, reduction) = (CellKind::Normal, CellKind::Reduction);
+        let conv = Primitive::SepConv3x3;
+        assert_eq!(class(normal, 2, 0, conv), class(normal, 5, 4, conv));
+        assert_eq!(class(reduction, 2, 0, conv), class(reduction, 5, 1, conv));
+        assert_eq!(class(reduction, 3, 2, conv), class(reduction, 5, 4, conv));
+        assert_ne!(class(reduction, 5, 1, conv), class(reduction, 5, 2, conv));
+        assert_ne!(class(normal, 5, 1, conv), class(reduction, 5, 1, conv));
+        assert_ne!(
+            class(normal, 2, 0, conv),
+            class(normal, 2, 0, Primitive::SepConv5x5)
+        );
+        assert_eq!(classes.len(), space.code_len());
+        assert_eq!(classes.iter().max(), Some(&23));
+    }
+}

@@ -259,3 +259,124 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     sums.iter().sum::<f32>() + rest
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    const N_INPUTS: usize = 5;
+
+    fn network(hidden: &[usize]) -> Network {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut network = Network::new(N_INPUTS, hidden, 2.0, &mut rng);
+        // No value may be 0, or its gradient path goes untested.
+        for value in network.values_mut() {
+            *value += 0.3 * (rng.random::<f32>() - 0.5);
+        }
+        network
+    }
+
+    const INPUT: [f32; N_INPUTS] = [0.7, 0.0, -0.4, 1.0, 0.2];
+
+    /// Central differences of a smooth function in f32: good to some 1e-4.
+    fn slope(f: impl Fn(f32) -> f32) -> f32 {
+        let step = 0.02;
+        let central = |step: f32| (f(step) - f(-step)) / (2.0 * step);
+        // Richardson's extrapolation takes the error of the second order out.
+        (4.0 * central(step) - central(2.0 * step)) / 3.0
+    }
+
+    #[test]
+    fn a_new_network_says_nothing() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let network = Network::new(N_INPUTS, &[7, 3], 2.0, &mut rng);
+        assert_eq!(network.values().len(), 6 * 7 + 8 * 3 + 4);
+        assert_eq!(network.forward(&INPUT, &mut Trace::default()), 0.0);
+    }
+
+    #[test]
+    fn the_output_by_hand() {
+        let network = Network {
+            widths: vec![1, 1, 1],
+            values: vec![2.0, 1.0, 3.0, 0.5],
+        };
+        // z = 1 + 2 x = 3, its activation 3 / (1 + e^-3), the output 0.5 + 3 of that.
+        let output = network.forward(&[1.0], &mut Trace::default());
+        assert!((output - (0.5 + 9.0 / (1.0 + (-3.0f32).exp()))).abs() < 1e-6);
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        for hidden in [&[9][..], &[11, 8], &[4, 3, 2]] {
+            let network = network(hidden);
+            let mut trace = Trace::default();
+            network.forward(&INPUT, &mut trace);
+            network.backward(2.0, &mut trace);
+
+            let mut grad_input = vec![0.0; N_INPUTS];
+            network.add_grad_input(&trace, &mut grad_input);
+            for (index, grad) in grad_input.into_iter().enumerate() {
+                let expected = 2.0
+                    * slope(|step| {
+                        let mut input = INPUT;
+                        input[index] += step;
+                        network.forward(&input, &mut Trace::default())
+                    });
+                assert!(
+                    (grad - expected).abs() < 1e-3,
+                    "input {index}: {grad}, {expected}"
+                );
+            }
+
+            let mut grads = vec![0.0; network.values().len()];
+            network.add_grads(&INPUT, &trace, &mut grads);
+            for (index, grad) in grads.into_iter().enumerate() {
+                let expected = 2.0
+                    * slope(|step| {
+                        let mut network = network.clone();
+                        network.values_mut()[index] += step;
+                        network.forward(&INPUT, &mut Trace::default())
+                    });
+                assert!(
+                    (grad - expected).abs() < 1e-3,
+                    "value {index}: {grad}, {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn folding_the_sums_in_changes_nothing() {
+        let mut network = network(&[6, 4]);
+        let (code, classes) = ([0.5, 0.25, 2.0], [0, 1, 0]);
+        let wide = [0.5, 0.25, 2.0, 3.0 * 2.5, 3.0 * 0.25];
+        let before = network.forward(&wide, &mut Trace::default());
+        network.fold_inputs(&classes, 3.0);
+        let after = network.forward(&code, &mut Trace::default());
+        assert!((before - after).abs() < 1e-5, "{before}, {after}");
+    }
+
+    #[test]
+    fn scaling_scales_the_output() {
+        let mut network = network(&[6, 4]);
+        let before = network.forward(&INPUT, &mut Trace::default());
+        network.scale_output(-2.0);
+        assert_eq!(
+            network.forward(&INPUT, &mut Trace::default()),
+            -2.0 * before
+        );
+    }
+
+    #[test]
+    fn a_state_makes_the_same_network() {
+        for hidden in [&[9][..], &[1, 8], &[4, 3, 2]] {
+            let network = network(hidden);
+            let mut state = State::new();
+            network.save("m", &mut state);
+            assert_eq!(Network::load("m", N_INPUTS, &state), Ok(network));
+        }
+    }
+}

@@ -334,3 +334,186 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     sums.iter().sum::<f64>() + rest
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Codes that choose one of three, twice, and an additive latency with some noise.
+    fn data(n: usize, noise: f64) -> (Vec<Vec<f32>>, Vec<f64>) {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        (0..n)
+            .map(|_| {
+                let (a, b) = (rng.random_range(0..3), rng.random_range(0..3));
+                let mut code = vec![0.0; 6];
+                code[a] = 1.0;
+                code[3 + b] = 1.0;
+                let noise = noise * (rng.random::<f64>() - 0.5);
+                (code, 100.0 + a as f64 + 10.0 * b as f64 + noise)
+            })
+            .unzip()
+    }
+
+    #[test]
+    fn an_additive_latency_is_recovered() {
+        let (codes, millis) = data(40, 0.0);
+        let ridge = Ridge::fit(&codes, &millis, 1e-6).unwrap();
+        for (code, millis) in codes.iter().zip(&millis) {
+            assert!((ridge.predict_millis(code) - millis).abs() < 1e-4);
+        }
+        // Only differences show in the data; the penalty makes each choice sum to 0.
+        let expected = [-1.0, 0.0, 1.0, -10.0, 0.0, 10.0];
+        for (weight, expected) in ridge.weights().iter().zip(expected) {
+            assert!((weight - expected).abs() < 1e-4, "{:?}", ridge.weights());
+        }
+    }
+
+    #[test]
+    fn the_intercept_is_not_penalised() {
+        let (codes, millis) = data(30, 2.0);
+        let far: Vec<f64> = millis.iter().map(|y| y + 1000.0).collect();
+        let (near, far) = (
+            Ridge::fit(&codes, &millis, 50.0),
+            Ridge::fit(&codes, &far, 50.0),
+        );
+        let (near, far) = (near.unwrap(), far.unwrap());
+        for code in &codes {
+            assert!((far.predict_millis(code) - near.predict_millis(code) - 1000.0).abs() < 1e-3);
+        }
+    }
+
+    #[test]
+    fn a_choice_never_seen_counts_as_the_mean_of_its_alternatives() {
+        let (codes, millis) = data(40, 0.0);
+        let codes: Vec<Vec<f32>> = codes
+            .iter()
+            .map(|code| [&code[..], &[0.0]].concat())
+            .collect();
+        let ridge = Ridge::fit(&codes, &millis, 1e-6).unwrap();
+        assert_eq!(ridge.weights()[6], 0.0);
+        let unseen = [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0];
+        assert!((ridge.predict_millis(&unseen) - 111.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn leaving_out_by_leverage_is_leaving_out_for_real() {
+        let (codes, millis) = data(15, 8.0);
+        let normal = NormalEquations::new(&codes, &millis).unwrap();
+        for l2 in [0.1, 1.0, 30.0] {
+            let (ridge, factor) = normal.solve(l2).unwrap();
+            let short = normal.left_out_error(&ridge, &factor);
+            let long: f64 = (0..codes.len())
+                .map(|left_out| {
+                    let (mut codes, mut millis) = (codes.clone(), millis.clone());
+                    let (code, y) = (codes.remove(left_out), millis.remove(left_out));
+                    (y - Ridge::fit(&codes, &millis, l2)
+                        .unwrap()
+                        .predict_millis(&code))
+                    .powi(2)
+                })
+                .sum();
+            assert!(
+                (short - long).abs() < 1e-5 * long,
+                "l2 {l2}: {short} against {long}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_penalty_grows_with_the_noise() {
+        let chosen = |noise| {
+            let (codes, millis) = data(40, noise);
+            Ridge::fit_cv(&codes, &millis, &Ridge::L2_GRID)
+                .unwrap()
+                .l2()
+        };
+        assert_eq!(chosen(0.0), 0.01);
+        assert!(chosen(150.0) > 4.0);
+    }
+
+    #[test]
+    fn the_gradient_is_the_weights() {
+        let (codes, millis) = data(30, 1.0);
+        let ridge = Ridge::fit(&codes, &millis, 1.0).unwrap();
+        let (millis, grad_code) = ridge.gradient(&codes[3]);
+        assert_eq!(millis, ridge.predict_millis(&codes[3]));
+        assert_eq!(grad_code, ridge.weights());
+    }
+
+    #[test]
+    fn a_state_makes_the_same_model() {
+        let (codes, millis) = data(30, 1.0);
+        let ridge = Ridge::fit_cv(&codes, &millis, &[0.3, 3.0]).unwrap();
+        assert_eq!(Ridge::from_state(&ridge.state()), Ok(ridge));
+    }
+
+    #[test]
+    fn a_broken_state_is_named() {
+        let (codes, millis) = data(30, 1.0);
+        let good = Ridge::fit(&codes, &millis, 1.0).unwrap().state();
+        let message = |change: &dyn Fn(&mut State)| {
+            let mut state = good.clone();
+            change(&mut state);
+            Ridge::from_state(&state).unwrap_err().to_string()
+        };
+        assert_eq!(
+            message(&|state| drop(state.remove("l2"))),
+            "the state has no tensor `l2`"
+        );
+        assert_eq!(
+            message(&|state| state.get_mut("weights").unwrap().shape = vec![2, 3]),
+            "tensor `weights` has shape [2, 3], expected [any]"
+        );
+        assert_eq!(
+            message(&|state| state.get_mut("intercept").unwrap().values[0] = f32::NAN),
+            "tensor `intercept` holds a number that is not finite"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_fitted_is_refused() {
+        let (codes, millis) = data(10, 1.0);
+        let refused = |codes: &[Vec<f32>], millis: &[f64], l2| {
+            Ridge::fit(codes, millis, l2).unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused(&codes, &millis[1..], 1.0),
+            "there are 10 codes for 9 latencies"
+        );
+        assert_eq!(
+            refused(&codes[..1], &millis[..1], 1.0),
+            "the fit needs at least 2 architectures, there are 1; profile more"
+        );
+        assert_eq!(
+            refused(&codes, &millis, 0.0),
+            "l2 is 0; it must be positive"
+        );
+        assert_eq!(
+            refused(&codes, &millis, f64::NAN),
+            "l2 is NaN; it must be positive"
+        );
+
+        let mut short = codes.clone();
+        short[4].pop();
+        assert_eq!(
+            refused(&short, &millis, 1.0),
+            "code 4 holds 5 numbers, expected 6"
+        );
+        let mut infinite = codes.clone();
+        infinite[2][0] = f32::INFINITY;
+        assert_eq!(
+            refused(&infinite, &millis, 1.0),
+            "code 2 holds a number that is not finite"
+        );
+        let mut negative = millis.clone();
+        negative[3] = -1.0;
+        assert_eq!(
+            refused(&codes, &negative, 1.0),
+            "the latency of architecture 3 is -1 ms; it must be positive and finite"
+        );
+        assert!(Ridge::fit_cv(&codes, &millis, &[]).is_err());
+    }
+}

@@ -25,7 +25,7 @@ struct Page<'a> {
     title: &'a str,
     tiles: [Tile; 3],
     conclusion: String,
-    conditions: String,
+    conditions: Vec<(&'static str, String)>,
     names: [&'static str; 2],
     results: Vec<Row>,
     notes: Vec<String>,
@@ -204,25 +204,50 @@ fn compared(change: f64, unit: &str, n_decimals: usize) -> Option<String> {
     (amount.parse() != Ok(0.0)).then(|| format!("{amount} {unit} {direction}"))
 }
 
-fn conditions(settings: &MeasurementSettings) -> String {
+/// What the latencies are of.
+fn conditions(settings: &MeasurementSettings) -> Vec<(&'static str, String)> {
     let (network, timing) = (&settings.network, &settings.timing);
-    format!(
-        "Latency of one call with {}, on {} ({}) with {}: median of {} calls after {} of warm-up, \
-         corrected by an anchor network. Network of {} cells, {} initial channels, {}×{} pixels in {}, \
-         {} classes.",
-        plural(timing.batch_size, "image"),
-        settings.device,
-        settings.runtime,
-        plural(timing.n_threads, "thread"),
-        timing.n_repeats,
-        timing.n_warmup,
-        network.n_layers,
-        network.init_channels,
-        network.image_size,
-        network.image_size,
-        plural(network.in_channels, "channel"),
-        network.n_classes,
-    )
+    let (size, n_repeats, n_warmup) = (network.image_size, timing.n_repeats, timing.n_warmup);
+    vec![
+        (
+            "one call",
+            format!("{} at a time", plural(timing.batch_size, "image")),
+        ),
+        (
+            "on",
+            format!(
+                "{} ({}), {}",
+                settings.device,
+                settings.runtime,
+                plural(timing.n_threads, "thread")
+            ),
+        ),
+        (
+            "median of",
+            format!("{n_repeats} calls, after {n_warmup} that do not count"),
+        ),
+        (
+            "corrected by",
+            "an anchor network, timed before and after".to_owned(),
+        ),
+        (
+            "network",
+            format!(
+                "{}, {} at first, stem {}",
+                plural(network.n_layers, "cell"),
+                plural(network.init_channels, "channel"),
+                network.stem
+            ),
+        ),
+        (
+            "images",
+            format!(
+                "{size}×{size} pixels, {}, {} classes",
+                plural(network.in_channels, "channel"),
+                network.n_classes
+            ),
+        ),
+    ]
 }
 
 fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
@@ -337,7 +362,7 @@ fn histogram(inputs: &Inputs, latencies: [f64; 2]) -> (String, String) {
     let n_disturbed = samples.iter().filter(|sample| sample.disturbed).count();
     let disturbed = match n_disturbed {
         0 => String::new(),
-        n => format!(" {n} of the timings were disturbed."),
+        n => format!(" Disturbed timings: {n}."),
     };
     let caption = format!(
         "{} random architectures, timed. {aware} of them are slower than the latency-aware network, \
@@ -483,7 +508,7 @@ fn provenance(name: &'static str, manifest: &Manifest) -> Provenance {
         digest: manifest.digest.short(),
         key: manifest.key.folder(),
         made_from: if made_from.is_empty() {
-            "nothing".to_owned()
+            "–".to_owned()
         } else {
             made_from.join(", ")
         },

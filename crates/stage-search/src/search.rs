@@ -41,7 +41,8 @@ impl<'a> Data<'a> {
     pub(crate) fn new(set: &'a ImageSet, config: &Config) -> Result<Self, Error> {
         let data = &config.data;
         let fractions = [data.train_fraction, data.valid_fraction];
-        if fractions.iter().any(|f| !(*f > 0.0)) || fractions.iter().sum::<f64>() > 1.0 {
+        let is_share = |f: &f64| (0.0..=1.0).contains(f) && *f > 0.0;
+        if !fractions.iter().all(is_share) || fractions.iter().sum::<f64>() > 1.0 {
             return Err(Error::Config {
                 key: "data.train_fraction, data.valid_fraction",
                 value: format!("{fractions:?}"),

@@ -1,11 +1,12 @@
 //! Files to sets.
+//!
+//! Every layout is read in two steps: first the labels, which decide what is kept ([`Listing`]), then the images that are kept.
+//! So a limited set needs the memory of its own images only, and a decoded set never holds all of its encoded files.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
-use crate::decode::{EncodedImage, Planes, decode};
+use crate::decode::{EncodedImage, PixelBuffer};
 use crate::error::{ImageFormat, Place};
 use crate::set::Pixels;
 use crate::split::balanced;
@@ -22,6 +23,16 @@ pub enum Split {
     Train,
     /// The images to test on.
     Test,
+}
+
+impl Split {
+    /// What files and folders of the split may be called, in the order in which they are looked for.
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Train => &["train"],
+            Self::Test => &["test", "validation", "valid", "val"],
+        }
+    }
 }
 
 impl fmt::Display for Split {
@@ -48,31 +59,68 @@ pub struct LoadOptions {
 
 /// Loads a split of the data set in `dir`.
 ///
+/// Of a Parquet data set only the columns of the image and the label are read. Images are decoded by all threads of rayon's
+/// current pool; the set does not depend on their number.
+///
 /// # Errors
 ///
-/// If the folder or the split is not there, a file is missing, damaged or of another format, an image does not decode or is unlike
-/// the first, or a label names no class.
+/// If the folder or the split is not there or empty, a file is missing, damaged or of another format, an image does not decode or
+/// is unlike the first, or a label names no class. Of several such images the error names the first.
+///
+/// # Panics
+///
+/// If `options.resize` is 0.
 pub fn load(dir: &Path, split: Split, options: &LoadOptions) -> Result<ImageSet, Error> {
-    let layout = layout(dir, split)?;
-    let source = match &layout {
-        Layout::Parquet(files) => parquet::read(files, options)?,
-        Layout::Cifar(kind, files) => binary::read_cifar(*kind, files, options)?,
-        Layout::Idx(files) => binary::read_idx(files)?,
-        Layout::Folders => folders::read(dir, split)?,
+    assert_ne!(
+        options.resize,
+        Some(0),
+        "images cannot be resized to nothing"
+    );
+    let layout = Layout::detect(dir, split)?;
+    let label = options.label.as_deref();
+    let listing = match &layout {
+        Layout::Parquet(files) => parquet::list(files, label)?,
+        Layout::Cifar(cifar) => cifar.list(label)?,
+        Layout::Idx(idx) => idx.list(label)?,
+        Layout::Folders(folders) => folders.list(label)?,
     };
-    let empty = || Error::Empty {
-        dir: dir.to_owned(),
-        split,
+    let (labels, class_names) = listing.classes()?;
+    let chosen = balanced(&labels, class_names.len(), options.limit);
+    if chosen.is_empty() {
+        let dir = dir.to_owned();
+        return Err(Error::Empty { dir, split });
+    }
+
+    let (format, pixels) = match (listing.raw, options.resize) {
+        (Some(raw), None) => (raw.format, Pixels::Decoded(raw.gather(&chosen))),
+        (Some(raw), Some(_)) => {
+            let path = listing.places[0].path.to_path_buf();
+            let format = raw.format;
+            return Err(Error::Resize { path, format });
+        }
+        (None, None) => {
+            let mut buffer = PixelBuffer::default();
+            let places: Vec<&Place> = chosen.iter().map(|&i| &listing.places[i]).collect();
+            layout.read(&places, |images| buffer.decode(&images))?;
+            (buffer.format, Pixels::Decoded(buffer.pixels))
+        }
+        (None, Some(size)) => {
+            let mut encoded = Vec::with_capacity(chosen.len());
+            let places: Vec<&Place> = chosen.iter().map(|&i| &listing.places[i]).collect();
+            layout.read(&places, |images| {
+                encoded.extend(images);
+                Ok(())
+            })?;
+            let format = ImageFormat {
+                n_channels: 3,
+                height: size,
+                width: size,
+            };
+            (format, Pixels::Encoded(encoded))
+        }
     };
-    if source.labels.is_empty() {
-        return Err(empty());
-    }
-    let set = source.into_set(options)?;
-    if set.is_empty() {
-        Err(empty())
-    } else {
-        Ok(set)
-    }
+    let labels = chosen.iter().map(|&index| labels[index]).collect();
+    Ok(ImageSet::new(format, pixels, labels, class_names))
 }
 
 /// The files that [`load`] reads for a split, sorted: what decides whether a result can be reused.
@@ -81,57 +129,74 @@ pub fn load(dir: &Path, split: Split, options: &LoadOptions) -> Result<ImageSet,
 ///
 /// If the folder or the split is not there, or one of its files is missing.
 pub fn files(dir: &Path, split: Split) -> Result<Vec<PathBuf>, Error> {
-    let mut files = match layout(dir, split)? {
-        Layout::Parquet(files) | Layout::Cifar(_, files) => files,
-        Layout::Idx(files) => files.to_vec(),
-        Layout::Folders => {
-            let dir = folders::split_dir(dir, split).expect("the layout has such a folder");
-            folders::images(&dir)?
-                .into_iter()
-                .map(|(_, path)| path)
-                .collect()
-        }
+    let mut files = match Layout::detect(dir, split)? {
+        Layout::Parquet(files) => files,
+        Layout::Cifar(cifar) => cifar.into_files(),
+        Layout::Idx(idx) => idx.into_files(),
+        Layout::Folders(folders) => folders.into_files(),
     };
     files.sort();
     Ok(files)
 }
 
-/// How a folder holds its images.
+/// How a folder holds the images of a split.
 enum Layout {
     Parquet(Vec<PathBuf>),
-    Cifar(binary::Cifar, Vec<PathBuf>),
-    Idx([PathBuf; 2]),
-    Folders,
+    Cifar(binary::Cifar),
+    Idx(binary::Idx),
+    Folders(folders::Folders),
 }
 
-fn layout(dir: &Path, split: Split) -> Result<Layout, Error> {
-    if !dir.is_dir() {
-        return Err(Error::NoFolder {
-            dir: dir.to_owned(),
-        });
+impl Layout {
+    /// Tells the layouts apart by the names of the files, in the order of the variants.
+    fn detect(dir: &Path, split: Split) -> Result<Self, Error> {
+        if !dir.is_dir() {
+            let dir = dir.to_owned();
+            return Err(Error::NoFolder { dir });
+        }
+        let names = list_dir(dir)?;
+        if let Some(shards) = parquet::shards(&names, dir, split)? {
+            return Ok(Self::Parquet(shards));
+        }
+        if let Some(cifar) = binary::Cifar::find(&names, dir, split)? {
+            return Ok(Self::Cifar(cifar));
+        }
+        if let Some(idx) = binary::Idx::find(&names, dir, split)? {
+            return Ok(Self::Idx(idx));
+        }
+        if let Some(folders) = folders::Folders::find(dir, split)? {
+            return Ok(Self::Folders(folders));
+        }
+        let dir = dir.to_owned();
+        Err(Error::NoSplit { dir, split })
     }
-    let names = list(dir)?;
-    let shards = parquet::shards(&names, dir, split)?;
-    if !shards.is_empty() {
-        return Ok(Layout::Parquet(shards));
-    }
-    if let Some((kind, files)) = binary::cifar_files(&names, dir, split)? {
-        return Ok(Layout::Cifar(kind, files));
-    }
-    if let Some(files) = binary::idx_files(&names, dir, split)? {
-        return Ok(Layout::Idx(files));
-    }
-    match folders::split_dir(dir, split) {
-        Some(_) => Ok(Layout::Folders),
-        None => Err(Error::NoSplit {
-            dir: dir.to_owned(),
-            split,
-        }),
+
+    /// Hands the encoded images at some places, in order, to `take`, some at a time.
+    fn read(
+        &self,
+        places: &[&Place],
+        mut take: impl FnMut(Vec<EncodedImage>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if let Self::Parquet(_) = self {
+            return parquet::read(places, take);
+        }
+        // Files of their own are read by whoever decodes them.
+        for places in places.chunks(N_IMAGES_AT_A_TIME) {
+            let file = |&place: &&Place| EncodedImage {
+                place: place.clone(),
+                bytes: None,
+            };
+            take(places.iter().map(file).collect())?;
+        }
+        Ok(())
     }
 }
+
+/// How many encoded images are in memory while a set is decoded.
+const N_IMAGES_AT_A_TIME: usize = 512;
 
 /// The names in a folder, sorted.
-fn list(dir: &Path) -> Result<Vec<String>, Error> {
+fn list_dir(dir: &Path) -> Result<Vec<String>, Error> {
     let io = |source| Error::Io {
         path: dir.to_owned(),
         source,
@@ -150,116 +215,85 @@ fn list(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// What a reader found: labels with their places, and either encoded images or raw pixels.
-#[derive(Default)]
-struct Source {
-    labels: Vec<(i64, Place)>,
-    encoded: Vec<EncodedImage>,
-    /// Raw pixels, n c h w, of the format beside them.
-    pixels: Vec<u8>,
-    format: Option<ImageFormat>,
+/// What there is in a split, before anything is decoded.
+struct Listing {
+    /// Of every image, as stored.
+    labels: Vec<i64>,
+    /// Of every image or, for layouts of raw pixels, of its label.
+    places: Vec<Place>,
+    /// `None` if the data set does not say how many classes there are.
     class_names: Option<Vec<String>>,
+    /// The images themselves, if the layout holds raw pixels.
+    raw: Option<Raw>,
 }
 
-impl Source {
-    fn into_set(mut self, options: &LoadOptions) -> Result<ImageSet, Error> {
-        let largest = self
-            .labels
+/// Raw pixels, n c h w.
+struct Raw {
+    format: ImageFormat,
+    pixels: Vec<u8>,
+}
+
+impl Raw {
+    fn gather(self, chosen: &[usize]) -> Vec<u8> {
+        let len = self.format.len();
+        if chosen.len() * len == self.pixels.len() {
+            return self.pixels;
+        }
+        chosen
             .iter()
-            .map(|(label, _)| *label)
-            .max()
-            .unwrap_or(-1);
-        let class_names = self
+            .flat_map(|&index| &self.pixels[index * len..][..len])
+            .copied()
+            .collect()
+    }
+}
+
+impl Listing {
+    /// Labels that are sure to name a class, and the names.
+    fn classes(&self) -> Result<(Vec<u32>, Vec<String>), Error> {
+        /// A label beyond this is no class number but something else, unless the data set names that many classes.
+        const MAX_UNNAMED_CLASSES: usize = 1 << 16;
+        let n_classes = self
             .class_names
-            .take()
-            .unwrap_or_else(|| (0..=largest).map(|class| class.to_string()).collect());
-        let n_classes = class_names.len();
-        let labels: Vec<u32> = self
-            .labels
-            .iter()
-            .map(|&(label, ref place)| {
-                u32::try_from(label)
-                    .ok()
-                    .filter(|&label| (label as usize) < n_classes)
-                    .ok_or_else(|| Error::Label {
-                        place: place.clone(),
+            .as_ref()
+            .map_or(MAX_UNNAMED_CLASSES, Vec::len);
+        let checked = self.labels.iter().zip(&self.places).map(|(&label, place)| {
+            u32::try_from(label)
+                .ok()
+                .filter(|&label| (label as usize) < n_classes)
+                .ok_or_else(|| {
+                    let place = place.clone();
+                    Error::Label {
+                        place,
                         label,
                         n_classes,
-                    })
+                    }
+                })
+        });
+        let labels = checked.collect::<Result<Vec<u32>, Error>>()?;
+        let names = self.class_names.clone().unwrap_or_else(|| {
+            let n_classes = labels.iter().max().map_or(0, |max| max + 1);
+            numbers(n_classes as usize)
+        });
+        Ok((labels, names))
+    }
+}
+
+/// Names for classes that have none.
+fn numbers(n_classes: usize) -> Vec<String> {
+    (0..n_classes).map(|class| class.to_string()).collect()
+}
+
+/// An error if a label other than `label` is asked for in a layout that has but one.
+fn only_label(path: &Path, label: Option<&str>) -> Result<(), Error> {
+    match label {
+        None | Some("label") => Ok(()),
+        Some(label) => {
+            let (path, label) = (path.to_owned(), label.to_owned());
+            Err(Error::UnknownLabel {
+                path,
+                label,
+                known: "label",
             })
-            .collect::<Result<_, _>>()?;
-        let chosen = balanced(&labels, n_classes, options.limit);
-        let labels: Vec<u32> = chosen.iter().map(|&index| labels[index]).collect();
-        if let Some(format) = self.format {
-            if options.resize.is_some() {
-                let path = self.labels[0].1.path.to_path_buf();
-                return Err(Error::Resize { path, format });
-            }
-            let images = self.pixels.chunks_exact(format.len()).collect::<Vec<_>>();
-            let pixels = chosen
-                .iter()
-                .flat_map(|&index| images[index])
-                .copied()
-                .collect();
-            return Ok(ImageSet::new(
-                format,
-                Pixels::Decoded(pixels),
-                labels,
-                class_names,
-            ));
         }
-        let images: Vec<EncodedImage> = chosen
-            .iter()
-            .map(|&index| self.encoded[index].clone())
-            .collect();
-        drop(self.encoded);
-        if let Some(size) = options.resize {
-            let format = ImageFormat {
-                n_channels: 3,
-                height: size,
-                width: size,
-            };
-            return Ok(ImageSet::new(
-                format,
-                Pixels::Encoded(images),
-                labels,
-                class_names,
-            ));
-        }
-        let planes: Vec<Planes> = images
-            .par_iter()
-            .map(decode)
-            .collect::<Result<Vec<_>, Error>>()?;
-        let Some(expected) = planes.first().map(|planes| planes.format) else {
-            let format = ImageFormat {
-                n_channels: 1,
-                height: 0,
-                width: 0,
-            };
-            return Ok(ImageSet::new(
-                format,
-                Pixels::Decoded(Vec::new()),
-                labels,
-                class_names,
-            ));
-        };
-        if let Some(index) = planes.iter().position(|planes| planes.format != expected) {
-            let (place, found) = (images[index].place.clone(), planes[index].format);
-            return Err(Error::Mixed {
-                place,
-                found,
-                expected,
-            });
-        }
-        let pixels = planes
-            .into_iter()
-            .flat_map(|planes| planes.pixels)
-            .collect();
-        Ok(ImageSet::new(
-            expected,
-            Pixels::Decoded(pixels),
-            labels,
-            class_names,
-        ))
     }
 }

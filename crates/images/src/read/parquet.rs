@@ -1,219 +1,305 @@
 //! Hugging Face's Parquet layout: an image column of encoded files, an integer label column.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{ArrayRef, AsArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Int64Type, Schema};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use arrow::datatypes::{DataType, Int64Type};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection};
 use parquet::errors::ParquetError;
 
-use super::{LoadOptions, Source};
+use super::{Listing, N_IMAGES_AT_A_TIME};
 use crate::decode::EncodedImage;
 use crate::error::{Place, Spot};
 use crate::{Error, Split};
 
-/// What the test split may be called.
-const TEST_NAMES: [&str; 4] = ["test", "validation", "valid", "val"];
-
-/// The shards of a split, sorted; none if the folder holds no such files.
-pub(super) fn shards(names: &[String], dir: &Path, split: Split) -> Result<Vec<PathBuf>, Error> {
-    let prefixes: &[&str] = match split {
-        Split::Train => &["train"],
-        Split::Test => &TEST_NAMES,
-    };
-    for prefix in prefixes {
-        let own: Vec<&String> = names
+/// The shards of a split in order; none if the folder holds no such files.
+pub(super) fn shards(
+    names: &[String],
+    dir: &Path,
+    split: Split,
+) -> Result<Option<Vec<PathBuf>>, Error> {
+    for prefix in split.names() {
+        let numbered = names
             .iter()
-            .filter(|name| is_shard_of(name, prefix))
-            .collect();
-        let Some(first) = own.first() else { continue };
-        // train-00000-of-00003.parquet: the name says how many there must be.
-        if let Some(total) = shard_count(first) {
-            for index in 0..total {
-                let expected = format!("{prefix}-{index:05}-of-{total:05}.parquet");
-                if !names.contains(&expected) {
-                    return Err(Error::MissingFile {
-                        path: dir.join(expected),
-                        split,
-                    });
-                }
+            .filter_map(|name| Some((shard_number(name, prefix)?, name)));
+        let mut found: Vec<((usize, usize), &String)> = numbered.collect();
+        found.sort();
+        let Some(&((_, n_shards), first)) = found.first() else {
+            continue;
+        };
+        let missing = |index| {
+            let path = dir.join(format!("{prefix}-{index:05}-of-{n_shards:05}.parquet"));
+            Err(Error::MissingFile { path, split })
+        };
+        for (index, &((shard, n), name)) in found.iter().enumerate() {
+            if n != n_shards || shard < index {
+                let what = "by their names they are shards of different sets or the same shard";
+                return Err(Error::MixedFiles {
+                    a: dir.join(first),
+                    b: dir.join(name),
+                    what,
+                });
+            }
+            if shard > index {
+                return missing(index);
             }
         }
-        return Ok(own.into_iter().map(|name| dir.join(name)).collect());
+        if found.len() < n_shards {
+            return missing(found.len());
+        }
+        return Ok(Some(
+            found.into_iter().map(|(_, name)| dir.join(name)).collect(),
+        ));
     }
-    Ok(Vec::new())
+    Ok(None)
 }
 
-fn is_shard_of(name: &str, prefix: &str) -> bool {
-    name.strip_prefix(prefix)
-        .and_then(|rest| rest.strip_suffix(".parquet"))
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+/// Which shard of how many a file is: `train-00000-of-00003.parquet`, with a hash before the dot in older data sets, or
+/// `train.parquet`, which is all there is.
+fn shard_number(name: &str, prefix: &str) -> Option<(usize, usize)> {
+    let rest = name.strip_prefix(prefix)?.strip_suffix(".parquet")?;
+    if rest.is_empty() {
+        return Some((0, 1));
+    }
+    let (index, rest) = rest.strip_prefix('-')?.split_once("-of-")?;
+    let n_shards = rest
+        .split_once('-')
+        .map_or(rest, |(n_shards, _hash)| n_shards);
+    let (index, n_shards) = (index.parse().ok()?, n_shards.parse().ok()?);
+    (index < n_shards).then_some((index, n_shards))
 }
 
-fn shard_count(name: &str) -> Option<usize> {
-    name.strip_suffix(".parquet")?
-        .rsplit_once("-of-")?
-        .1
-        .parse()
-        .ok()
-}
-
-/// Reads all rows of all shards.
-pub(super) fn read(files: &[PathBuf], options: &LoadOptions) -> Result<Source, Error> {
-    let mut source = Source::default();
+/// Reads the labels and class names of all shards.
+pub(super) fn list(files: &[PathBuf], label: Option<&str>) -> Result<Listing, Error> {
+    let mut listing = Listing {
+        labels: Vec::new(),
+        places: Vec::new(),
+        class_names: None,
+        raw: None,
+    };
     for path in files {
-        read_shard(path, options, &mut source)?;
-    }
-    Ok(source)
-}
-
-fn read_shard(path: &Path, options: &LoadOptions, source: &mut Source) -> Result<(), Error> {
-    let shared: Arc<Path> = Arc::from(path);
-    let place = |row: u64| Place {
-        path: shared.clone(),
-        spot: Spot::Row(row),
-    };
-    let unreadable = |row| move |source: ParquetError| (row, source);
-    let damaged = |(row, source)| Error::Parquet {
-        place: place(row),
-        source,
-    };
-    let file = File::open(path).map_err(|source| Error::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file)
-        .map_err(unreadable(0))
-        .map_err(damaged)?;
-    let schema = builder.schema().clone();
-    let image_column = find_column(path, &schema, &["image", "img"], "an image column")?;
-    let labels: Vec<&str> = match &options.label {
-        Some(label) => vec![label],
-        None => vec!["label", "fine_label"],
-    };
-    let label_column = find_column(path, &schema, &labels, "a label column")?;
-    if source.class_names.is_none() {
-        let metadata = builder.metadata().file_metadata().key_value_metadata();
-        source.class_names = metadata
-            .into_iter()
-            .flatten()
-            .find(|entry| entry.key == "huggingface")
-            .and_then(|entry| class_names(entry.value.as_deref()?, &label_column));
-    }
-    let mut row = 0u64;
-    let reader = builder.build().map_err(unreadable(0)).map_err(damaged)?;
-    for batch in reader {
-        let batch = batch.map_err(|error| damaged((row, ParquetError::from(error))))?;
-        let bytes = image_bytes(path, &schema, &batch, &image_column)?;
-        let labels = integers(path, &schema, &batch, &label_column)?;
-        let labels = labels.as_primitive::<Int64Type>();
-        let bytes = bytes.as_binary::<i64>();
-        for index in 0..batch.num_rows() {
-            let place = place(row + index as u64);
-            for (array, column) in [
-                (bytes as &dyn Array, &image_column),
-                (labels as &dyn Array, &label_column),
-            ] {
-                if array.is_null(index) {
+        let shard = Shard::open(Arc::from(path.as_path()))?;
+        shard.image_column()?;
+        let column = shard.label_column(label)?;
+        let names = shard.class_names(column);
+        if path == &files[0] {
+            listing.class_names = names;
+        } else if listing.class_names != names {
+            let (a, b) = (files[0].clone(), path.clone());
+            return Err(Error::MixedFiles {
+                a,
+                b,
+                what: "they name different classes",
+            });
+        }
+        let rows: Vec<u64> = (0..shard.n_rows()).collect();
+        shard.read(column, &rows, |array, places| {
+            let labels = cast(array, &DataType::Int64).expect("integers become integers");
+            let labels = labels.as_primitive::<Int64Type>();
+            for (label, place) in labels.iter().zip(places) {
+                let Some(label) = label else {
                     return Err(Error::Null {
                         place,
-                        column: column.clone(),
+                        what: "label",
                     });
-                }
+                };
+                listing.labels.push(label);
+                listing.places.push(place);
             }
-            source.labels.push((labels.value(index), place.clone()));
-            let bytes = Some(bytes.value(index).into());
-            source.encoded.push(EncodedImage { place, bytes });
-        }
-        row += batch.num_rows() as u64;
+            Ok(())
+        })?;
+    }
+    Ok(listing)
+}
+
+/// Hands the encoded images at some places, in order, to `take`, some at a time.
+pub(super) fn read(
+    places: &[&Place],
+    mut take: impl FnMut(Vec<EncodedImage>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for places in places.chunk_by(|a, b| a.path == b.path) {
+        let shard = Shard::open(places[0].path.clone())?;
+        let column = shard.image_column()?;
+        let rows: Vec<u64> = places.iter().map(|place| place.row()).collect();
+        shard.read(column, &rows, |array, places| {
+            let bytes = match array.as_struct_opt() {
+                Some(fields) => fields
+                    .column_by_name("bytes")
+                    .expect("the column was checked"),
+                None => array,
+            };
+            let bytes = cast(bytes, &DataType::LargeBinary).expect("bytes become bytes");
+            let images = bytes
+                .as_binary::<i64>()
+                .iter()
+                .zip(places)
+                .map(|(bytes, place)| match bytes {
+                    Some(bytes) => Ok(EncodedImage {
+                        place,
+                        bytes: Some(bytes.into()),
+                    }),
+                    None => Err(Error::Null {
+                        place,
+                        what: "image",
+                    }),
+                });
+            take(images.collect::<Result<_, _>>()?)
+        })?;
     }
     Ok(())
 }
 
-fn find_column(path: &Path, schema: &Schema, names: &[&str], what: &str) -> Result<String, Error> {
-    names
-        .iter()
-        .find(|name| schema.field_with_name(name).is_ok())
-        .map(|name| (*name).to_owned())
-        .ok_or_else(|| {
-            column_error(
-                path,
-                schema,
-                format!("expected {what} called {}", names.join(" or ")),
-            )
-        })
+/// An opened file.
+struct Shard {
+    path: Arc<Path>,
+    builder: ParquetRecordBatchReaderBuilder<File>,
 }
 
-fn column_error(path: &Path, schema: &Schema, problem: String) -> Error {
-    let columns: Vec<String> = schema
-        .fields()
-        .iter()
-        .map(|field| format!("{} ({})", field.name(), field.data_type()))
-        .collect();
-    Error::Column {
-        path: path.to_owned(),
-        problem,
-        columns: columns.join(", "),
+impl Shard {
+    fn open(path: Arc<Path>) -> Result<Self, Error> {
+        let file = File::open(&path).map_err(|source| Error::Io {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        match ParquetRecordBatchReaderBuilder::try_new(file) {
+            Ok(builder) => Ok(Self { path, builder }),
+            Err(source) => Err(Error::Parquet {
+                place: Place {
+                    path,
+                    spot: Spot::File,
+                },
+                source,
+            }),
+        }
     }
-}
 
-/// The encoded images: of a struct its field `bytes`, or the column itself.
-fn image_bytes(
-    path: &Path,
-    schema: &Schema,
-    batch: &RecordBatch,
-    column: &str,
-) -> Result<ArrayRef, Error> {
-    let array = batch
-        .column_by_name(column)
-        .expect("the column was found in the schema");
-    let bytes = match array.as_struct_opt() {
-        Some(fields) => fields.column_by_name("bytes").cloned(),
-        None => Some(array.clone()),
-    };
-    bytes
-        .filter(|bytes| {
-            let kind = bytes.data_type();
-            kind.is_binary() || matches!(kind, DataType::BinaryView)
-        })
-        .and_then(|bytes| cast(&bytes, &DataType::LargeBinary).ok())
-        .ok_or_else(|| {
-            let problem = format!(
-                "column {column} must hold encoded images: a struct with a binary field `bytes`"
-            );
-            column_error(path, schema, problem)
-        })
-}
+    fn n_rows(&self) -> u64 {
+        self.builder
+            .metadata()
+            .file_metadata()
+            .num_rows()
+            .try_into()
+            .unwrap_or(0)
+    }
 
-fn integers(
-    path: &Path,
-    schema: &Schema,
-    batch: &RecordBatch,
-    column: &str,
-) -> Result<ArrayRef, Error> {
-    let array = batch
-        .column_by_name(column)
-        .expect("the column was found in the schema");
-    Some(array)
-        .filter(|array| array.data_type().is_integer())
-        .and_then(|array| cast(array, &DataType::Int64).ok())
-        .ok_or_else(|| column_error(path, schema, format!("column {column} must hold integers")))
-}
+    /// The column of images: encoded files, by themselves or as the field `bytes` of a struct.
+    fn image_column(&self) -> Result<usize, Error> {
+        fn is_binary(kind: &DataType) -> bool {
+            matches!(
+                kind,
+                DataType::Binary | DataType::LargeBinary | DataType::BinaryView
+            )
+        }
+        self.column(
+            &["image", "img"],
+            "a struct with a binary field `bytes`",
+            |kind| match kind {
+                DataType::Struct(fields) => fields
+                    .find("bytes")
+                    .is_some_and(|(_, field)| is_binary(field.data_type())),
+                kind => is_binary(kind),
+            },
+        )
+    }
 
-/// The class names in the metadata that the `datasets` library writes.
-fn class_names(metadata: &str, label: &str) -> Option<Vec<String>> {
-    let metadata: serde_json::Value = serde_json::from_str(metadata).ok()?;
-    let names = metadata
-        .get("info")?
-        .get("features")?
-        .get(label)?
-        .get("names")?
-        .as_array()?;
-    names
-        .iter()
-        .map(|name| Some(name.as_str()?.to_owned()))
-        .collect()
+    fn label_column(&self, label: Option<&str>) -> Result<usize, Error> {
+        match label {
+            Some(label) => self.column(&[label], "integers", DataType::is_integer),
+            None => self.column(&["label", "fine_label"], "integers", DataType::is_integer),
+        }
+    }
+
+    /// The first of the named columns that is there.
+    fn column(
+        &self,
+        names: &[&str],
+        expected: &'static str,
+        is_expected: impl FnOnce(&DataType) -> bool,
+    ) -> Result<usize, Error> {
+        let fields = self.builder.schema().fields();
+        let found = names.iter().find_map(|name| fields.find(name));
+        match found {
+            Some((index, field)) if is_expected(field.data_type()) => Ok(index),
+            _ => Err(Error::Column {
+                path: self.path.to_path_buf(),
+                names: names.join("` or `"),
+                expected,
+                columns: fields
+                    .iter()
+                    .map(|field| format!("{}: {}", field.name(), field.data_type()))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            }),
+        }
+    }
+
+    /// The names of a label's classes, in the metadata that the library `datasets` writes.
+    fn class_names(&self, column: usize) -> Option<Vec<String>> {
+        let entries = self
+            .builder
+            .metadata()
+            .file_metadata()
+            .key_value_metadata()?;
+        let entry = entries.iter().find(|entry| entry.key == "huggingface")?;
+        let metadata: serde_json::Value = serde_json::from_str(entry.value.as_deref()?).ok()?;
+        let label = self.builder.schema().field(column).name();
+        let names = metadata["info"]["features"][label]["names"].as_array()?;
+        names
+            .iter()
+            .map(|name| name.as_str().map(str::to_owned))
+            .collect()
+    }
+
+    /// Hands some rows of one column, given in ascending order, and their places to `each`, some at a time.
+    fn read(
+        self,
+        column: usize,
+        rows: &[u64],
+        mut each: impl FnMut(&ArrayRef, Vec<Place>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let Self { path, builder } = self;
+        let place = |row: u64| Place {
+            path: path.clone(),
+            spot: Spot::Row(row),
+        };
+        let unreadable = |row, source| Error::Parquet {
+            place: place(row),
+            source,
+        };
+        let mut rest = rows;
+        let n_rows = builder.metadata().file_metadata().num_rows() as usize;
+        let ranges = rows.chunk_by(|a, b| a + 1 == *b).map(|run| {
+            let (first, last) = (run[0] as usize, run[run.len() - 1] as usize);
+            Range {
+                start: first,
+                end: last + 1,
+            }
+        });
+        let columns = ProjectionMask::roots(builder.parquet_schema(), [column]);
+        let reader = builder
+            .with_projection(columns)
+            .with_row_selection(RowSelection::from_consecutive_ranges(ranges, n_rows))
+            .with_batch_size(N_IMAGES_AT_A_TIME)
+            .build()
+            .map_err(|source| unreadable(0, source))?;
+        for batch in reader {
+            let row = rest.first().copied().unwrap_or(0);
+            let batch = batch.map_err(|error| unreadable(row, ParquetError::from(error)))?;
+            let (read, unread) = rest.split_at(batch.num_rows());
+            each(batch.column(0), read.iter().copied().map(place).collect())?;
+            rest = unread;
+        }
+        match rest.first() {
+            None => Ok(()),
+            Some(&row) => {
+                let source = ParquetError::EOF("the file ends before this row".to_owned());
+                Err(unreadable(row, source))
+            }
+        }
+    }
 }

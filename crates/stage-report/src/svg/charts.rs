@@ -137,11 +137,16 @@ pub(crate) fn histogram(millis: &[f64], networks: &[Marked<'_>; 2]) -> String {
             0.0,
         );
     }
-    // Each name has a line of its own, so that two near latencies do not overlap.
-    for (index, (network, class)) in networks.iter().zip(NETWORKS).enumerate() {
-        let [x, _] = frame.at(network.millis, 0.0);
-        let y = 14.0 + 22.0 * index as f64;
+    // Lines first, so that no name is crossed out; each name has a height of its own, so that two near
+    // latencies do not overlap.
+    let places = [0, 1].map(|index| {
+        let [x, _] = frame.at(networks[index].millis, 0.0);
+        [x, 14.0 + 22.0 * index as f64]
+    });
+    for ([x, y], class) in places.into_iter().zip(NETWORKS) {
         svg.line(&format!("curve {class}"), [x, y], [x, frame.bottom]);
+    }
+    for ([x, y], network) in places.into_iter().zip(networks) {
         let text = format!(
             "{}: {} ms",
             network.name,
@@ -152,7 +157,7 @@ pub(crate) fn histogram(millis: &[f64], networks: &[Marked<'_>; 2]) -> String {
         } else {
             (x - 7.0, Anchor::End)
         };
-        svg.text(&format!("marked {class}"), [x, y], anchor, &text);
+        svg.text("marked", [x, y], anchor, &text);
     }
     svg.finish()
 }
@@ -209,7 +214,9 @@ pub(crate) fn curves(title: &str, y_title: &str, networks: &[Curve<'_>; 2]) -> S
             .collect();
         svg.polyline(&format!("curve {class}"), &points);
         let [x, y] = frame.at(curve.values.len() as f64, curve.test);
-        test_mark(&mut svg, class, [x, y]);
+        // The first mark is larger, so that the second does not hide it where both are equal.
+        let radius = if class == NETWORKS[0] { 8.0 } else { 5.0 };
+        test_mark(&mut svg, class, [x, y], radius);
     }
     let mut x = frame.left;
     let entries: [Entry<'_>; 2] = [
@@ -221,14 +228,14 @@ pub(crate) fn curves(title: &str, y_title: &str, networks: &[Curve<'_>; 2]) -> S
         svg.text("legend", [x + 32.0, 14.0], Anchor::Start, name);
         x += 32.0 + 7.0 * name.chars().count() as f64 + 14.0;
     }
-    test_mark(&mut svg, "neutral", [x + 6.0, 14.0]);
+    test_mark(&mut svg, "neutral", [x + 6.0, 14.0], 6.0);
     svg.text("legend", [x + 16.0, 14.0], Anchor::Start, "test");
     svg.finish()
 }
 
 /// A diamond.
-fn test_mark(svg: &mut Svg, class: &str, [x, y]: [f64; 2]) {
-    let [left, right, top, bottom] = [x - 6.0, x + 6.0, y - 6.0, y + 6.0].map(Pixels);
+fn test_mark(svg: &mut Svg, class: &str, [x, y]: [f64; 2], radius: f64) {
+    let [left, right, top, bottom] = [x - radius, x + radius, y - radius, y + radius].map(Pixels);
     let (x, y) = (Pixels(x), Pixels(y));
     svg.push(format_args!(
         r#"<path class="test {class}" d="M{left} {y}L{x} {top}L{right} {y}L{x} {bottom}Z"/>"#

@@ -26,7 +26,7 @@ pub(crate) struct Layout {
 
 /// The way of an edge between its vertices.
 pub(crate) struct Route {
-    /// The horizontal runs through the columns: left end, right end, height.
+    /// The horizontal runs through the columns that have a width: left end, right end, height.
     pub(crate) runs: Vec<[f64; 3]>,
     /// The middle of its label.
     pub(crate) label: Option<[f64; 2]>,
@@ -83,7 +83,7 @@ pub(crate) fn lay_out(sizes: &[[f64; 2]], edges: &[Edge]) -> Layout {
                 &mut items,
                 before,
                 lane,
-                if before < sizes.len() { 1.0 } else { 3.0 },
+                if before < sizes.len() { 1.0 } else { 8.0 },
             );
             own.push(lane);
             before = lane;
@@ -136,7 +136,11 @@ pub(crate) fn lay_out(sizes: &[[f64; 2]], edges: &[Edge]) -> Layout {
             .iter()
             .zip(&lanes)
             .map(|(edge, lanes)| Route {
-                runs: lanes.iter().map(run).collect(),
+                runs: lanes
+                    .iter()
+                    .map(run)
+                    .filter(|[left, right, _]| left < right)
+                    .collect(),
                 label: edge.label.and(lanes.last()).map(|&lane| middle(lane)),
             })
             .collect(),

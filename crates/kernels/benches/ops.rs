@@ -1,0 +1,214 @@
+//! Every operation at the sizes of the search space: batch 64, channels and planes of the search networks.
+//!
+//! `backward` is a forward pass with the gradients of all arguments, through candle's `backward`. Run with
+//! `RAYON_NUM_THREADS=1 CANDLE_NUM_THREADS=1` for times per thread.
+
+use std::time::Duration;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use kernels::{Conv2dGeometry, Pool2dGeometry};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const BATCH: usize = 64;
+
+/// Channels and side of a plane: the first, middle and last cells of an 8-layer network of 16 channels, whole and
+/// with a quarter of the channels (PC-DARTS), on images of 32 and of 28 pixels.
+const PLANES: [(usize, usize); 6] = [(4, 32), (16, 32), (8, 14), (32, 14), (64, 8), (64, 7)];
+
+/// Kernel, stride and dilation of the depthwise convolutions among the primitives.
+const DEPTHWISE: [[usize; 3]; 6] = [
+    [3, 1, 1],
+    [5, 1, 1],
+    [3, 1, 2],
+    [5, 1, 2],
+    [3, 2, 1],
+    [5, 2, 2],
+];
+
+fn bench(
+    criterion: &mut Criterion,
+    op: &str,
+    size: &str,
+    arguments: &[Tensor],
+    run: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    let mut group = criterion.benchmark_group(op);
+    group.bench_function(BenchmarkId::new("forward", size), |bencher| {
+        bencher.iter(|| run(arguments).expect("a result"))
+    });
+    let variables: Vec<Var> = arguments
+        .iter()
+        .map(|a| Var::from_tensor(a).expect("a variable"))
+        .collect();
+    let tracked: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
+    let backward = || run(&tracked)?.backward();
+    group.bench_function(BenchmarkId::new("backward", size), |bencher| {
+        bencher.iter(|| backward().expect("gradients"))
+    });
+}
+
+fn random(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1f32, shape, &Device::Cpu).expect("random numbers")
+}
+
+fn same(kernel: usize, stride: usize, dilation: usize) -> Conv2dGeometry {
+    Conv2dGeometry {
+        padding: dilation * (kernel - 1) / 2,
+        stride,
+        dilation,
+    }
+}
+
+fn all(criterion: &mut Criterion) {
+    for (c, size) in PLANES {
+        let x = random(&[BATCH, c, size, size]);
+        let label = format!("c{c} {size}x{size}");
+        for [kernel, stride, dilation] in DEPTHWISE {
+            let w = random(&[c, 1, kernel, kernel]);
+            let label = format!("{label} k{kernel} s{stride} d{dilation}");
+            bench(
+                criterion,
+                "depthwise_conv2d",
+                &label,
+                &[x.clone(), w],
+                |a| kernels::depthwise_conv2d(&a[0], &a[1], same(kernel, stride, dilation)),
+            );
+        }
+        bench(
+            criterion,
+            "pointwise_conv2d",
+            &label,
+            &[x.clone(), random(&[c, c, 1, 1])],
+            |a| kernels::pointwise_conv2d(&a[0], &a[1]),
+        );
+        for stride in [1, 2] {
+            let pool = Pool2dGeometry {
+                kernel: 3,
+                padding: 1,
+                stride,
+            };
+            let label = format!("{label} s{stride}");
+            bench(
+                criterion,
+                "max_pool2d",
+                &label,
+                std::slice::from_ref(&x),
+                |a| kernels::max_pool2d(&a[0], pool),
+            );
+            bench(
+                criterion,
+                "avg_pool2d",
+                &label,
+                std::slice::from_ref(&x),
+                |a| kernels::avg_pool2d(&a[0], pool),
+            );
+        }
+        bench(
+            criterion,
+            "batch_norm_train",
+            &label,
+            std::slice::from_ref(&x),
+            |a| Ok(kernels::batch_norm_train(&a[0], None, 1e-5)?.0),
+        );
+        let channel = Tensor::ones(c, DType::F32, &Device::Cpu).expect("ones");
+        bench(
+            criterion,
+            "batch_norm_eval",
+            &label,
+            std::slice::from_ref(&x),
+            |a| {
+                kernels::batch_norm_eval(
+                    &a[0],
+                    &channel,
+                    &channel,
+                    Some((&channel, &channel)),
+                    1e-5,
+                )
+            },
+        );
+        bench(criterion, "relu", &label, std::slice::from_ref(&x), |a| {
+            kernels::relu(&a[0])
+        });
+        bench(
+            criterion,
+            "scale",
+            &label,
+            &[x.clone(), random(&[1])],
+            |a| kernels::scale(&a[0], &a[1]),
+        );
+        bench(
+            criterion,
+            "weighted_add",
+            &label,
+            &[x.clone(), x.clone(), random(&[1])],
+            |a| kernels::weighted_add(&a[0], &a[1], &a[2]),
+        );
+        // ReLU, depthwise, pointwise, batch normalisation: half a separable convolution.
+        for kernel in [3, 5] {
+            let arguments = [
+                x.clone(),
+                random(&[c, 1, kernel, kernel]),
+                random(&[c, c, 1, 1]),
+            ];
+            bench(
+                criterion,
+                "unit",
+                &format!("{label} k{kernel}"),
+                &arguments,
+                |a| {
+                    let x = kernels::depthwise_conv2d(
+                        &kernels::relu(&a[0])?,
+                        &a[1],
+                        same(kernel, 1, 1),
+                    )?;
+                    Ok(kernels::batch_norm_train(
+                        &kernels::pointwise_conv2d(&x, &a[2])?,
+                        None,
+                        1e-5,
+                    )?
+                    .0)
+                },
+            );
+        }
+    }
+    // The stem and the last convolution of the auxiliary head.
+    for (i, o, size, kernel, geometry) in [
+        (3, 48, 32, 3, same(3, 1, 1)),
+        (
+            128,
+            768,
+            2,
+            2,
+            Conv2dGeometry {
+                padding: 0,
+                stride: 1,
+                dilation: 1,
+            },
+        ),
+    ] {
+        let arguments = [
+            random(&[BATCH, i, size, size]),
+            random(&[o, i, kernel, kernel]),
+        ];
+        bench(
+            criterion,
+            "conv2d",
+            &format!("{i} to {o} {size}x{size} k{kernel}"),
+            &arguments,
+            |a| kernels::conv2d(&a[0], &a[1], geometry),
+        );
+    }
+}
+
+fn quick() -> Criterion {
+    Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(400))
+}
+
+criterion_group! { name = ops; config = quick(); targets = all }
+criterion_main!(ops);
