@@ -76,9 +76,17 @@ pub(crate) const BASELINE: &str = "baseline";
 /// The search with it.
 pub(crate) const LATENCY_AWARE: &str = "latency-aware";
 
-/// (stage, variant, the steps it reads, overrides): the pipeline in the order in which it runs.
+/// A row of [`STEPS`]: stage, variant, the steps it reads, overrides.
+type StepRow = (
+    &'static str,
+    Option<&'static str>,
+    &'static [&'static str],
+    &'static [&'static str],
+);
+
+/// The pipeline in the order in which it runs.
 #[rustfmt::skip]
-const STEPS: [(&str, Option<&str>, &[&str], &[&str]); 7] = [
+const STEPS: [StepRow; 7] = [
     ("profile",   None,                &[],                           &[]),
     ("predictor", None,                &["profile"],                  &[]),
     ("search",    Some(BASELINE),      &["predictor"],                &["lambda=0.0"]),

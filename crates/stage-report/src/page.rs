@@ -118,17 +118,17 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
         title: &config.title,
         tiles: [
             Tile {
-                value: format!("{} %", signed(100.0 * latency_change, 1)),
+                value: format!("{}\u{a0}%", signed(100.0 * latency_change, 1)),
                 what: "measured latency",
                 detail: format!(
-                    "{} ms against {} ms",
+                    "{} ms against {}\u{a0}ms",
                     millis(latencies[1]),
                     millis(latencies[0])
                 ),
             },
             Tile {
                 value: format!(
-                    "{} points",
+                    "{}\u{a0}points",
                     signed(100.0 * (accuracies[1] - accuracies[0]), 2)
                 ),
                 what: "test accuracy",
@@ -201,7 +201,7 @@ fn conclusion([baseline, aware]: [&Evaluation; 2], latency_change: f64) -> Strin
 fn compared(change: f64, unit: &str, n_decimals: usize) -> Option<String> {
     let amount = format!("{:.n_decimals$}", change.abs());
     let direction = if change < 0.0 { "lower" } else { "higher" };
-    (amount.parse() != Ok(0.0)).then(|| format!("{amount} {unit} {direction}"))
+    (amount.parse() != Ok(0.0)).then(|| format!("{amount}\u{a0}{unit} {direction}"))
 }
 
 /// What the latencies are of.
@@ -261,7 +261,7 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
             .collect(),
     };
     let change = |of: &dyn Fn(&Evaluation) -> f64| {
-        format!("{} %", signed(100.0 * (of(aware) / of(baseline) - 1.0), 1))
+        format!("{}\u{a0}%", signed(100.0 * (of(aware) / of(baseline) - 1.0), 1))
     };
     let error = |e: &Evaluation| e.search.predicted_latency_millis / e.latency.median_millis - 1.0;
     let points = 100.0 * (aware.test_accuracy - baseline.test_accuracy);
@@ -275,18 +275,18 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
         row(
             "test accuracy",
             &|e| percent(e.test_accuracy, 2),
-            format!("{} points", signed(points, 2)),
+            format!("{}\u{a0}points", signed(points, 2)),
         ),
         row(
             "measured latency, median",
-            &|e| format!("{} ms", millis(e.latency.median_millis)),
+            &|e| format!("{}\u{a0}ms", millis(e.latency.median_millis)),
             change(&|e| e.latency.median_millis),
         ),
         row(
             "10th to 90th percentile",
             &|e| {
                 format!(
-                    "{} – {} ms",
+                    "{} – {}\u{a0}ms",
                     millis(e.latency.p10_millis),
                     millis(e.latency.p90_millis)
                 )
@@ -295,12 +295,12 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
         ),
         row(
             "predicted latency",
-            &|e| format!("{} ms", millis(e.search.predicted_latency_millis)),
+            &|e| format!("{}\u{a0}ms", millis(e.search.predicted_latency_millis)),
             change(&|e| e.search.predicted_latency_millis),
         ),
         row(
             "predicted against measured",
-            &|e| format!("{} %", signed(100.0 * error(e), 1)),
+            &|e| format!("{}\u{a0}%", signed(100.0 * error(e), 1)),
             String::new(),
         ),
         row(
@@ -408,10 +408,10 @@ fn figures(inputs: &Inputs) -> (Vec<&str>, Vec<Row>) {
     };
     let rows = vec![
         row("mean absolute error", &|f| {
-            format!("{} ms", millis(f.mae_millis))
+            format!("{}\u{a0}ms", millis(f.mae_millis))
         }),
         row("root mean square error", &|f| {
-            format!("{} ms", millis(f.rmse_millis))
+            format!("{}\u{a0}ms", millis(f.rmse_millis))
         }),
         row("mean relative error (MAPE)", &|f| percent(f.mape, 2)),
         row("median relative error", &|f| percent(f.median_ape, 2)),
@@ -568,7 +568,7 @@ pub(crate) fn millis(millis: f64) -> String {
 
 /// A ratio in percent.
 fn percent(ratio: f64, n_decimals: usize) -> String {
-    format!("{:.n_decimals$} %", 100.0 * ratio)
+    format!("{:.n_decimals$}\u{a0}%", 100.0 * ratio)
 }
 
 /// A number with its sign, a true minus.
@@ -613,21 +613,21 @@ mod tests {
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(1_000), "1,000");
         assert_eq!(thousands(12_345_678), "12,345,678");
-        assert_eq!(signed(-3.14159, 2), "−3.14");
+        assert_eq!(signed(-3.1234, 2), "−3.12");
         assert_eq!(signed(0.004, 2), "±0.00");
         assert_eq!(signed(2.0, 1), "+2.0");
         assert_eq!(
             [millis(1.23456), millis(23.456), millis(2345.6)],
             ["1.235", "23.46", "2345.6"]
         );
-        assert_eq!(percent(0.12345, 1), "12.3 %");
+        assert_eq!(percent(0.12345, 1), "12.3\u{a0}%");
         assert_eq!(plural(1, "thread"), "1 thread");
     }
 
     #[test]
     fn changes_are_told_in_the_right_direction() {
-        assert_eq!(compared(-31.24, "%", 1).unwrap(), "31.2 % lower");
-        assert_eq!(compared(0.4, "%", 1).unwrap(), "0.4 % higher");
+        assert_eq!(compared(-31.24, "%", 1).unwrap(), "31.2\u{a0}% lower");
+        assert_eq!(compared(0.4, "%", 1).unwrap(), "0.4\u{a0}% higher");
         assert_eq!(compared(-0.04, "%", 1), None);
     }
 }
