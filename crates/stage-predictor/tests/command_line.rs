@@ -1,0 +1,530 @@
+//! The program: what it fits, from what, that its bytes repeat, and how it fails.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
+use artifact::manifest::{Build, Origin};
+use artifact::{
+    Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Opened, Store, open,
+    stage,
+};
+use latency::{LatencyModel, Mlp, Ridge, State, StateTensor};
+use parquet::arrow::ArrowWriter;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use space::{CellKind, Genotype, Primitive, SearchSpace};
+
+const CONFIG: &str = "\
+seed = 0
+held_out = 0.25
+model = \"mlp\"
+
+[mlp]
+hidden = [8]
+n_epochs = 10
+batch_size = 16
+learning_rate = 2e-3
+weight_decay = 0.3
+n_members = 2
+
+[ridge]
+l2 = [0.1, 1.0, 10.0]
+";
+
+/// A folder with a config, a data set and a store.
+struct Place {
+    dir: tempfile::TempDir,
+    dataset: PathBuf,
+}
+
+/// What the program answered.
+struct Answer {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Answer {
+    /// Asserts that the program failed with that code and said all of these.
+    #[track_caller]
+    fn failed(&self, code: i32, says: &[&str]) {
+        assert_eq!(self.code, code, "{}", self.stderr);
+        assert_eq!(self.stdout, "");
+        for text in says {
+            assert!(
+                self.stderr.contains(text),
+                "`{text}` is not in\n{}",
+                self.stderr
+            );
+        }
+    }
+
+    #[track_caller]
+    fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn model(&self) -> Opened<LatencyModelArtifact> {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        open(self.stdout.trim_end()).unwrap()
+    }
+}
+
+impl Place {
+    fn new() -> Self {
+        Self::with(dataset(120))
+    }
+
+    fn with(dataset: LatencyDataset) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("predictor.toml"), CONFIG).unwrap();
+        let dataset = publish(&dir.path().join("profiles"), dataset);
+        Self { dir, dataset }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs the program on a source, `--latency-dataset DIR` or `--data FILE`.
+    fn run_on(&self, flag: &str, source: &Path, store: &str, more: &[&str]) -> Answer {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_predictor"));
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(self.path("predictor.toml"));
+        command
+            .arg("--store")
+            .arg(self.path(store))
+            .arg(flag)
+            .arg(source)
+            .args(more);
+        answer(&mut command)
+    }
+
+    fn run(&self, more: &[&str]) -> Answer {
+        self.run_on("--latency-dataset", &self.dataset, "store", more)
+    }
+
+    /// Asserts that the store holds no file but the lock.
+    #[track_caller]
+    fn assert_nothing_stored(&self) {
+        let mut folders = vec![self.path("store")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                assert!(path.is_dir() || path.ends_with(".machine.lock"), "{path:?}");
+                folders.push(path);
+            }
+        }
+    }
+}
+
+fn answer(command: &mut Command) -> Answer {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Answer {
+        code: output.status.code().unwrap(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+/// An additive law with 1 % of noise. Row 5 is disturbed and ten times as slow; the first twelve are timed
+/// twice.
+fn dataset(n: usize) -> LatencyDataset {
+    let law = |genotype: &Genotype| {
+        let millis = |primitive| match primitive {
+            Primitive::SepConv5x5 => 0.21,
+            Primitive::SepConv3x3 => 0.15,
+            Primitive::DilConv5x5 => 0.13,
+            Primitive::DilConv3x3 => 0.09,
+            Primitive::MaxPool3x3 | Primitive::AvgPool3x3 => 0.03,
+            Primitive::SkipConnect | Primitive::None => 0.01,
+        };
+        let genes = CellKind::ALL.map(|kind| genotype.cell(kind).genes());
+        0.6 + genes
+            .into_iter()
+            .flatten()
+            .map(|(_, gene)| millis(gene.primitive))
+            .sum::<f64>()
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let samples = (0..n)
+        .map(|index| {
+            let genotype = SearchSpace::darts().sample(&mut rng);
+            let mut noisy = || law(&genotype) * (0.995 + 0.01 * rng.random::<f64>());
+            let disturbed = index == 5;
+            let median_millis = if disturbed { 10.0 } else { 1.0 } * noisy();
+            LatencySample {
+                median_millis,
+                p10_millis: 0.99 * median_millis,
+                p90_millis: 1.04 * median_millis,
+                n_repeats: 15,
+                anchor_ratio: 1.0,
+                disturbed,
+                repeat_median_millis: (index < 12).then(&mut noisy),
+                genotype,
+            }
+        })
+        .collect();
+    LatencyDataset {
+        settings: None,
+        samples,
+        cells: Vec::new(),
+    }
+}
+
+fn publish(store: &Path, dataset: LatencyDataset) -> PathBuf {
+    let parts = KeyParts::new(&stage::PROFILE, &serde_json::json!({})).unwrap();
+    let origin = Origin {
+        device: "cpu".to_owned(),
+        n_threads: 1,
+        machine: serde_json::Value::Null,
+        build: Build::current(),
+        started_unix_secs: 0,
+        elapsed_secs: 0.0,
+    };
+    let store = Store::open(store).unwrap();
+    store.publish(parts, origin, dataset).unwrap().dir
+}
+
+/// Writes the required columns of a data set, as another program would, with some metadata.
+fn write_foreign(file: &Path, dataset: &LatencyDataset, metadata: Vec<KeyValue>) {
+    let mut columns: Vec<(String, ArrayRef)> = Vec::new();
+    for kind in CellKind::ALL {
+        for index in 0..8 {
+            let gene = |sample: &LatencySample| {
+                let gene = sample.genotype.cell(kind).nodes[index / 2][index % 2];
+                format!("{}@{}", gene.primitive.name(), gene.source)
+            };
+            let genes = StringArray::from_iter_values(dataset.samples.iter().map(gene));
+            columns.push((format!("{kind}_{index}"), Arc::new(genes)));
+        }
+    }
+    let millis = Float64Array::from_iter_values(dataset.samples.iter().map(|s| s.median_millis));
+    columns.push(("latency_median_millis".to_owned(), Arc::new(millis)));
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let properties = WriterProperties::builder()
+        .set_key_value_metadata(Some(metadata))
+        .build();
+    let file = File::create(file).unwrap();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+/// The tensors under a prefix, as the crate `latency` takes them.
+fn state(model: &LatencyModelArtifact, prefix: &str) -> State {
+    let tensors = model.tensors.iter().filter_map(|(name, tensor)| {
+        let name = name.strip_prefix(prefix)?.to_owned();
+        Some((
+            name,
+            StateTensor::new(tensor.shape.clone(), tensor.values.clone()),
+        ))
+    });
+    tensors.collect()
+}
+
+#[test]
+fn both_models_are_fitted_and_judged_by_what_was_held_out() {
+    let place = Place::with(dataset(300));
+    let answer = place.run(&[]);
+    let Opened { value: model, .. } = answer.model();
+    let card = &model.card;
+    assert_eq!(card.chosen, "mlp");
+    assert_eq!(
+        (card.n_train, card.n_test),
+        (224, 75),
+        "a quarter of 299, and the rest"
+    );
+    assert!(
+        (1.0..4.0).contains(&card.reference_millis),
+        "{}",
+        card.reference_millis
+    );
+
+    let validation = &model.validation;
+    let names: Vec<&String> = validation.models.keys().collect();
+    assert_eq!(names, ["mlp", "ridge"]);
+    for (name, figures) in &validation.models {
+        assert_eq!(figures.n, 75);
+        assert!(
+            figures.mape < 0.05 && figures.spearman > 0.9,
+            "{name}: {figures:?}"
+        );
+    }
+    // Two measurements with uniform noise of ±0.5 %: the mean difference is a third of 1 %, over √2.
+    let floor = validation.noise_floor_mape.unwrap();
+    assert!((0.001..0.005).contains(&floor), "{floor}");
+
+    // What is stored is what was judged.
+    let models: [(&str, &dyn LatencyModel); 2] = [
+        ("mlp", &Mlp::from_state(&state(&model, "mlp/")).unwrap()),
+        (
+            "ridge",
+            &Ridge::from_state(&state(&model, "ridge/")).unwrap(),
+        ),
+    ];
+    let samples = dataset(300).samples;
+    let mut held_out = BTreeSet::new();
+    for row in &validation.held_out {
+        let index = samples
+            .iter()
+            .position(|s| s.median_millis == row.measured_millis)
+            .unwrap();
+        assert!(held_out.insert(index) && !samples[index].disturbed);
+        let code = SearchSpace::darts().encode(&samples[index].genotype);
+        for (name, model) in models {
+            let (stored, now) = (row.predicted_millis[name], model.predict_millis(&code));
+            assert!(
+                (stored - now).abs() <= 1e-6 * stored,
+                "{name}: {stored} against {now}"
+            );
+        }
+    }
+    assert_eq!(held_out.len(), 75);
+
+    for text in [
+        "mlp",
+        "ridge",
+        "noise floor",
+        "1 disturbed left out",
+        "11 architectures timed",
+    ] {
+        assert!(
+            answer.stderr.contains(text),
+            "`{text}` is not in\n{}",
+            answer.stderr
+        );
+    }
+}
+
+#[test]
+fn the_same_question_gives_the_same_bytes() {
+    let place = Place::new();
+    let on = |store| {
+        place.run_on(
+            "--latency-dataset",
+            &place.dataset,
+            store,
+            &["--json", "--quiet"],
+        )
+    };
+    let first = on("store").json();
+    assert_eq!(first["kind"], "latency-model");
+    assert_eq!(first["cached"], false);
+    let cached = on("store");
+    assert_eq!(cached.stderr, "");
+    assert_eq!(cached.json()["cached"], true);
+
+    let elsewhere = on("other store").json();
+    assert_eq!(elsewhere["cached"], false);
+    assert_eq!(elsewhere["digest"], first["digest"]);
+    let other_seed = place.run(&["--json", "--set", "seed=1"]).json();
+    assert_ne!(other_seed["digest"], first["digest"]);
+}
+
+#[test]
+fn the_key_holds_config_and_data_and_writes_nothing() {
+    let place = Place::new();
+    let answer = place.run(&["--key-only"]).json();
+    assert_eq!(answer["stage"], "predictor");
+    assert_eq!(answer["cached"], false);
+    let digest = open::<LatencyDataset>(&place.dataset).unwrap().digest();
+    assert_eq!(
+        answer["parts"]["inputs"],
+        serde_json::json!({ "latency-dataset": digest.to_string() })
+    );
+    assert_eq!(answer["parts"]["machine"], serde_json::Value::Null);
+    let other = place.run(&["--key-only", "--set", "model=ridge"]).json();
+    assert_ne!(other["key"], answer["key"]);
+    assert!(!place.path("store").exists());
+}
+
+#[test]
+fn a_foreign_file_needs_the_documented_columns_alone() {
+    let place = Place::new();
+    let file = place.path("foreign.parquet");
+    write_foreign(&file, &dataset(120), Vec::new());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_predictor"));
+    command
+        .arg("fit")
+        .arg("--config")
+        .arg(place.path("predictor.toml"));
+    command
+        .arg("--store")
+        .arg(place.path("store"))
+        .arg("--data")
+        .arg(&file);
+    let answer = answer(&mut command);
+    let model = answer.model().value;
+    assert_eq!(model.card.settings, None);
+    assert_eq!(
+        model.card.n_train + model.card.n_test,
+        120,
+        "nothing says that one is disturbed"
+    );
+    assert_eq!(model.validation.noise_floor_mape, None);
+    assert!(
+        answer.stderr.contains("noise floor unknown"),
+        "{}",
+        answer.stderr
+    );
+}
+
+#[test]
+fn a_foreign_file_that_does_not_fit_is_named() {
+    let place = Place::new();
+    let run = |file: &Path| place.run_on("--data", file, "store", &[]);
+    let file = place.path("foreign.parquet");
+    let name = file.to_str().unwrap();
+
+    run(&file).failed(3, &[name]);
+    fs::write(&file, "no parquet").unwrap();
+    run(&file).failed(3, &[name]);
+
+    let fingerprint = KeyValue::new("space_fingerprint".to_owned(), "00ff".to_owned());
+    write_foreign(&file, &dataset(30), vec![fingerprint]);
+    let ours = SearchSpace::darts().fingerprint();
+    run(&file).failed(3, &[name, "search space 00ff", &ours]);
+
+    let mut negative = dataset(30);
+    negative.samples[7].median_millis = -1.0;
+    write_foreign(&file, &negative, Vec::new());
+    run(&file).failed(3, &[name, "latency_median_millis", "row 7"]);
+    place.assert_nothing_stored();
+}
+
+#[test]
+fn one_source_is_needed_and_no_more() {
+    let place = Place::new();
+    let config = place.path("predictor.toml");
+    answer(
+        Command::new(env!("CARGO_BIN_EXE_predictor"))
+            .arg("run")
+            .arg("--config")
+            .arg(config),
+    )
+    .failed(2, &["--latency-dataset", "--data"]);
+    place
+        .run(&["--data", "file.parquet"])
+        .failed(2, &["--data", "cannot be used with"]);
+}
+
+#[test]
+fn a_missing_damaged_or_foreign_data_set_is_named() {
+    let place = Place::new();
+    let nothing = place.path("nothing");
+    place
+        .run_on("--latency-dataset", &nothing, "store", &[])
+        .failed(3, &[nothing.to_str().unwrap(), "latency-dataset"]);
+
+    let file = place.dataset.join("samples.parquet");
+    let good = fs::read(&file).unwrap();
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 1;
+    for damaged in [&flipped[..], &good[..good.len() / 2]] {
+        fs::write(&file, damaged).unwrap();
+        place
+            .run(&[])
+            .failed(3, &[file.to_str().unwrap(), "damaged"]);
+    }
+    fs::write(&file, good).unwrap();
+
+    // A whole manifest that says another search space.
+    let file = place.dataset.join("manifest.json");
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    manifest["space_fingerprint"] = "00ff".into();
+    let fields = manifest.as_object_mut().unwrap();
+    fields.remove("checksum");
+    let checksum = Digest::of(serde_json::to_string(fields).unwrap().as_bytes());
+    fields.insert("checksum".to_owned(), checksum.to_string().into());
+    fs::write(&file, manifest.to_string()).unwrap();
+    let ours = SearchSpace::darts().fingerprint();
+    place
+        .run(&[])
+        .failed(3, &[file.to_str().unwrap(), "search space 00ff", &ours]);
+    place.assert_nothing_stored();
+}
+
+#[test]
+fn too_few_architectures_are_refused_with_the_remedy() {
+    let place = Place::with(dataset(20));
+    place.run(&[]).failed(
+        3,
+        &[
+            "19 undisturbed",
+            "1 disturbed",
+            "at least 20",
+            "n_architectures",
+        ],
+    );
+    place.assert_nothing_stored();
+    // One more, and there is a model.
+    let place = Place::with(dataset(21));
+    assert_eq!(place.run(&[]).model().value.card.n_train, 15);
+}
+
+#[test]
+fn a_config_mistake_is_shown_with_its_place() {
+    let place = Place::new();
+    let file = place.path("predictor.toml");
+    let broken = |from: &str, to: &str| {
+        fs::write(&file, CONFIG.replace(from, to)).unwrap();
+        place.run(&[])
+    };
+    broken("held_out = 0.25", "heldout = 0.25").failed(
+        2,
+        &["predictor.toml:2:1", "heldout", "expected", "`held_out`"],
+    );
+    broken("n_epochs = 10", "n_epochs = \"ten\"").failed(2, &["predictor.toml:7:12", "\"ten\""]);
+    broken("model = \"mlp\"", "model = \"lstm\"")
+        .failed(2, &["predictor.toml:3:9", "lstm", "`mlp` or `ridge`"]);
+
+    fs::write(&file, CONFIG).unwrap();
+    for (set, says) in [
+        ("held_out=0.0", "held_out"),
+        ("held_out=1.0", "held_out"),
+        ("held_out=0.9999", "lower it"),
+        ("mlp.hidden=[0]", "hidden"),
+        ("mlp.n_members=1", "n_members"),
+        ("ridge.l2=[]", "penalties"),
+        ("ridge.l2=[-1.0]", "l2"),
+        ("ridge.l3=[1.0]", "--set ridge.l3=[1.0]"),
+    ] {
+        place.run(&["--set", set]).failed(2, &[says]);
+    }
+    place.assert_nothing_stored();
+}
+
+#[test]
+fn a_fit_that_runs_away_ends_the_run() {
+    let place = Place::new();
+    place
+        .run(&["--set", "mlp.learning_rate=1e30"])
+        .failed(5, &["not finite", "learning rate"]);
+    place.assert_nothing_stored();
+}
+
+#[test]
+fn a_device_or_store_that_is_not_there_is_named() {
+    let place = Place::new();
+    place
+        .run(&["--device", "cuda"])
+        .failed(4, &["cuda:0", "CUDA"]);
+    fs::write(place.path("store"), "a file, not a folder").unwrap();
+    place
+        .run(&[])
+        .failed(2, &[place.path("store").to_str().unwrap(), "--store"]);
+}
