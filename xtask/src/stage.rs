@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use artifact::PIPELINE;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -63,10 +62,9 @@ pub(crate) struct Done {
 
 /// Builds the stage binaries and returns the folder that holds them.
 pub(crate) fn build() -> Result<PathBuf> {
-    let mut command = cargo(&["build", "--quiet", "--release"]);
-    for spec in &PIPELINE {
-        command.args(["--package", spec.package]);
-    }
+    // The whole workspace, as `ci` builds it: another selection of packages would have other features, and
+    // be compiled anew.
+    let mut command = cargo(&["build", "--quiet", "--release", "--workspace", "--bins"]);
     let status = command.status().context("cannot start cargo")?;
     anyhow::ensure!(status.success(), "the stages do not build");
     let exe = std::env::current_exe().context("cannot tell where this program lies")?;

@@ -121,7 +121,7 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
                 value: format!("{}\u{a0}%", signed(100.0 * latency_change, 1)),
                 what: "measured latency",
                 detail: format!(
-                    "{} ms against {}\u{a0}ms",
+                    "{}\u{a0}ms against {}\u{a0}ms",
                     millis(latencies[1]),
                     millis(latencies[0])
                 ),
@@ -261,7 +261,10 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
             .collect(),
     };
     let change = |of: &dyn Fn(&Evaluation) -> f64| {
-        format!("{}\u{a0}%", signed(100.0 * (of(aware) / of(baseline) - 1.0), 1))
+        format!(
+            "{}\u{a0}%",
+            signed(100.0 * (of(aware) / of(baseline) - 1.0), 1)
+        )
     };
     let error = |e: &Evaluation| e.search.predicted_latency_millis / e.latency.median_millis - 1.0;
     let points = 100.0 * (aware.test_accuracy - baseline.test_accuracy);

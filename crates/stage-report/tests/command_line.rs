@@ -140,10 +140,8 @@ fn the_page_shows_both_networks_in_numbers_and_drawings() {
         "1.96 %",
         "3.53 %",
         "0.31 %",
-        "0.9804",
     ] {
-        // Four digits of Spearman would be more than three hundred samples tell.
-        assert_eq!(page.contains(text), text != "0.9804", "{text}");
+        assert!(page.contains(text), "{text}");
     }
 }
 
