@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use artifact::manifest::Manifest;
-use artifact::{Evaluation, HeldOut, MeasurementSettings};
+use artifact::{Evaluation, FiguresRecord, HeldOut, MeasurementSettings};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment};
@@ -104,10 +104,8 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
     let evaluations = inputs.evaluations.each_ref().map(|opened| &opened.value);
     let [baseline, aware] = evaluations;
     let latencies = evaluations.map(|evaluation| evaluation.latency.median_millis);
-    let accuracies = evaluations.map(|evaluation| evaluation.test_accuracy);
     let latency_change = latencies[1] / latencies[0] - 1.0;
     let model = &inputs.latency_model.value;
-    let chosen = model.validation.models.get(&model.card.chosen);
     let noise_floor = model
         .validation
         .noise_floor_mape
@@ -116,37 +114,7 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
     let (models, figures) = figures(inputs);
     Page {
         title: &config.title,
-        tiles: [
-            Tile {
-                value: format!("{}\u{a0}%", signed(100.0 * latency_change, 1)),
-                what: "measured latency",
-                detail: format!(
-                    "{}\u{a0}ms against {}\u{a0}ms",
-                    millis(latencies[1]),
-                    millis(latencies[0])
-                ),
-            },
-            Tile {
-                value: format!(
-                    "{}\u{a0}points",
-                    signed(100.0 * (accuracies[1] - accuracies[0]), 2)
-                ),
-                what: "test accuracy",
-                detail: format!(
-                    "{} against {}",
-                    percent(accuracies[1], 2),
-                    percent(accuracies[0], 2)
-                ),
-            },
-            Tile {
-                value: chosen.map_or("–".to_owned(), |figures| percent(figures.mape, 1)),
-                what: "error of the latency model",
-                detail: match &noise_floor {
-                    Some(floor) => format!("mean over held-out architectures; noise {floor}"),
-                    None => "mean over held-out architectures".to_owned(),
-                },
-            },
-        ],
+        tiles: tiles(inputs, latency_change),
         conclusion: conclusion(evaluations, latency_change),
         conditions: conditions(&aware.settings),
         names: NAMES,
@@ -181,6 +149,50 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
             .collect(),
         machines: machines(inputs),
     }
+}
+
+/// The three numbers that are seen from afar.
+fn tiles(inputs: &Inputs, latency_change: f64) -> [Tile; 3] {
+    let evaluations = inputs.evaluations.each_ref().map(|opened| &opened.value);
+    let latencies = evaluations.map(|evaluation| evaluation.latency.median_millis);
+    let accuracies = evaluations.map(|evaluation| evaluation.test_accuracy);
+    let validation = &inputs.latency_model.value.validation;
+    let chosen = &inputs.latency_model.value.card.chosen;
+    let chosen = validation.models.get(chosen);
+    [
+        Tile {
+            value: format!("{}\u{a0}%", signed(100.0 * latency_change, 1)),
+            what: "measured latency",
+            detail: format!(
+                "{}\u{a0}ms against {}\u{a0}ms",
+                millis(latencies[1]),
+                millis(latencies[0])
+            ),
+        },
+        Tile {
+            value: format!(
+                "{}\u{a0}points",
+                signed(100.0 * (accuracies[1] - accuracies[0]), 2)
+            ),
+            what: "test accuracy",
+            detail: format!(
+                "{} against {}",
+                percent(accuracies[1], 2),
+                percent(accuracies[0], 2)
+            ),
+        },
+        Tile {
+            value: chosen.map_or("–".to_owned(), |figures| percent(figures.mape, 1)),
+            what: "error of the latency model",
+            detail: match validation.noise_floor_mape {
+                Some(floor) => format!(
+                    "mean over held-out architectures; noise {}",
+                    percent(floor, 2)
+                ),
+                None => "mean over held-out architectures".to_owned(),
+            },
+        },
+    ]
 }
 
 fn conclusion([baseline, aware]: [&Evaluation; 2], latency_change: f64) -> String {
@@ -384,28 +396,24 @@ fn model_name(model: &str) -> &str {
     }
 }
 
-/// The models of a validation, the chosen one first.
-fn chosen_first<T>(models: &BTreeMap<String, T>, chosen: &str) -> Vec<String> {
-    let mut names: Vec<String> = models.keys().cloned().collect();
-    names.sort_by_key(|name| name != chosen);
-    names
+/// What belongs to each model, the chosen one first.
+fn chosen_first<'a, T>(models: &'a BTreeMap<String, T>, chosen: &str) -> Vec<(&'a str, &'a T)> {
+    let mut models: Vec<(&str, &T)> = models
+        .iter()
+        .map(|(name, value)| (name.as_str(), value))
+        .collect();
+    models.sort_by_key(|(name, _)| *name != chosen);
+    models
 }
 
 /// The heads and rows of the models' table.
 fn figures(inputs: &Inputs) -> (Vec<&str>, Vec<Row>) {
     let model = &inputs.latency_model.value;
-    let names = chosen_first(&model.validation.models, &model.card.chosen);
-    let figures: Vec<_> = names
-        .iter()
-        .map(|name| &model.validation.models[name])
-        .collect();
-    let heads = figures
-        .iter()
-        .zip(&names)
-        .filter_map(|(_, name)| model.validation.models.get_key_value(name))
-        .map(|(name, _)| model_name(name))
-        .collect();
-    let row = |name, of: &dyn Fn(&artifact::FiguresRecord) -> String| Row {
+    let (names, figures): (Vec<&str>, Vec<&FiguresRecord>) =
+        chosen_first(&model.validation.models, &model.card.chosen)
+            .into_iter()
+            .unzip();
+    let row = |name, of: &dyn Fn(&FiguresRecord) -> String| Row {
         name,
         cells: figures.iter().map(|figures| of(figures)).collect(),
     };
@@ -427,17 +435,16 @@ fn figures(inputs: &Inputs) -> (Vec<&str>, Vec<Row>) {
             format!("{:.3}", f.kendall)
         }),
     ];
-    (heads, rows)
+    (names.into_iter().map(model_name).collect(), rows)
 }
 
 fn scatter(held_out: &[HeldOut], chosen: &str) -> String {
     let Some(first) = held_out.first() else {
         return charts::scatter(&[]);
     };
-    let names = chosen_first(&first.predicted_millis, chosen);
-    let series: Vec<Series<'_>> = names
-        .iter()
-        .map(|name| Series {
+    let series: Vec<Series<'_>> = chosen_first(&first.predicted_millis, chosen)
+        .into_iter()
+        .map(|(name, _)| Series {
             name: model_name(name),
             points: held_out
                 .iter()

@@ -9,9 +9,6 @@ const WIDTH: f64 = 480.0;
 /// The class of the first network of a comparison, and of the second.
 pub(crate) const NETWORKS: [&str; 2] = ["baseline", "aware"];
 
-/// A class and a name in a legend.
-type Entry<'a> = (&'a str, &'a str);
-
 /// A series of points with a mark of its own.
 pub(crate) struct Series<'a> {
     /// The name in the legend.
@@ -219,14 +216,11 @@ pub(crate) fn curves(title: &str, y_title: &str, networks: &[Curve<'_>; 2]) -> S
         test_mark(&mut svg, class, [x, y], radius);
     }
     let mut x = frame.left;
-    let entries: [Entry<'_>; 2] = [
-        (NETWORKS[0], networks[0].name),
-        (NETWORKS[1], networks[1].name),
-    ];
-    for (class, name) in entries {
+    for (curve, class) in networks.iter().zip(NETWORKS) {
         svg.line(&format!("curve {class}"), [x, 14.0], [x + 26.0, 14.0]);
-        svg.text("legend", [x + 32.0, 14.0], Anchor::Start, name);
-        x += 32.0 + 7.0 * name.chars().count() as f64 + 14.0;
+        svg.text("legend", [x + 32.0, 14.0], Anchor::Start, curve.name);
+        // As far as the name is wide, or a little more.
+        x += 46.0 + 7.0 * curve.name.chars().count() as f64;
     }
     test_mark(&mut svg, "neutral", [x + 6.0, 14.0], 6.0);
     svg.text("legend", [x + 16.0, 14.0], Anchor::Start, "test");
