@@ -11,10 +11,12 @@ mod config;
 mod split;
 mod table;
 
+use std::path::Path;
+
 use artifact::stage::{ExitCode, RunContext, StageError};
 use artifact::{
-    FiguresRecord, FloatTensor, HeldOut, LatencyDataset, LatencyModelArtifact, LatencySample,
-    ModelCard, Validation,
+    Digest, FiguresRecord, FloatTensor, HeldOut, LatencyDataset, LatencyModelArtifact,
+    LatencySample, ModelCard, Validation,
 };
 use latency::{Figures, FitError, LatencyModel, Mlp, Ridge, State, noise_floor_mape};
 use space::{Genotype, SearchSpace};
@@ -30,6 +32,34 @@ pub const MIN_ARCHITECTURES: usize = 20;
 pub struct Inputs {
     /// The timed architectures.
     pub dataset: LatencyDataset,
+    /// What stands for them in the key.
+    pub digest: Digest,
+}
+
+impl Inputs {
+    /// The data set that the stage profile left in a folder.
+    ///
+    /// # Errors
+    /// As [`artifact::open`].
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let opened = artifact::open::<LatencyDataset>(dir)?;
+        let digest = opened.digest();
+        Ok(Self {
+            dataset: opened.value,
+            digest,
+        })
+    }
+
+    /// A data set of another origin.
+    ///
+    /// # Errors
+    /// As [`LatencyDataset::read_parquet`].
+    pub fn read_parquet(file: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            dataset: LatencyDataset::read_parquet(file)?,
+            digest: artifact::digest_files(&[file.to_owned()])?,
+        })
+    }
 }
 
 /// Fits both models and judges them.

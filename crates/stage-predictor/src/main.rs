@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use artifact::KeyParts;
 use artifact::stage::{self, StageArgs};
-use artifact::{KeyParts, LatencyDataset, digest_files};
 use clap::{Parser, Subcommand};
 use stage_predictor::{Config, Error, Inputs};
 
@@ -40,29 +40,19 @@ struct Source {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
     let Command::Run { args, source } = Cli::parse().command;
     stage::main(|| run(&args, source))
 }
 
 fn run(args: &StageArgs, source: Source) -> Result<(), Error> {
     let config: Config = args.load_config()?;
-    let (dataset, digest) = match (source.latency_dataset, source.data) {
-        (_, Some(file)) => (
-            LatencyDataset::read_parquet(&file)?,
-            digest_files(std::slice::from_ref(&file))?,
-        ),
-        (dir, None) => {
-            let opened = artifact::open::<LatencyDataset>(dir.unwrap_or_default())?;
-            let digest = opened.digest();
-            (opened.value, digest)
-        }
+    let inputs = match (source.latency_dataset, source.data) {
+        (Some(dir), _) => Inputs::open(&dir)?,
+        (_, Some(file)) => Inputs::read_parquet(&file)?,
+        (None, None) => unreachable!("clap asks for one of the two"),
     };
-    let key = KeyParts::new(&stage::PREDICTOR, &config)?.input("latency-dataset", digest);
+    let key = KeyParts::new(&stage::PREDICTOR, &config)?.input("latency-dataset", inputs.digest);
     stage::execute(args, key, serde_json::Value::Null, |context| {
-        stage_predictor::run(&config, Inputs { dataset }, context)
+        stage_predictor::run(&config, inputs, context)
     })
 }
