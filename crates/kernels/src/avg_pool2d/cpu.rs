@@ -1,4 +1,4 @@
-//! Average pooling over [`Runs`]: a convolution with ones, divided by the number of pixels.
+//! Average pooling over `Runs`: a convolution with ones, divided by the number of pixels.
 
 use multiversion::multiversion;
 

@@ -1,4 +1,4 @@
-//! Depthwise convolution over [`Runs`]: each tap is one multiply-add of a shifted run.
+//! Depthwise convolution over `Runs`: each tap is one multiply-add of a shifted run.
 
 use multiversion::multiversion;
 

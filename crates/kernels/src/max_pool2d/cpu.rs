@@ -1,4 +1,4 @@
-//! Max pooling over [`Runs`]: each tap is one comparison of a shifted run.
+//! Max pooling over `Runs`: each tap is one comparison of a shifted run.
 
 use std::array::from_fn;
 
