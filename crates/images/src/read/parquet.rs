@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -281,15 +282,16 @@ impl Shard {
             }
         });
         let columns = ProjectionMask::roots(builder.parquet_schema(), [column]);
-        let reader = builder
+        let mut reader = builder
             .with_projection(columns)
             .with_row_selection(RowSelection::from_consecutive_ranges(ranges, n_rows))
             .with_batch_size(N_IMAGES_AT_A_TIME)
             .build()
             .map_err(|source| unreadable(0, source))?;
-        for batch in reader {
-            let row = rest.first().copied().unwrap_or(0);
-            let batch = batch.map_err(|error| unreadable(row, ParquetError::from(error)))?;
+        while let Some(batch) =
+            no_panic(|| reader.next().transpose().map_err(ParquetError::from))
+                .map_err(|source| unreadable(rest.first().copied().unwrap_or(0), source))?
+        {
             let (read, unread) = rest.split_at(batch.num_rows());
             each(batch.column(0), read.iter().copied().map(place).collect())?;
             rest = unread;
@@ -302,4 +304,12 @@ impl Shard {
             }
         }
     }
+}
+
+/// What the reader does, its panic made an error: on some damaged files it panics. It must not be used after an error.
+fn no_panic<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        let problem = "the parquet reader panicked, as it does on some damaged files";
+        Err(ParquetError::General(problem.to_owned()))
+    })
 }
