@@ -6,11 +6,12 @@
 //! geometry (width, resolution, kinds of neighbours) at which the network uses it.
 //!
 //! The machine does not hold still meanwhile. A network of a published genotype, the *anchor*, is timed
-//! between every few architectures, and what it takes now over what it took at first is divided out of
-//! what lies between ([`measure::Anchor`]). Where the anchor before and the anchor after disagree, the
-//! architectures between them are timed once more, and flagged if that does not help. Some architectures
-//! are timed a second time after all others: how far the two differ is the noise floor of the
-//! measurement.
+//! between every few architectures, and what it takes there over its median in the whole run is divided
+//! out of what lies between ([`measure::Anchor`]). (Not over what it took at first: the first tenths of a
+//! second may find a processor that still sleeps.) Where the anchor before and the anchor after disagree,
+//! the architectures between them are timed once more, and flagged if that does not help. Some
+//! architectures are timed a second time after all others: how far the two differ is the noise floor of
+//! the measurement.
 //!
 //! What has been timed is on the disk after every few architectures; killed and started again, a
 //! profile goes on where it was ([`Profiling`]).

@@ -19,9 +19,6 @@ use crate::{Config, Error};
 /// The journal's name in the working folder.
 const JOURNAL: &str = "visits.jsonl";
 
-/// Timings of the anchor whose median is the reference.
-const N_REFERENCE: usize = 5;
-
 /// A profile under way.
 ///
 /// Architectures are *visited* in turn, and the first `n_repeated` a second time after all others. The
@@ -33,37 +30,38 @@ pub struct Profiling {
     block_len: usize,
     positions: Vec<Position>,
     bench: Bench,
+    /// Tells disturbed blocks; its reference is of no account before the run is complete.
     anchor: Anchor,
+    max_disturbance: f64,
     /// The latest timing of the anchor.
     before: Timing,
     visits: Vec<Visit>,
+    n_disturbed: usize,
     journal: Journal,
     journal_path: PathBuf,
     settings: MeasurementSettings,
     bar: Bar,
 }
 
-/// What one visit of an architecture brought: times as they were taken, and the drift about them.
+/// What one visit of an architecture brought: times as they were taken.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Visit {
     /// Counts the visits from 0.
     index: usize,
-    /// The anchor's reference, the same in the whole run.
-    reference_nanos: u64,
-    anchor_ratio: f64,
-    disturbed: bool,
+    /// The anchor before the block of this visit.
+    before: Nanos,
+    /// The anchor after it.
+    after: Nanos,
     network: Nanos,
     /// One for each position; none on a second visit.
     cells: Vec<Nanos>,
 }
 
 impl Visit {
-    fn drift(&self) -> Drift {
-        Drift {
-            ratio: self.anchor_ratio,
-            disturbed: self.disturbed,
-        }
+    /// How the machine stood about this visit.
+    fn drift(&self, anchor: &Anchor) -> Drift {
+        anchor.drift(&self.before.into(), &self.after.into())
     }
 }
 
@@ -128,34 +126,27 @@ impl Profiling {
             } else {
                 0
             };
-            visit.index == index && visit.cells.len() == n_cells && visit.reference_nanos > 0
+            visit.index == index && visit.cells.len() == n_cells
         };
         if visits.len() > n_visits || !visits.iter().enumerate().all(is_ours) {
             return Err(Error::ForeignJournal { path });
         }
 
         let bench = Bench::new(config, network)?;
-        let (anchor, before) = match visits.first() {
-            None => {
-                bench.time_anchor()?;
-                let first = [(); N_REFERENCE].map(|()| bench.time_anchor());
-                let first = first.into_iter().collect::<Result<Vec<_>, _>>()?;
-                (
-                    Anchor::new(&first, config.max_disturbance),
-                    first[N_REFERENCE - 1],
-                )
-            }
-            Some(visit) => {
-                progress.line(&format!(
-                    "going on with {} of {n_visits} timed architectures",
-                    visits.len()
-                ));
-                bench.time_anchor()?;
-                let reference = visit.reference_nanos;
-                let anchor = Anchor::with_reference(reference, config.max_disturbance);
-                (anchor, bench.time_anchor()?)
-            }
-        };
+        if !visits.is_empty() {
+            progress.line(&format!(
+                "going on with {} of {n_visits} timed architectures",
+                visits.len()
+            ));
+        }
+        // The first timing wakes the machine up.
+        bench.time_anchor()?;
+        let before = bench.time_anchor()?;
+        let anchor = Anchor::new(&[before], config.max_disturbance);
+        let n_disturbed = visits
+            .iter()
+            .filter(|visit| visit.drift(&anchor).disturbed)
+            .count();
 
         let bar = progress.bar("timing architectures", n_visits as u64);
         bar.skip(visits.len() as u64);
@@ -166,8 +157,10 @@ impl Profiling {
             positions,
             bench,
             anchor,
+            max_disturbance: config.max_disturbance,
             before,
             visits,
+            n_disturbed,
             journal,
             journal_path: path,
             settings: MeasurementSettings {
@@ -191,7 +184,7 @@ impl Profiling {
             return Ok(false);
         }
         let mut block = self.time_block(indices.clone())?;
-        if block.iter().any(|visit| visit.disturbed) {
+        if self.is_disturbed(&block) {
             block = self.time_block(indices)?;
         }
         self.journal
@@ -200,14 +193,20 @@ impl Profiling {
                 path: self.journal_path.clone(),
                 source,
             })?;
+        if self.is_disturbed(&block) {
+            self.n_disturbed += block.len();
+            self.bar.message(format!("{} disturbed", self.n_disturbed));
+        }
         let n_new = block.len() as u64;
         self.visits.extend(block);
-        match self.visits.iter().filter(|visit| visit.disturbed).count() {
-            0 => {}
-            n_disturbed => self.bar.message(format!("{n_disturbed} disturbed")),
-        }
         self.bar.inc(n_new);
         Ok(true)
+    }
+
+    fn is_disturbed(&self, block: &[Visit]) -> bool {
+        block
+            .iter()
+            .any(|visit| visit.drift(&self.anchor).disturbed)
     }
 
     fn time_block(&mut self, indices: Range<usize>) -> Result<Vec<Visit>, Error> {
@@ -215,16 +214,15 @@ impl Profiling {
             .clone()
             .map(|index| self.time_visit(index))
             .collect::<Result<Vec<_>, _>>()?;
-        let after = self.bench.time_anchor()?;
-        let drift = self.anchor.drift(&self.before, &after);
-        self.before = after;
+        let before = self.before;
+        self.before = self.bench.time_anchor()?;
+        let (before, after) = (before.into(), self.before.into());
         Ok(indices
             .zip(timings)
             .map(|(index, (network, cells))| Visit {
                 index,
-                reference_nanos: self.anchor.reference_nanos(),
-                anchor_ratio: drift.ratio,
-                disturbed: drift.disturbed,
+                before,
+                after,
                 network,
                 cells,
             })
@@ -247,68 +245,57 @@ impl Profiling {
         Ok((network, cells))
     }
 
-    /// Times what is left; the whole data set, drift corrected.
+    /// Times what is left; the whole data set, drift corrected: all times are as if the anchor had taken
+    /// its median over the whole run.
     ///
     /// # Errors
     /// See [`advance`](Self::advance).
     pub fn finish(mut self) -> Result<LatencyDataset, Error> {
         while self.advance()? {}
         self.bar.finish();
+        let anchors: Vec<Timing> = self.visits.iter().map(|visit| visit.after.into()).collect();
+        let anchor = Anchor::new(&anchors, self.max_disturbance);
         let (firsts, seconds) = self.visits.split_at(self.architectures.len());
-        let samples = firsts
-            .iter()
-            .zip(&self.architectures)
-            .enumerate()
-            .map(|(index, (visit, genotype))| {
-                let timing = visit.drift().correct(&visit.network.into());
-                let second = seconds.get(index).filter(|second| !second.disturbed);
-                LatencySample {
-                    genotype: genotype.clone(),
+        let mut samples = Vec::with_capacity(firsts.len());
+        let mut cells = Vec::with_capacity(firsts.len() * self.positions.len());
+        for (visit, genotype) in firsts.iter().zip(&self.architectures) {
+            let drift = visit.drift(&anchor);
+            let timing = drift.correct(&visit.network.into());
+            samples.push(LatencySample {
+                genotype: genotype.clone(),
+                median_millis: timing.median_millis(),
+                p10_millis: timing.p10_millis(),
+                p90_millis: timing.p90_millis(),
+                n_repeats: timing.n_repeats,
+                anchor_ratio: drift.ratio,
+                disturbed: drift.disturbed,
+                repeat_median_millis: seconds.get(visit.index).and_then(|second| {
+                    let drift = second.drift(&anchor);
+                    let timing = drift.correct(&second.network.into());
+                    (!drift.disturbed).then(|| timing.median_millis())
+                }),
+            });
+            for (Position { spec, n_uses }, &nanos) in self.positions.iter().zip(&visit.cells) {
+                let timing = drift.correct(&nanos.into());
+                cells.push(CellSample {
+                    sample_index: visit.index as u32,
+                    kind: spec.kind,
+                    cell: genotype.cell(spec.kind).clone(),
+                    reduction_prev: spec.reduction_prev,
+                    channels_prev_prev: spec.channels_prev_prev,
+                    channels_prev: spec.channels_prev,
+                    channels: spec.channels,
+                    size_prev_prev: spec.size_prev_prev,
+                    size_prev: spec.size_prev,
+                    n_uses: *n_uses,
                     median_millis: timing.median_millis(),
                     p10_millis: timing.p10_millis(),
                     p90_millis: timing.p90_millis(),
                     n_repeats: timing.n_repeats,
-                    anchor_ratio: visit.anchor_ratio,
-                    disturbed: visit.disturbed,
-                    repeat_median_millis: second.map(|second| {
-                        second
-                            .drift()
-                            .correct(&second.network.into())
-                            .median_millis()
-                    }),
-                }
-            })
-            .collect();
-        let cells = firsts
-            .iter()
-            .zip(&self.architectures)
-            .flat_map(|(visit, genotype)| {
-                self.positions
-                    .iter()
-                    .zip(&visit.cells)
-                    .map(move |(position, &nanos)| {
-                        let timing = visit.drift().correct(&nanos.into());
-                        let spec = &position.spec;
-                        CellSample {
-                            sample_index: visit.index as u32,
-                            kind: spec.kind,
-                            cell: genotype.cell(spec.kind).clone(),
-                            reduction_prev: spec.reduction_prev,
-                            channels_prev_prev: spec.channels_prev_prev,
-                            channels_prev: spec.channels_prev,
-                            channels: spec.channels,
-                            size_prev_prev: spec.size_prev_prev,
-                            size_prev: spec.size_prev,
-                            n_uses: position.n_uses,
-                            median_millis: timing.median_millis(),
-                            p10_millis: timing.p10_millis(),
-                            p90_millis: timing.p90_millis(),
-                            n_repeats: timing.n_repeats,
-                            anchor_ratio: visit.anchor_ratio,
-                        }
-                    })
-            })
-            .collect();
+                    anchor_ratio: drift.ratio,
+                });
+            }
+        }
         Ok(LatencyDataset {
             settings: Some(self.settings),
             samples,

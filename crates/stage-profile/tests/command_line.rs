@@ -232,13 +232,74 @@ fn an_interrupted_profile_goes_on_where_it_was() {
     );
     let dataset = resumed.dataset().value;
     assert_complete(&dataset, 24, 4);
+    // What had been timed was not timed again, and all of it is corrected to one reference.
+    let mut references = Vec::new();
     for (line, sample) in whole.lines().zip(&dataset.samples) {
         let visit: serde_json::Value = serde_json::from_str(line).unwrap();
-        assert_eq!(visit["anchor_ratio"].as_f64(), Some(sample.anchor_ratio));
-        let median_nanos = visit["network"]["median"].as_f64().unwrap();
-        let corrected = (median_nanos / sample.anchor_ratio).round() / 1e6;
+        let nanos = |name: &str| visit[name]["median"].as_f64().unwrap();
+        let corrected = (nanos("network") / sample.anchor_ratio).round() / 1e6;
         assert_eq!(sample.median_millis, corrected);
+        references.push((nanos("before") + nanos("after")) / 2.0 / sample.anchor_ratio);
     }
+    for reference in &references {
+        assert!((reference / references[0] - 1.0).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn drift_is_corrected_to_the_median_of_the_whole_run() {
+    // A machine that begins half asleep, is disturbed once, and ends a little slower than it was.
+    let took = |nanos: u64| serde_json::json!({ "median": nanos, "p10": nanos - 10, "p90": nanos + 20, "n_repeats": 2 });
+    let visits = [
+        // (anchor before, anchor after, network)
+        (3000, 1000, 8000),
+        (1000, 1000, 5000),
+        (1000, 1000, 6000),
+        (1000, 2000, 9000),
+        (1100, 1100, 5500),
+        (1100, 1100, 6600),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let lines = visits
+        .iter()
+        .enumerate()
+        .map(|(index, (before, after, network))| {
+            let (before, after, network) = (took(*before), took(*after), took(*network));
+            let visit = serde_json::json!({
+                "index": index, "before": before, "after": after, "network": network, "cells": [],
+            });
+            format!("{visit}\n")
+        });
+    fs::write(
+        folder.path().join("visits.jsonl"),
+        lines.collect::<String>(),
+    )
+    .unwrap();
+    let config = Config {
+        n_architectures: 4,
+        n_repeated: 2,
+        max_disturbance: 0.05,
+        cells: false,
+        ..config()
+    };
+    let profiling = Profiling::open(&config, folder.path(), &Progress::hidden()).unwrap();
+    let samples = profiling.finish().unwrap().samples;
+    // The reference is the median of 1000, 1000, 1000, 2000, 1100, 1100.
+    let expected = [
+        (2000.0 / 1050.0, true, 4200),
+        (1000.0 / 1050.0, false, 5250),
+        (1000.0 / 1050.0, false, 6300),
+        (1500.0 / 1050.0, true, 6300),
+    ];
+    for (sample, (ratio, disturbed, nanos)) in samples.iter().zip(expected) {
+        assert_eq!(sample.anchor_ratio, ratio);
+        assert_eq!(sample.disturbed, disturbed);
+        assert_eq!(sample.median_millis, f64::from(nanos) / 1e6);
+        assert!(sample.p10_millis < sample.median_millis);
+        assert!(sample.median_millis < sample.p90_millis);
+    }
+    let repeats: Vec<Option<f64>> = samples.iter().map(|s| s.repeat_median_millis).collect();
+    assert_eq!(repeats, [Some(0.00525), Some(0.0063), None, None]);
 }
 
 #[test]
