@@ -35,7 +35,7 @@ pub enum Error {
         /// The type it has.
         actual: DType,
     },
-    /// The window, spread by its dilation, is larger than the padded input, or a stride or dilation is zero.
+    /// The window, spread by its dilation, is larger than the padded input, or a size, stride or dilation is zero.
     #[error(
         "{op}: a window of {kernel:?} with padding {padding}, stride {stride}, dilation {dilation} does not fit an input of {input:?}",
         kernel = window.kernel, padding = window.padding, stride = window.stride, dilation = window.dilation, input = window.input

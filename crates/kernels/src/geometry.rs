@@ -102,7 +102,7 @@ impl Window {
         };
         let is_valid = stride > 0
             && dilation > 0
-            && kernel.into_iter().all(|k| k > 0)
+            && input.into_iter().chain(kernel).all(|size| size > 0)
             && window.output().into_iter().all(|size| size > 0);
         if is_valid {
             Ok(window)

@@ -1,4 +1,4 @@
-//! Average pooling over `Runs`: a convolution with ones, divided by the number of pixels.
+//! Average pooling over [`Runs`]: a convolution with ones, divided by the number of pixels.
 
 use multiversion::multiversion;
 
@@ -8,7 +8,7 @@ use crate::parallel::build;
 use crate::runs::{Runs, weigh};
 
 /// See [`naive::forward`](super::naive::forward).
-pub fn forward<T: Element>(x: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn forward<T: Element>(x: &[T], shape: &Shape) -> Vec<T> {
     let window = shape.window;
     let runs = Runs::new(window);
     let (ones, shares) = (vec![T::one(); window.kernel_len()], shares(shape, &runs));
@@ -28,7 +28,7 @@ pub fn forward<T: Element>(x: &[T], shape: &Shape) -> Vec<T> {
 }
 
 /// See [`naive::grad_x`](super::naive::grad_x).
-pub fn grad_x<T: Element>(grad: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn grad_x<T: Element>(grad: &[T], shape: &Shape) -> Vec<T> {
     let window = shape.window;
     let runs = Runs::new(window);
     let (ones, shares) = (vec![T::one(); window.kernel_len()], shares(shape, &runs));

@@ -8,7 +8,7 @@ use crate::element::{elements, with_element};
 use crate::error::dims4;
 pub use crate::max_pool2d::Shape;
 
-pub mod cpu;
+mod cpu;
 pub mod naive;
 
 const OP: &str = "avg_pool2d";

@@ -13,7 +13,7 @@ const LANES: usize = 32;
 const BLOCK: usize = 2048;
 
 /// See [`naive::statistics`](super::naive::statistics).
-pub fn statistics<T: Element>(x: &[T], shape: &Shape) -> BatchStatistics {
+pub(super) fn statistics<T: Element>(x: &[T], shape: &Shape) -> BatchStatistics {
     let &Shape { n, c, len } = shape;
     let moments: Vec<f64> = build(
         2 * c,
@@ -24,7 +24,7 @@ pub fn statistics<T: Element>(x: &[T], shape: &Shape) -> BatchStatistics {
             // Chan, Golub, LeVeque 1983: the moments of the union of two sets from those of either.
             let (mut count, mut mean, mut squares) = (0.0, 0.0, 0.0);
             for planes in blocks(channel, shape) {
-                let size = planes.len() as f64 * len as f64;
+                let size = (planes.n_planes * len) as f64;
                 let (block_mean, block_squares) = block_moments(x, planes, len);
                 let delta = block_mean - mean;
                 squares += block_squares + delta * delta * count * size / (count + size);
@@ -43,7 +43,7 @@ pub fn statistics<T: Element>(x: &[T], shape: &Shape) -> BatchStatistics {
 }
 
 /// See [`naive::forward`](super::naive::forward).
-pub fn forward<T: Element>(x: &[T], channels: &[Channel], shape: &Shape) -> Vec<T> {
+pub(super) fn forward<T: Element>(x: &[T], channels: &[Channel], shape: &Shape) -> Vec<T> {
     let lines: Vec<[T; 3]> = channels
         .iter()
         .map(|channel| {
@@ -70,7 +70,12 @@ pub fn forward<T: Element>(x: &[T], channels: &[Channel], shape: &Shape) -> Vec<
 }
 
 /// See [`naive::sums`](super::naive::sums).
-pub fn sums<T: Element>(grad: &[T], x: &[T], channels: &[Channel], shape: &Shape) -> Vec<Sums> {
+pub(super) fn sums<T: Element>(
+    grad: &[T],
+    x: &[T],
+    channels: &[Channel],
+    shape: &Shape,
+) -> Vec<Sums> {
     let sums: Vec<f64> = build(
         2 * shape.c,
         2,
@@ -94,7 +99,7 @@ pub fn sums<T: Element>(grad: &[T], x: &[T], channels: &[Channel], shape: &Shape
 }
 
 /// See [`naive::grad_x`](super::naive::grad_x).
-pub fn grad_x<T: Element>(
+pub(super) fn grad_x<T: Element>(
     grad: &[T],
     x: &[T],
     channels: &[Channel],
@@ -102,24 +107,12 @@ pub fn grad_x<T: Element>(
     shape: &Shape,
 ) -> Vec<T> {
     let count = (shape.n * shape.len) as f64;
-    let lines: Vec<[T; 4]> = channels
-        .iter()
-        .zip(sums)
-        .map(
-            |(
-                &Channel {
-                    mean,
-                    inv_std,
-                    weight,
-                    ..
-                },
-                sums,
-            )| {
-                let slope = inv_std * sums.grad_normalized / count;
-                [mean, weight * inv_std, sums.grad / count, slope].map(T::from_f64)
-            },
-        )
-        .collect();
+    let line = |(channel, sums): (&Channel, &Sums)| {
+        let slope = channel.inv_std * sums.grad_normalized / count;
+        let factor = channel.weight * channel.inv_std;
+        [channel.mean, factor, sums.grad / count, slope].map(T::from_f64)
+    };
+    let lines: Vec<[T; 4]> = channels.iter().zip(sums).map(line).collect();
     let chunk = shape.len * (BLOCK / shape.len.max(1)).max(1);
     build(
         x.len(),
@@ -141,35 +134,33 @@ pub fn grad_x<T: Element>(
     )
 }
 
-/// The planes of one channel in blocks of about [`BLOCK`] elements: index of the first, number, step.
-#[derive(Clone)]
+/// Some planes of one channel: every `step`-th plane from `first` on.
+#[derive(Clone, Copy)]
 struct Planes {
     first: usize,
-    number: usize,
+    n_planes: usize,
     step: usize,
 }
 
 impl Planes {
-    fn len(&self) -> usize {
-        self.number
-    }
-
+    /// Their elements, where a plane has `len` of them.
     fn of<'a, T>(&self, x: &'a [T], len: usize) -> impl Iterator<Item = &'a [T]> + use<'a, T> {
         let Self {
             first,
-            number,
+            n_planes,
             step,
         } = *self;
-        (0..number).map(move |index| &x[(first + index * step) * len..][..len])
+        (0..n_planes).map(move |index| &x[(first + index * step) * len..][..len])
     }
 }
 
+/// The planes of one channel in groups of about [`BLOCK`] elements.
 fn blocks(channel: usize, shape: &Shape) -> impl Iterator<Item = Planes> + use<> {
     let Shape { n, c, len } = *shape;
-    let number = (BLOCK / len.max(1)).max(1);
-    (0..n).step_by(number).map(move |image| Planes {
+    let most = (BLOCK / len.max(1)).max(1);
+    (0..n).step_by(most).map(move |image| Planes {
         first: image * c + channel,
-        number: number.min(n - image),
+        n_planes: most.min(n - image),
         step: c,
     })
 }
@@ -177,7 +168,7 @@ fn blocks(channel: usize, shape: &Shape) -> impl Iterator<Item = Planes> + use<>
 /// Mean, and sum of squares about it, of some planes.
 #[multiversion(targets = "simd")]
 fn block_moments<T: Element>(x: &[T], planes: Planes, len: usize) -> (f64, f64) {
-    let size = (planes.len() * len) as f64;
+    let size = (planes.n_planes * len) as f64;
     let mut lanes = [T::zero(); LANES];
     for plane in planes.of(x, len) {
         reduce(plane, plane, &mut lanes, |lane, x, _| *lane += x);

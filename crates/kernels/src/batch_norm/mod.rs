@@ -14,7 +14,7 @@ use crate::Error;
 use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
 
-pub mod cpu;
+mod cpu;
 pub mod naive;
 
 /// Mean and variance of every channel over a batch. The variance is the biased one, which normalises;

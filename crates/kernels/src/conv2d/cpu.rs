@@ -8,7 +8,7 @@ use crate::pointwise_conv2d::cpu::{FEW_IMAGES, product};
 use crate::runs::Runs;
 
 /// See [`naive::forward`](super::naive::forward).
-pub fn forward<T: Element>(x: &[T], w: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn forward<T: Element>(x: &[T], w: &[T], shape: &Shape) -> Vec<T> {
     let Shape { n, i, o, window } = *shape;
     let columns = Columns::new(shape);
     let [in_len, out_len] = [i * window.input_len(), o * window.output_len()];
@@ -43,7 +43,7 @@ pub fn forward<T: Element>(x: &[T], w: &[T], shape: &Shape) -> Vec<T> {
 }
 
 /// See [`naive::grad_x`](super::naive::grad_x).
-pub fn grad_x<T: Element>(grad: &[T], w: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn grad_x<T: Element>(grad: &[T], w: &[T], shape: &Shape) -> Vec<T> {
     let Shape { n, i, o, window } = *shape;
     let columns = Columns::new(shape);
     let [in_len, out_len] = [i * window.input_len(), o * window.output_len()];
@@ -66,7 +66,7 @@ pub fn grad_x<T: Element>(grad: &[T], w: &[T], shape: &Shape) -> Vec<T> {
 }
 
 /// See [`naive::grad_w`](super::naive::grad_w).
-pub fn grad_w<T: Element>(grad: &[T], x: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn grad_w<T: Element>(grad: &[T], x: &[T], shape: &Shape) -> Vec<T> {
     let Shape { n, i, o, window } = *shape;
     let columns = Columns::new(shape);
     let [in_len, out_len] = [i * window.input_len(), o * window.output_len()];

@@ -9,7 +9,7 @@ use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
 use crate::{Conv2dGeometry, Window};
 
-pub mod cpu;
+mod cpu;
 pub mod naive;
 
 const OP: &str = "conv2d";

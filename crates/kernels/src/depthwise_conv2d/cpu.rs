@@ -1,4 +1,4 @@
-//! Depthwise convolution over `Runs`: each tap is one multiply-add of a shifted run.
+//! Depthwise convolution over [`Runs`]: each tap is one multiply-add of a shifted run.
 
 use multiversion::multiversion;
 
@@ -8,7 +8,7 @@ use crate::parallel::{build, sum_over_images};
 use crate::runs::{Runs, Tap, weigh};
 
 /// See [`naive::forward`](super::naive::forward).
-pub fn forward<T: Element>(x: &[T], w: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn forward<T: Element>(x: &[T], w: &[T], shape: &Shape) -> Vec<T> {
     let Shape { n, c, window } = *shape;
     let runs = Runs::new(window);
     let [in_len, out_len, n_taps] = [window.input_len(), window.output_len(), window.kernel_len()];
@@ -26,7 +26,7 @@ pub fn forward<T: Element>(x: &[T], w: &[T], shape: &Shape) -> Vec<T> {
 }
 
 /// See [`naive::grad_x`](super::naive::grad_x).
-pub fn grad_x<T: Element>(grad: &[T], w: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn grad_x<T: Element>(grad: &[T], w: &[T], shape: &Shape) -> Vec<T> {
     let Shape { n, c, window } = *shape;
     let runs = Runs::new(window);
     let [in_len, out_len, n_taps] = [window.input_len(), window.output_len(), window.kernel_len()];
@@ -51,7 +51,7 @@ pub fn grad_x<T: Element>(grad: &[T], w: &[T], shape: &Shape) -> Vec<T> {
 }
 
 /// See [`naive::grad_w`](super::naive::grad_w).
-pub fn grad_w<T: Element>(grad: &[T], x: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn grad_w<T: Element>(grad: &[T], x: &[T], shape: &Shape) -> Vec<T> {
     let Shape { n, c, window } = *shape;
     let runs = Runs::new(window);
     let [in_len, out_len, n_taps] = [window.input_len(), window.output_len(), window.kernel_len()];

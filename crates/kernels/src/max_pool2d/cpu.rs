@@ -1,4 +1,4 @@
-//! Max pooling over `Runs`: each tap is one comparison of a shifted run.
+//! Max pooling over [`Runs`]: each tap is one comparison of a shifted run.
 
 use std::array::from_fn;
 
@@ -13,7 +13,7 @@ use crate::runs::{Runs, Tap};
 const LANES: usize = 32;
 
 /// See [`naive::forward`](super::naive::forward).
-pub fn forward<T: Element>(x: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn forward<T: Element>(x: &[T], shape: &Shape) -> Vec<T> {
     let window = shape.window;
     let runs = Runs::new(window);
     let [in_len, out_len] = [window.input_len(), window.output_len()];
@@ -31,7 +31,7 @@ pub fn forward<T: Element>(x: &[T], shape: &Shape) -> Vec<T> {
 }
 
 /// See [`naive::grad_x`](super::naive::grad_x). The winners are looked for once more: that costs less than to keep them.
-pub fn grad_x<T: Element>(grad: &[T], x: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn grad_x<T: Element>(grad: &[T], x: &[T], shape: &Shape) -> Vec<T> {
     let window = shape.window;
     let runs = Runs::new(window);
     let [in_len, out_len] = [window.input_len(), window.output_len()];

@@ -9,7 +9,7 @@ use crate::element::{elements, with_element};
 use crate::error::dims4;
 use crate::{Pool2dGeometry, Window};
 
-pub mod cpu;
+mod cpu;
 pub mod naive;
 
 const OP: &str = "max_pool2d";

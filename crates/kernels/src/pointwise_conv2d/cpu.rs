@@ -6,12 +6,12 @@ use crate::gemm::{Matrix, add_product};
 use crate::parallel::{build, sum_over_images};
 
 /// See [`naive::forward`](super::naive::forward).
-pub fn forward<T: Element>(x: &[T], w: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn forward<T: Element>(x: &[T], w: &[T], shape: &Shape) -> Vec<T> {
     product(x, w, shape.n, [shape.o, shape.i], shape.plane_len())
 }
 
 /// See [`naive::grad_x`](super::naive::grad_x).
-pub fn grad_x<T: Element>(grad: &[T], w: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn grad_x<T: Element>(grad: &[T], w: &[T], shape: &Shape) -> Vec<T> {
     let transposed: Vec<T> = (0..shape.i)
         .flat_map(|i| w.iter().skip(i).step_by(shape.i).copied())
         .collect();
@@ -58,7 +58,7 @@ pub(crate) const FEW_IMAGES: usize = 8;
 const ROWS: usize = 16;
 
 /// See [`naive::grad_w`](super::naive::grad_w).
-pub fn grad_w<T: Element>(grad: &[T], x: &[T], shape: &Shape) -> Vec<T> {
+pub(super) fn grad_w<T: Element>(grad: &[T], x: &[T], shape: &Shape) -> Vec<T> {
     let (Shape { n, i, o, .. }, len) = (*shape, shape.plane_len());
     sum_over_images(
         n,

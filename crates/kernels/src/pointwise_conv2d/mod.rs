@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Tensor, WithDType};
 use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
 
-pub mod cpu;
+pub(crate) mod cpu;
 pub mod naive;
 
 const OP: &str = "pointwise_conv2d";

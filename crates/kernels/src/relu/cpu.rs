@@ -6,12 +6,12 @@ use crate::Element;
 use crate::parallel::map;
 
 /// See [`naive::forward`](super::naive::forward).
-pub fn forward<T: Element>(x: &[T]) -> Vec<T> {
+pub(super) fn forward<T: Element>(x: &[T]) -> Vec<T> {
     map(x.len(), |range, y| relu(&x[range], y))
 }
 
 /// See [`naive::grad_x`](super::naive::grad_x).
-pub fn grad_x<T: Element>(grad: &[T], y: &[T]) -> Vec<T> {
+pub(super) fn grad_x<T: Element>(grad: &[T], y: &[T]) -> Vec<T> {
     map(y.len(), |range, grad_x| {
         mask(&grad[range.clone()], &y[range], grad_x)
     })

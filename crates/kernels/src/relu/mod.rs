@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 
 use crate::element::{elements, with_element};
 
-pub mod cpu;
+mod cpu;
 pub mod naive;
 
 /// `max(x, 0)` for `x` of any shape.

@@ -9,12 +9,12 @@ use crate::parallel::{map, sum};
 const LANES: usize = 32;
 
 /// See [`naive::forward`](super::naive::forward).
-pub fn forward<T: Element>(x: &[T], weight: T) -> Vec<T> {
+pub(super) fn forward<T: Element>(x: &[T], weight: T) -> Vec<T> {
     map(x.len(), |range, y| multiply(&x[range], weight, y))
 }
 
 /// See [`naive::dot`](super::naive::dot).
-pub fn dot<T: Element>(a: &[T], b: &[T]) -> T {
+pub(super) fn dot<T: Element>(a: &[T], b: &[T]) -> T {
     T::from_f64(sum(a.len(), |range| {
         inner_product(&a[range.clone()], &b[range])
     }))

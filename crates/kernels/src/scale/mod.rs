@@ -6,7 +6,7 @@ use crate::Error;
 use crate::element::{elements, with_element};
 use crate::error::check;
 
-pub mod cpu;
+mod cpu;
 pub mod naive;
 
 const OP: &str = "scale";

@@ -6,7 +6,7 @@ use crate::Element;
 use crate::parallel::map;
 
 /// See [`naive::forward`](super::naive::forward).
-pub fn forward<T: Element>(acc: &[T], x: &[T], weight: T) -> Vec<T> {
+pub(super) fn forward<T: Element>(acc: &[T], x: &[T], weight: T) -> Vec<T> {
     map(x.len(), |range, y| {
         add(&acc[range.clone()], &x[range], weight, y)
     })

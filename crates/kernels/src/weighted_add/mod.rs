@@ -7,7 +7,7 @@ use crate::element::{elements, with_element};
 use crate::error::check;
 use crate::scale::{check_weight, gradients};
 
-pub mod cpu;
+mod cpu;
 pub mod naive;
 
 const OP: &str = "weighted_add";

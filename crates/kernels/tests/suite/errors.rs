@@ -99,6 +99,10 @@ pub(crate) fn name_the_operation_and_the_shapes(device: &Device) -> Result<()> {
             "scale: expected weight of shape [] or [1], got [3]",
         ),
         (
+            kernels::max_pool2d(&zeros(&[2, 3, 0, 4])?, pool),
+            "max_pool2d: a window of [3, 3] with padding 1, stride 1, dilation 1 does not fit an input of [0, 4]",
+        ),
+        (
             kernels::relu(&x.to_dtype(DType::U8)?),
             "unsupported dtype U8 for op relu",
         ),
