@@ -1,10 +1,10 @@
 //! The binary of the stage `evaluate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use artifact::stage::{self, StageArgs};
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use measure::Machine;
 use stage_evaluate::{Config, CountArgs, Error, Inputs};
 
@@ -19,18 +19,15 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Train, test and time the network of a search result, and print the evaluation's folder
-    Run(RunArgs),
+    Run {
+        /// The folder of the search result
+        #[arg(long, value_name = "DIR")]
+        search_result: PathBuf,
+        #[command(flatten)]
+        args: StageArgs,
+    },
     /// Print what a genotype costs in a published network: parameters and multiply-adds
     Count(CountArgs),
-}
-
-#[derive(Args)]
-struct RunArgs {
-    /// The folder of the search result
-    #[arg(long, value_name = "DIR")]
-    search_result: PathBuf,
-    #[command(flatten)]
-    stage: StageArgs,
 }
 
 fn main() -> ExitCode {
@@ -40,17 +37,15 @@ fn main() -> ExitCode {
         .init();
     let command = Cli::parse().command;
     stage::main(|| match command {
-        Command::Run(args) => run(&args),
+        Command::Run {
+            search_result,
+            args,
+        } => run(&search_result, &args),
         Command::Count(args) => args.run(),
     })
 }
 
-fn run(
-    RunArgs {
-        search_result,
-        stage: args,
-    }: &RunArgs,
-) -> Result<(), Error> {
+fn run(search_result: &Path, args: &StageArgs) -> Result<(), Error> {
     let config: Config = args.load_config()?;
     let inputs = Inputs::open(search_result)?;
     let key = inputs.key(&config)?;

@@ -28,27 +28,30 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Opens artifacts in their folders.
+    /// Opens artifacts in their folders; the evaluations are the baseline's and the latency-aware one's.
     ///
     /// # Errors
-    /// As [`artifact::open`]; and if the two networks were timed under different settings, so that their
+    /// As [`artifact::open`]; if there are not two evaluations; and if the two networks were timed under different settings, so that their
     /// latencies cannot be compared.
     pub fn open(
         latency_dataset: &Path,
         latency_model: &Path,
-        evaluations: [&Path; 2],
+        evaluations: &[PathBuf],
     ) -> Result<Self, Error> {
-        let [baseline, aware] = evaluations.map(artifact::open::<Evaluation>);
-        let evaluations = [baseline?, aware?];
-        let [baseline, aware] = evaluations.each_ref();
+        let [baseline, aware] = evaluations else {
+            let n_given = evaluations.len();
+            return Err(Error::NotTwo { n_given });
+        };
+        let [baseline, aware]: [Opened<Evaluation>; 2] =
+            [artifact::open(baseline)?, artifact::open(aware)?];
         if baseline.value.settings != aware.value.settings {
-            let [baseline, aware] = [&baseline.dir, &aware.dir].map(PathBuf::clone);
+            let (baseline, aware) = (baseline.dir, aware.dir);
             return Err(Error::Incomparable { baseline, aware });
         }
         Ok(Self {
             latency_dataset: artifact::open(latency_dataset)?,
             latency_model: artifact::open(latency_model)?,
-            evaluations,
+            evaluations: [baseline, aware],
         })
     }
 
@@ -82,6 +85,14 @@ pub enum Error {
     /// The files between the stages.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
+    /// Another number of evaluations than two.
+    #[error(
+        "{n_given} evaluations were given, expected two: --evaluation BASELINE --evaluation LATENCY_AWARE"
+    )]
+    NotTwo {
+        /// How many were given.
+        n_given: usize,
+    },
     /// The two evaluations are not of one experiment.
     #[error(
         "the networks of {baseline} and {aware} were timed under different settings, so that their latencies \
@@ -102,6 +113,7 @@ impl StageError for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Artifact(error) => error.exit_code(),
+            Self::NotTwo { .. } => ExitCode::Usage,
             Self::Incomparable { .. } => ExitCode::Input,
             Self::Template(_) => ExitCode::Bug,
         }

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use artifact::stage::{self, StageArgs};
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use stage_report::{Config, Error, Inputs};
 
 /// Shows what a run of the pipeline found, on one HTML page
@@ -30,7 +29,7 @@ struct RunArgs {
     /// The folder of the latency model
     #[arg(long, value_name = "DIR")]
     latency_model: PathBuf,
-    /// The folder of an evaluation; give the baseline's first, then the latency-aware one's
+    /// The folder of an evaluation; given twice, first the baseline's, then the latency-aware one's
     #[arg(long, value_name = "DIR", required = true)]
     evaluation: Vec<PathBuf>,
     #[command(flatten)]
@@ -43,23 +42,12 @@ fn main() -> ExitCode {
         .without_time()
         .init();
     let Command::Run(args) = Cli::parse().command;
-    let [baseline, aware] = args.evaluation.as_slice() else {
-        let message = "--evaluation must be given twice: the baseline, then the latency-aware one";
-        Cli::command()
-            .error(ErrorKind::WrongNumberOfValues, message)
-            .exit();
-    };
-    stage::main(|| run(&args, [baseline, aware]))
+    stage::main(|| run(&args))
 }
 
-fn run(args: &RunArgs, evaluations: [&PathBuf; 2]) -> Result<(), Error> {
+fn run(args: &RunArgs) -> Result<(), Error> {
     let config: Config = args.stage.load_config()?;
-    let [baseline, aware] = evaluations;
-    let inputs = Inputs::open(
-        &args.latency_dataset,
-        &args.latency_model,
-        [baseline, aware],
-    )?;
+    let inputs = Inputs::open(&args.latency_dataset, &args.latency_model, &args.evaluation)?;
     let key = inputs.key(&config)?;
     stage::execute(&args.stage, key, serde_json::Value::Null, |_| {
         stage_report::run(&config, &inputs)

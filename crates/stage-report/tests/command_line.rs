@@ -243,10 +243,11 @@ fn config_and_command_line_mistakes_are_usage_errors() {
         .failed(2, &["report.toml:2:1", "titel", "`title`"]);
     fs::write(place.path("report.toml"), "title = 3\n").unwrap();
     place.run(&[]).failed(2, &["report.toml:1:9", "string"]);
+    fs::write(place.path("report.toml"), "title = \"A\"\n").unwrap();
     let third = text(&place.evaluations[0]).to_owned();
     place
         .run(&["--evaluation", &third])
-        .failed(2, &["--evaluation must be given twice"]);
+        .failed(2, &["3 evaluations", "expected two"]);
 }
 
 #[test]
