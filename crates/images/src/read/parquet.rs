@@ -98,7 +98,7 @@ pub(super) fn list(files: &[PathBuf], label: Option<&str>) -> Result<Listing, Er
                 what: "they name different classes",
             });
         }
-        let rows: Vec<u64> = (0..shard.n_rows()).collect();
+        let rows: Vec<u64> = (0..shard.n_rows as u64).collect();
         shard.read(column, &rows, |array, places| {
             let labels = cast(array, &DataType::Int64).expect("integers become integers");
             let labels = labels.as_primitive::<Int64Type>();
@@ -158,6 +158,7 @@ pub(super) fn read(
 /// An opened file.
 struct Shard {
     path: Arc<Path>,
+    n_rows: usize,
     builder: ParquetRecordBatchReaderBuilder<File>,
 }
 
@@ -167,25 +168,32 @@ impl Shard {
             path: path.to_path_buf(),
             source,
         })?;
-        match ParquetRecordBatchReaderBuilder::try_new(file) {
-            Ok(builder) => Ok(Self { path, builder }),
-            Err(source) => Err(Error::Parquet {
-                place: Place {
-                    path,
-                    spot: Spot::File,
-                },
-                source,
+        let opened = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| {
+            // A wild number here would be memory for as many rows below.
+            let metadata = builder.metadata();
+            let groups = metadata.row_groups().iter();
+            let n_rows = groups
+                .map(|group| i128::from(group.num_rows()))
+                .sum::<i128>();
+            match i128::from(metadata.file_metadata().num_rows()) == n_rows && n_rows >= 0 {
+                true => Ok((n_rows as usize, builder)),
+                false => Err(ParquetError::General(
+                    "its parts do not add up to its number of rows".to_owned(),
+                )),
+            }
+        });
+        match opened {
+            Ok((n_rows, builder)) => Ok(Self {
+                path,
+                n_rows,
+                builder,
             }),
+            Err(source) => {
+                let spot = Spot::File;
+                let place = Place { path, spot };
+                Err(Error::Parquet { place, source })
+            }
         }
-    }
-
-    fn n_rows(&self) -> u64 {
-        self.builder
-            .metadata()
-            .file_metadata()
-            .num_rows()
-            .try_into()
-            .unwrap_or(0)
     }
 
     /// The column of images: encoded files, by themselves or as the field `bytes` of a struct.
@@ -263,7 +271,11 @@ impl Shard {
         rows: &[u64],
         mut each: impl FnMut(&ArrayRef, Vec<Place>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let Self { path, builder } = self;
+        let Self {
+            path,
+            n_rows,
+            builder,
+        } = self;
         let place = |row: u64| Place {
             path: path.clone(),
             spot: Spot::Row(row),
@@ -273,7 +285,6 @@ impl Shard {
             source,
         };
         let mut rest = rows;
-        let n_rows = builder.metadata().file_metadata().num_rows() as usize;
         let ranges = rows.chunk_by(|a, b| a + 1 == *b).map(|run| {
             let (first, last) = (run[0] as usize, run[run.len() - 1] as usize);
             Range {
