@@ -38,54 +38,74 @@ pub enum ConfigError {
     },
 }
 
-/// A place in a text and what is wrong there: `:LINE:COLUMN: message`, the line, and a mark under it.
-#[derive(Debug, PartialEq, Eq)]
+/// What is wrong in a file, and where: `:LINE:COLUMN: message`, the line, and a mark under it.
+#[derive(Debug)]
 pub struct Place {
-    /// What is wrong, and what was expected.
-    pub message: String,
-    /// The line and column, from 1, the line itself, and how many characters of it are meant; `None` if
-    /// it is about the file as a whole.
-    pub at: Option<(usize, usize, String, usize)>,
+    message: String,
+    /// `None` if it is about the file as a whole.
+    mark: Option<Mark>,
+}
+
+#[derive(Debug)]
+struct Mark {
+    /// From 1.
+    line: usize,
+    /// From 1, in characters.
+    column: usize,
+    n_chars: usize,
+    /// The line.
+    text: String,
 }
 
 impl Place {
     fn new(text: &str, span: Option<Range<usize>>, message: &str) -> Self {
-        // serde's messages may have several lines, toml's start in upper or lower case as it goes.
-        let message = message.trim().replace('\n', ", ");
-        // A span of all the text says no more than that the file is meant.
-        let span = span.filter(|span| span.len() < text.trim_end().len());
-        let at = span.and_then(|span| {
-            let before = text.get(..span.start)?;
-            let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-            let line = text[start..].lines().next().unwrap_or_default();
-            let column = before[start..].chars().count();
-            let n_left = line.chars().count().saturating_sub(column);
-            let n_marked = text.get(span)?.chars().count().min(n_left).max(1);
-            Some((
-                before.matches('\n').count() + 1,
-                column + 1,
-                line.to_owned(),
-                n_marked,
-            ))
-        });
-        Self { message, at }
+        // An empty span at the start says no more than that the file as a whole is meant.
+        let span = span.filter(|span| span.end > 0);
+        Self {
+            message: one_line(message),
+            mark: span.and_then(|span| Mark::new(text, span)),
+        }
+    }
+}
+
+impl Mark {
+    fn new(text: &str, span: Range<usize>) -> Option<Self> {
+        let before = text.get(..span.start)?;
+        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = text[start..].lines().next().unwrap_or_default();
+        let column = before[start..].chars().count();
+        let n_left = line.chars().count().saturating_sub(column);
+        Some(Self {
+            line: before.matches('\n').count() + 1,
+            column: column + 1,
+            n_chars: text.get(span)?.chars().count().clamp(1, n_left.max(1)),
+            text: line.to_owned(),
+        })
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((line, column, text, n_marked)) = &self.at else {
-            return write!(f, ": {}", self.message);
+        let Self { message, mark } = self;
+        let Some(Mark {
+            line,
+            column,
+            n_chars,
+            text,
+        }) = mark
+        else {
+            return write!(f, ": {message}");
         };
-        let number = line.to_string();
-        let gutter = number.len();
-        let (indent, mark) = (" ".repeat(column - 1), "^".repeat(*n_marked));
-        write!(
-            f,
-            ":{line}:{column}: {}\n {number} | {text}\n {:gutter$} | {indent}{mark}",
-            self.message, ""
-        )
+        let gutter = line.to_string().len();
+        let (indent, mark) = (" ".repeat(column - 1), "^".repeat(*n_chars));
+        write!(f, ":{line}:{column}: {message}\n {line} | {text}\n")?;
+        write!(f, " {:gutter$} | {indent}{mark}", "")
     }
+}
+
+/// A message of several lines on one.
+fn one_line(message: &str) -> String {
+    message.trim().replace('\n', ", ")
 }
 
 /// The config of a file, with some values overridden.
@@ -113,7 +133,7 @@ pub fn load<C: DeserializeOwned>(file: &Path, overrides: &[String]) -> Result<C,
             path: file.to_owned(),
             place: Place {
                 message: format!("{key} is not a finite number"),
-                at: None,
+                mark: None,
             },
         });
     }
@@ -130,7 +150,7 @@ pub fn load<C: DeserializeOwned>(file: &Path, overrides: &[String]) -> Result<C,
         config = table
             .clone()
             .try_into()
-            .map_err(|error: toml::de::Error| wrong(error.message().trim().replace('\n', ", ")))?;
+            .map_err(|error: toml::de::Error| wrong(one_line(error.message())))?;
     }
     Ok(config)
 }

@@ -59,16 +59,19 @@ impl fmt::Debug for Digest {
 
 /// The text is no digest.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("`{0}` is no digest; expected 64 hexadecimal digits")]
+#[error("`{0}` is no digest; expected 64 lower-case hexadecimal digits")]
 pub struct ParseDigestError(String);
 
 impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let hash = blake3::Hash::from_hex(text);
-        hash.map(Self)
-            .map_err(|_| ParseDigestError(text.to_owned()))
+        // One spelling only: upper-case digits are refused.
+        blake3::Hash::from_hex(text)
+            .ok()
+            .filter(|hash| hash.to_hex().as_str() == text)
+            .map(Self)
+            .ok_or_else(|| ParseDigestError(text.to_owned()))
     }
 }
 

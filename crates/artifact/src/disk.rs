@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use tempfile::TempDir;
+
 /// Writes a new file, and waits until it is on the disk.
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
@@ -18,6 +20,16 @@ pub(crate) fn sync_folder(dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()?;
     }
     Ok(())
+}
+
+/// A folder of its own for what is to be renamed; it is removed when dropped.
+pub(crate) fn folder_aside(parent: &Path) -> io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".part-");
+    // Temporary folders are private; this one is to be as readable as any other.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    builder.tempdir_in(parent)
 }
 
 /// Replaces the file in one step: whoever looks finds the old content or the new, never a part.

@@ -335,10 +335,7 @@ fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
         CellKind::ALL.map(|kind| cells_in(table, |index| gene_column(kind, index)));
     let (normal, reduction) = (normal?, reduction?);
     let median: Vec<f64> = table.get("latency_median_millis")?;
-    if let Some(row) = median
-        .iter()
-        .position(|millis| !(millis.is_finite() && *millis > 0.0))
-    {
+    if let Some(row) = median.iter().position(|&millis| millis <= 0.0) {
         let found = median[row];
         return Err(table.malformed(format!(
             "latency_median_millis is {found} in row {row}, expected a number above 0"

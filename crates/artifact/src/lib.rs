@@ -1,4 +1,61 @@
-//! The files between the stages.
+//! The files between the stages: record types, formats, digests, keys, the store, and the command line
+//! that all stages share.
+//!
+//! A stage is asked by a [key](KeyParts) (its name and revision, the resolved config, the digests of its
+//! inputs) and answers with an [artifact](Artifact): a folder of files and a manifest. If the
+//! [store](Store) has the answer, nothing runs. This is a whole stage but for what it computes:
+//!
+//! ```no_run
+//! use artifact::stage::{self, RunContext, StageArgs};
+//! use artifact::{Error, KeyParts, LatencyDataset, LatencyModelArtifact};
+//! use clap::Parser;
+//!
+//! #[derive(Parser)]
+//! struct Cli {
+//!     #[command(flatten)]
+//!     args: StageArgs,
+//!     #[arg(long)]
+//!     latency_dataset: std::path::PathBuf,
+//! }
+//!
+//! #[derive(serde::Serialize, serde::Deserialize)]
+//! #[serde(deny_unknown_fields)]
+//! struct Config {
+//!     seed: u64,
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     let cli = Cli::parse();
+//!     stage::main(|| run(&cli)) // prints the error, gives the exit code
+//! }
+//!
+//! fn run(cli: &Cli) -> Result<(), Error> {
+//!     let config: Config = cli.args.load_config()?; // --config and --set
+//!     let dataset = artifact::open::<LatencyDataset>(&cli.latency_dataset)?;
+//!     let key = KeyParts::new(&stage::PREDICTOR, &config)?
+//!         .input("latency-dataset", dataset.digest());
+//!     // --key-only; or what the store has; or runs, publishes, and prints the folder.
+//!     stage::execute(&cli.args, key, serde_json::Value::Null, |context| {
+//!         fit(&config, &dataset.value, context)
+//!     })
+//! }
+//! # fn fit(_: &Config, _: &LatencyDataset, _: &RunContext) -> Result<LatencyModelArtifact, Error> {
+//! #     unimplemented!()
+//! # }
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`stage`] | the pipeline's table, arguments, from a key to an artifact, exit codes, progress |
+//! | [`config`] | one TOML file and its overrides, with errors that say where |
+//! | [`digest`] | what came out, and what was asked |
+//! | [`store`], [`manifest`], [`format`](mod@format) | where artifacts lie, how they are published and checked |
+//! | [`checkpoint`] | the state of a run that is not finished |
+//! | [`latency_dataset`], [`latency_model`], [`search_result`], [`evaluation`], [`report`] | the kinds |
+//! | [`genotype`] | genotypes in JSON and on the command line |
+//!
+//! Whatever is written is written aside, flushed to the disk and renamed: it is there as a whole or not
+//! at all. The same value gives the same bytes. The schema of every file: `docs/formats.md`.
 
 pub mod checkpoint;
 pub mod config;

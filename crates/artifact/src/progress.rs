@@ -102,17 +102,12 @@ impl Bar {
     /// `n` more units are done.
     pub fn inc(&self, n: u64) {
         let mut state = locked(&self.state);
-        state.n_done += n;
-        match &self.terminal {
-            Some(bar) => bar.inc(n),
-            None => {
-                let elapsed = state.started.elapsed();
-                let n_intervals = elapsed.as_secs() / INTERVAL.as_secs();
-                if n_intervals > state.n_intervals && state.n_done < state.total {
-                    state.n_intervals = n_intervals;
-                    self.progress.line(&state.line(elapsed));
-                }
-            }
+        let elapsed = state.started.elapsed();
+        let line = state.advance(n, elapsed);
+        match (&self.terminal, line) {
+            (Some(bar), _) => bar.inc(n),
+            (None, Some(line)) => self.progress.line(&line),
+            (None, None) => {}
         }
     }
 
@@ -157,6 +152,17 @@ impl Drop for Bar {
 }
 
 impl BarState {
+    /// `n` more units are done at that time since the start; the plain line, if one is due.
+    fn advance(&mut self, n: u64, elapsed: Duration) -> Option<String> {
+        self.n_done += n;
+        let n_intervals = elapsed.as_secs() / INTERVAL.as_secs();
+        // The last unit's line is that of `finish`.
+        (n_intervals > self.n_intervals && self.n_done < self.total).then(|| {
+            self.n_intervals = n_intervals;
+            self.line(elapsed)
+        })
+    }
+
     /// The plain line at that time since the start.
     fn line(&self, elapsed: Duration) -> String {
         let Self {
@@ -217,4 +223,105 @@ fn styled_bar(label: &str, total: u64) -> ProgressBar {
 /// The lock, whatever happened to a thread that held it: nothing here can be left half-done.
 fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A writer that remembers.
+    #[derive(Clone, Default)]
+    struct Screen(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Screen {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            locked(&self.0).write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Screen {
+        fn text(&self) -> String {
+            String::from_utf8(locked(&self.0).clone()).unwrap()
+        }
+    }
+
+    fn state(total: u64) -> BarState {
+        BarState {
+            label: "samples".to_owned(),
+            message: String::new(),
+            total,
+            n_done: 0,
+            n_skipped: 0,
+            started: Instant::now(),
+            n_intervals: 0,
+        }
+    }
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn plain_lines_are_an_interval_apart() {
+        let mut state = state(100);
+        assert_eq!(state.advance(1, secs(0)), None);
+        assert_eq!(state.advance(1, secs(4)), None);
+        let line = state.advance(8, secs(5)).unwrap();
+        assert_eq!(line, "samples: 10/100, 2.0/s, 0:45 left");
+        assert_eq!(state.advance(1, secs(9)), None);
+        assert!(state.advance(1, secs(23)).is_some());
+        assert_eq!(state.advance(1, secs(24)), None);
+        // The last one is told by `finish`.
+        assert_eq!(state.advance(87, secs(60)), None);
+        assert_eq!(state.line(secs(60)), "samples: 100/100, 1.7/s, took 1:00");
+    }
+
+    #[test]
+    fn what_an_earlier_run_did_does_not_count_for_the_rate() {
+        let mut state = state(100);
+        state.n_done = 90;
+        state.n_skipped = 90;
+        assert_eq!(state.line(secs(7)), "samples: 90/100");
+        state.message = "loss 0.5".to_owned();
+        let line = state.advance(2, secs(20)).unwrap();
+        assert_eq!(line, "samples: 92/100, 10.0 s each, 1:20 left, loss 0.5");
+    }
+
+    #[test]
+    fn more_than_announced_is_no_panic() {
+        let mut state = state(0);
+        assert_eq!(state.advance(3, secs(10)), None);
+        assert_eq!(state.line(secs(10)), "samples: 3/0, 3.3 s each, took 0:10");
+    }
+
+    #[test]
+    fn hours_are_written_where_there_are_some() {
+        assert_eq!(clock(secs(0)), "0:00");
+        assert_eq!(clock(secs(3599)), "59:59");
+        assert_eq!(clock(secs(3600 + 2 * 60 + 3)), "1:02:03");
+    }
+
+    #[test]
+    fn where_there_is_no_terminal_plain_lines_are_written() {
+        let screen = Screen::default();
+        let progress = Progress::lines(screen.clone());
+        let bar = progress.bar("epochs", 2);
+        bar.inc(1);
+        progress.line("a line");
+        bar.message("accuracy 0.9");
+        bar.inc(1);
+        bar.finish();
+        let text = screen.text();
+        let lines: Vec<&str> = text.lines().collect();
+        let [line, last] = lines.as_slice() else {
+            panic!("two lines, not {lines:?}")
+        };
+        assert_eq!(*line, "a line");
+        assert!(last.starts_with("epochs: 2/2, "), "{last}");
+        assert!(last.ends_with(", took 0:00, accuracy 0.9"), "{last}");
+    }
 }

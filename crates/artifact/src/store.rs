@@ -247,9 +247,7 @@ impl Store {
     ) -> io::Result<bool> {
         let parent = self.kind_dir::<A>();
         fs::create_dir_all(&parent)?;
-        let aside = tempfile::Builder::new()
-            .prefix(".part-")
-            .tempdir_in(&parent)?;
+        let aside = disk::folder_aside(&parent)?;
         for (name, bytes) in files.iter() {
             disk::write_synced(&aside.path().join(name), bytes)?;
         }

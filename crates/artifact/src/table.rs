@@ -125,7 +125,9 @@ impl Column for f64 {
 
     fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error> {
         let column = table.column(name, &DataType::Float64)?;
-        Ok(column.as_primitive::<Float64Type>().values().to_vec())
+        let values = column.as_primitive::<Float64Type>().values().to_vec();
+        table.check_finite(name, values.iter().copied().map(Some))?;
+        Ok(values)
     }
 }
 
@@ -136,7 +138,9 @@ impl Column for Option<f64> {
 
     fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error> {
         let column = table.nullable_column(name, &DataType::Float64)?;
-        Ok(column.as_primitive::<Float64Type>().iter().collect())
+        let values: Vec<Self> = column.as_primitive::<Float64Type>().iter().collect();
+        table.check_finite(name, values.iter().copied())?;
+        Ok(values)
     }
 }
 
@@ -285,6 +289,19 @@ impl Table {
         match (0..column.len()).find(|&row| column.is_null(row)) {
             Some(row) => Err(self.malformed(format!("column {name} has no value in row {row}"))),
             None => Ok(column),
+        }
+    }
+
+    fn check_finite(
+        &self,
+        name: &str,
+        mut values: impl Iterator<Item = Option<f64>>,
+    ) -> Result<(), Error> {
+        match values.position(|value| value.is_some_and(|value| !value.is_finite())) {
+            Some(row) => {
+                Err(self.malformed(format!("column {name} is NaN or infinite in row {row}")))
+            }
+            None => Ok(()),
         }
     }
 

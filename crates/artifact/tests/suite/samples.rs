@@ -1,0 +1,249 @@
+//! One small artifact of every kind, and how it is published.
+
+use artifact::manifest::{Build, Origin};
+use artifact::{
+    Artifact, CellSample, EpochRow, Evaluation, FiguresRecord, FloatTensor, FloatTensors, HeldOut,
+    KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, MeasurementSettings, ModelCard,
+    NetworkRecord, Opened, PIPELINE, Report, SearchResult, SearchSummary, Store, TimingRecord,
+    TimingResult, TraceRow, Validation,
+};
+use serde_json::json;
+use space::{CellKind, Genotype, NetworkSpec};
+
+/// A kind with a sample.
+pub(crate) trait Sample: Artifact + Clone + PartialEq + std::fmt::Debug {
+    fn sample() -> Self;
+}
+
+/// Calls a generic function for every kind.
+macro_rules! for_every_kind {
+    ($function:ident ( $($argument:expr),* )) => {
+        $function::<artifact::LatencyDataset>($($argument),*);
+        $function::<artifact::LatencyModelArtifact>($($argument),*);
+        $function::<artifact::SearchResult>($($argument),*);
+        $function::<artifact::Evaluation>($($argument),*);
+        $function::<artifact::Report>($($argument),*);
+    };
+}
+pub(crate) use for_every_kind;
+
+/// The question that the sample of a kind answers.
+pub(crate) fn key_parts<A: Artifact>() -> KeyParts {
+    let spec = PIPELINE.iter().find(|spec| spec.output == A::KIND).unwrap();
+    KeyParts::new(spec, &json!({"seed": 0})).unwrap()
+}
+
+/// The run that it comes from.
+pub(crate) fn origin() -> Origin {
+    Origin {
+        device: "cpu".to_owned(),
+        n_threads: 2,
+        machine: json!({"n_logical_cpus": 2, "governor": null}),
+        build: Build::current(),
+        started_unix_secs: 1_800_000_000,
+        elapsed_secs: 0.25,
+    }
+}
+
+/// Publishes the sample of a kind.
+pub(crate) fn publish<A: Sample>(store: &Store) -> Opened<A> {
+    store
+        .publish(key_parts::<A>(), origin(), A::sample())
+        .unwrap()
+}
+
+pub(crate) fn genotype() -> Genotype {
+    Genotype::named("PC_DARTS_cifar").unwrap()
+}
+
+pub(crate) fn settings() -> MeasurementSettings {
+    MeasurementSettings {
+        network: NetworkRecord::from(&NetworkSpec::cifar10()),
+        timing: TimingRecord {
+            batch_size: 1,
+            n_threads: 2,
+            n_warmup: 3,
+            n_repeats: 10,
+        },
+        device: "cpu".to_owned(),
+        runtime: "candle-cpu".to_owned(),
+    }
+}
+
+impl Sample for LatencyDataset {
+    fn sample() -> Self {
+        let sample = |name, median_millis: f64, repeat_median_millis: Option<f64>| LatencySample {
+            genotype: Genotype::named(name).unwrap(),
+            median_millis,
+            p10_millis: median_millis * 0.9,
+            p90_millis: median_millis * 1.25,
+            n_repeats: 10,
+            anchor_ratio: 1.0 + f64::EPSILON,
+            disturbed: repeat_median_millis.is_none(),
+            repeat_median_millis,
+        };
+        let cells = NetworkSpec::cifar10().cells();
+        let cell = |kind: CellKind| {
+            let place = cells.iter().find(|cell| cell.kind == kind).unwrap();
+            CellSample {
+                sample_index: 1,
+                kind,
+                cell: genotype().cell(kind).clone(),
+                reduction_prev: place.reduction_prev,
+                channels_prev_prev: place.channels_prev_prev,
+                channels_prev: place.channels_prev,
+                channels: place.channels,
+                size_prev_prev: place.size_prev_prev,
+                size_prev: place.size_prev,
+                n_uses: 6,
+                median_millis: 0.1,
+                p10_millis: 0.09,
+                p90_millis: 0.3,
+                n_repeats: 10,
+                anchor_ratio: 0.98,
+            }
+        };
+        Self {
+            settings: Some(settings()),
+            samples: vec![
+                sample("DARTS_V2", 20.1, Some(20.3)),
+                sample("PC_DARTS_cifar", 1.0 / 3.0, None),
+            ],
+            cells: CellKind::ALL.map(cell).to_vec(),
+        }
+    }
+}
+
+impl Sample for LatencyModelArtifact {
+    fn sample() -> Self {
+        let figures = |mape| FiguresRecord {
+            n: 2,
+            mae_millis: 0.1,
+            rmse_millis: 0.125,
+            mape,
+            median_ape: 0.01,
+            within_5_percent: 1.0,
+            within_10_percent: 1.0,
+            spearman: -0.5,
+            kendall: 0.0,
+        };
+        let held_out = |measured_millis: f64| HeldOut {
+            measured_millis,
+            predicted_millis: [("mlp", 1.01), ("ridge", 0.97)]
+                .map(|(name, ratio)| (name.to_owned(), measured_millis * ratio))
+                .into(),
+        };
+        Self {
+            card: ModelCard {
+                settings: Some(settings()),
+                chosen: "mlp".to_owned(),
+                reference_millis: 20.3,
+                n_train: 8,
+                n_test: 2,
+            },
+            tensors: tensors(&[("mlp/0/weight", &[2, 3]), ("ridge/intercept", &[])]),
+            validation: Validation {
+                models: [("mlp", 0.01), ("ridge", 0.1 + 0.2)]
+                    .map(|(name, mape)| (name.to_owned(), figures(mape)))
+                    .into(),
+                noise_floor_mape: None,
+                held_out: vec![held_out(19.7), held_out(22.9)],
+            },
+        }
+    }
+}
+
+impl Sample for SearchResult {
+    fn sample() -> Self {
+        let row = |epoch: u32| TraceRow {
+            epoch,
+            train_loss: 2.3 / f64::from(epoch + 1),
+            train_accuracy: 0.1,
+            valid_loss: 2.5,
+            valid_accuracy: 0.1 + 0.2,
+            latency_loss: 0.0,
+            soft_latency_millis: 21.5,
+            derived_latency_millis: 20.1,
+            entropy_normal: 8.0_f64.ln(),
+            entropy_reduce: 1.5,
+            n_skips_normal: 2,
+            n_skips_reduce: epoch,
+            learning_rate: 0.1,
+            genotype: genotype().to_string(),
+        };
+        Self {
+            genotype: genotype(),
+            method: "pc-darts".to_owned(),
+            seed: u64::MAX,
+            lambda: 0.1,
+            settings: None,
+            predicted_latency_millis: 20.1,
+            reference_millis: 20.3,
+            alphas: tensors(&[
+                ("alphas_normal", &[14, 8]),
+                ("alphas_reduce", &[14, 8]),
+                ("betas_normal", &[14]),
+                ("betas_reduce", &[14]),
+            ]),
+            trace: vec![row(0), row(1)],
+        }
+    }
+}
+
+impl Sample for Evaluation {
+    fn sample() -> Self {
+        let row = |epoch| EpochRow {
+            epoch,
+            train_loss: 1.5,
+            train_accuracy: 0.5,
+            learning_rate: 0.025,
+            drop_path: 0.3 * f64::from(epoch),
+        };
+        Self {
+            genotype: genotype(),
+            network: NetworkRecord::from(&NetworkSpec::cifar10()),
+            settings: settings(),
+            search: SearchSummary {
+                method: "pc-darts".to_owned(),
+                lambda: 0.0,
+                seed: 1,
+                predicted_latency_millis: 20.1,
+            },
+            seed: 2,
+            test_accuracy: 0.9743,
+            test_loss: 0.1,
+            latency: TimingResult {
+                median_millis: 20.2,
+                p10_millis: 20.0,
+                p90_millis: 21.0,
+                n_repeats: 10,
+                anchor_ratio: 1.001,
+                disturbed: false,
+            },
+            n_params: 3_634_678,
+            n_macs: 556_670_592,
+            n_multi_adds: 586_000_000,
+            epochs: vec![row(0), row(1)],
+            weights: tensors(&[("classifier.bias", &[10]), ("stem.0.weight", &[2, 3, 1, 1])]),
+        }
+    }
+}
+
+impl Sample for Report {
+    fn sample() -> Self {
+        Self {
+            html: "<!doctype html>\n<p>20.2 ms, 97.43 % …</p>\n".to_owned(),
+        }
+    }
+}
+
+/// Arrays of these shapes, no two numbers alike.
+fn tensors(shapes: &[(&str, &[usize])]) -> FloatTensors {
+    let tensor = |(index, (name, shape)): (usize, &(&str, &[usize]))| {
+        let values = (0..shape.iter().product())
+            .map(|value: usize| (index as f32 + 0.1) / (value as f32 + 1.0))
+            .collect();
+        ((*name).to_owned(), FloatTensor::new(*shape, values))
+    };
+    shapes.iter().enumerate().map(tensor).collect()
+}
