@@ -160,19 +160,26 @@ pub(crate) fn derived(
         }
     }
     if vectors.has("sgd5.losses") {
-        // Rounding grows a hundredfold per step here: by the fourth, PyTorch's fp32 is 3e-3 away from
-        // an exact run. So the first steps are compared closely in f32; the last ones and the state
-        // after them loosely, and from f64, so that only the reference's own rounding counts.
-        for (dtype, n_exact, tolerance) in [(DType::F32, 3, LOOSE), (DType::F64, 5, CHAOTIC)] {
+        // From the second step on an f32 run may take another branch: weights moved by 6e-8, the rounding
+        // of f32, flip a ReLU or a maximum in an f64 run too, in two cases of six, and the norm of the
+        // third step is then 14.508 instead of 14.608. So f32 answers for the first step, f64, to which
+        // our rounding adds nothing, for three at the same tolerance, and loosely for the end, where the
+        // reference's own rounding has grown.
+        let cases = [
+            (DType::F32, 1, LOOSE),
+            (DType::F64, 3, LOOSE),
+            (DType::F64, 5, CHAOTIC),
+        ];
+        for (dtype, n_exact, tolerance) in cases {
             let network = build(dtype)?;
             let (losses, norms) = sgd_steps(&network, &input.to_dtype(dtype)?, &loss_of)?;
-            let group = format!("SGD, {n_exact} steps: losses and norms");
+            let group = format!("SGD, first {n_exact} in {dtype:?}: losses and norms");
             for (name, ours) in [("sgd5.losses", losses), ("sgd5.grad_norms", norms)] {
                 let ours = Tensor::new(&ours[..n_exact], &DEVICE)?;
                 let reference = vectors.get(name)?.narrow(0, 0, n_exact)?;
                 report.compare(&group, name, &ours, &reference, tolerance)?;
             }
-            if dtype == DType::F64 {
+            if n_exact == 5 {
                 let ours = network.parameters().state()?;
                 for (name, reference) in vectors.under("sgd5.state.") {
                     let ours = ours
