@@ -124,7 +124,7 @@ struct Record {
 
 impl Artifact for Evaluation {
     const KIND: Kind = Kind::Evaluation;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 0);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 1);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

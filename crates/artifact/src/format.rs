@@ -61,6 +61,7 @@ impl fmt::Display for Kind {
 /// | kind | version | change |
 /// |---|---|---|
 /// | all | 1.0 | the first |
+/// | all but the report | 1.1 | `settings.anchor`: what latencies are corrected to |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FormatVersion {

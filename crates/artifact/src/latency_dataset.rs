@@ -120,6 +120,20 @@ pub struct MeasurementSettings {
     pub device: String,
     /// What ran the network: `candle-cpu`.
     pub runtime: String,
+    /// What the latencies are corrected to; `None` where they are as they were taken (and before 1.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<AnchorRecord>,
+}
+
+/// The state of the machine that latencies are corrected to. A latency taken later, under the same anchor
+/// on the same machine, can be brought to that state and compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnchorRecord {
+    /// The anchor network's median latency over the whole run.
+    pub median_nanos: u64,
+    /// The fingerprint of the machine.
+    pub machine: String,
 }
 
 /// One timed architecture.
@@ -217,7 +231,7 @@ impl LatencyDataset {
 
 impl Artifact for LatencyDataset {
     const KIND: Kind = Kind::LatencyDataset;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 0);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 1);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

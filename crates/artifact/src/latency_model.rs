@@ -92,7 +92,7 @@ pub struct LatencyModelArtifact {
 
 impl Artifact for LatencyModelArtifact {
     const KIND: Kind = Kind::LatencyModel;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 0);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 1);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

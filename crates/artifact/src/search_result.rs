@@ -107,7 +107,7 @@ struct Record {
 
 impl Artifact for SearchResult {
     const KIND: Kind = Kind::SearchResult;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 0);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 1);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

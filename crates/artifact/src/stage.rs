@@ -44,7 +44,7 @@ pub struct StageSpec {
 pub const PROFILE: StageSpec = StageSpec {
     name: "profile",
     package: "stage-profile",
-    revision: 1,
+    revision: 2,
     inputs: &[],
     output: Kind::LatencyDataset,
 };
@@ -71,7 +71,7 @@ pub const SEARCH: StageSpec = StageSpec {
 pub const EVALUATE: StageSpec = StageSpec {
     name: "evaluate",
     package: "stage-evaluate",
-    revision: 1,
+    revision: 2,
     inputs: &[Kind::SearchResult],
     output: Kind::Evaluation,
 };

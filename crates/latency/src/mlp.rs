@@ -29,7 +29,7 @@ use crate::ridge::Ridge;
 
 /// How strongly numbers of one class are expected to cost alike: the weight of a class's sum beside the
 /// numbers themselves. A sum of weight s has a prior variance s² times that of a single number.
-const SHARING: f32 = 2.0;
+const SHARING: f32 = 8.0;
 
 /// How a regressor is built and fitted. [`Default`] holds what did best for 100 to 1,000 architectures.
 #[derive(Clone, Debug, PartialEq)]

@@ -22,8 +22,8 @@ pub struct Ridge {
 impl Ridge {
     /// Penalties from almost none to almost nothing but the mean, for [`fit_cv`](Self::fit_cv) on codes of
     /// zeros and ones.
-    pub const L2_GRID: [f64; 13] = [
-        0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0,
+    pub const L2_GRID: [f64; 15] = [
+        0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
     ];
 
     /// Fits codes to what the architectures took, in milliseconds, with one penalty.
@@ -58,53 +58,6 @@ impl Ridge {
             expected: "at least 1",
         })?;
         Ok(ridge)
-    }
-
-    /// Like [`fit_cv`](Self::fit_cv), but numbers of the code that belong to one group are expected to weigh
-    /// about the same: a primitive costs nearly as much on one edge as on another. `groups` names the
-    /// group of every number of the code.
-    ///
-    /// Each group's sum becomes a column of its own, scaled up so that the penalty hardly holds it back;
-    /// the model is still one weight per number. With a few hundred architectures that halves the error.
-    ///
-    /// # Errors
-    /// As [`fit_cv`](Self::fit_cv).
-    ///
-    /// # Panics
-    /// If `groups` is not as long as the codes.
-    pub fn fit_grouped(
-        codes: &[Vec<f32>],
-        millis: &[f64],
-        grid: &[f64],
-        groups: &[usize],
-    ) -> Result<Self, FitError> {
-        /// How much less a group's common weight is penalised than the weight of a single number.
-        const SCALE: f32 = 3.0;
-        let code_len = check_data(codes, millis, 2)?;
-        assert_eq!(
-            groups.len(),
-            code_len,
-            "one group for every number of the code"
-        );
-        let n_groups = groups.iter().max().map_or(0, |last| last + 1);
-        let widened: Vec<Vec<f32>> = codes
-            .iter()
-            .map(|code| {
-                let mut widened = code.clone();
-                widened.resize(code_len + n_groups, 0.0);
-                for (value, group) in code.iter().zip(groups) {
-                    widened[code_len + group] += SCALE * value;
-                }
-                widened
-            })
-            .collect();
-        let wide = Self::fit_cv(&widened, millis, grid)?;
-        let weights = groups
-            .iter()
-            .enumerate()
-            .map(|(index, group)| wide.weights[index] + SCALE * wide.weights[code_len + group])
-            .collect();
-        Ok(Self { weights, ..wide })
     }
 
     /// The penalty of the fit.

@@ -1,8 +1,8 @@
 //! Corrects for drift of the machine: clock, heat, neighbours.
 //!
 //! One fixed workload, the anchor, is timed again and again among the samples. What it takes now
-//! against what it took at first is the drift of the machine, and the samples between two anchors are
-//! divided by it. Where the two anchors about a sample disagree, something disturbed the machine in
+//! against its reference, the median over all its timings, is the drift of the machine, and the samples
+//! between two anchors are divided by it. Where the two anchors about a sample disagree, something disturbed the machine in
 //! between, and no correction can say what it did to the sample.
 //!
 //! ```
@@ -20,7 +20,7 @@
 
 use crate::timing::{Timing, quantile};
 
-/// What the anchor took at first, and how much two timings of it may differ.
+/// What the anchor takes on the whole, and how much two timings of it may differ.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Anchor {
     reference_nanos: u64,
@@ -28,19 +28,19 @@ pub struct Anchor {
 }
 
 impl Anchor {
-    /// An anchor whose reference is the median of the medians of its first timings.
+    /// An anchor whose reference is the median of the medians of these timings.
     /// `max_disturbance` is the ratio, such as 0.05, by which the anchors about a sample may differ.
     ///
     /// # Panics
     /// If there are no timings, or if the reference is 0.
-    pub fn new(first: &[Timing], max_disturbance: f64) -> Self {
-        let mut nanos: Vec<u64> = first.iter().map(|timing| timing.median_nanos).collect();
+    pub fn new(timings: &[Timing], max_disturbance: f64) -> Self {
+        let mut nanos: Vec<u64> = timings.iter().map(|timing| timing.median_nanos).collect();
         assert!(!nanos.is_empty(), "an anchor needs at least one timing");
         nanos.sort_unstable();
         Self::with_reference(quantile(&nanos, 0.5), max_disturbance)
     }
 
-    /// The anchor of an interrupted run, from the reference that it had.
+    /// The anchor of an earlier run, with the reference that it had there.
     ///
     /// # Panics
     /// If the reference is 0.
@@ -52,7 +52,7 @@ impl Anchor {
         }
     }
 
-    /// What the anchor took at first.
+    /// What the anchor takes on the whole.
     pub fn reference_nanos(&self) -> u64 {
         self.reference_nanos
     }
@@ -70,14 +70,14 @@ impl Anchor {
 /// How the machine stood while some samples were timed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drift {
-    /// The anchor about the samples over the anchor at first: above 1, the machine is slower now.
+    /// The anchor about the samples over its reference: above 1, the machine is slower now.
     pub ratio: f64,
     /// Whether the anchors before and after the samples differ by more than is allowed.
     pub disturbed: bool,
 }
 
 impl Drift {
-    /// What the timing would have been when the run began: all its times divided by the ratio.
+    /// What the timing would have been with the anchor at its reference: all its times divided by the ratio.
     pub fn correct(&self, timing: &Timing) -> Timing {
         let corrected = |nanos: u64| (nanos as f64 / self.ratio).round() as u64;
         Timing {
@@ -99,8 +99,8 @@ mod tests {
 
     #[test]
     fn the_reference_is_a_median_that_one_outlier_does_not_move() {
-        let first = [1000, 9000, 1002, 998, 1001].map(took);
-        let anchor = Anchor::new(&first, 0.05);
+        let timings = [1000, 9000, 1002, 998, 1001].map(took);
+        let anchor = Anchor::new(&timings, 0.05);
         assert_eq!(anchor.reference_nanos(), 1001);
         assert_eq!(anchor, Anchor::with_reference(1001, 0.05));
     }

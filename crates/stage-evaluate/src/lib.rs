@@ -156,6 +156,10 @@ fn settings(config: &Config, search: &SearchResult) -> Result<MeasurementSetting
         timing,
         device: "cpu".to_owned(),
         runtime: runtime::CANDLE_CPU.to_owned(),
+        anchor: search
+            .settings
+            .as_ref()
+            .and_then(|profiled| profiled.anchor.clone()),
     })
 }
 

@@ -8,6 +8,11 @@ use clap::{Parser, Subcommand};
 use measure::Machine;
 use stage_evaluate::{Config, CountArgs, Error, Inputs};
 
+/// Buffers of one step are those of the next: without pages going back to the system in between, a
+/// network's latency does not depend on the order in which it frees them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Trains the found network from scratch, tests it and times it
 #[derive(Parser)]
 #[command(name = "evaluate", version)]

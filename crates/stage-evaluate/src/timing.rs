@@ -2,7 +2,7 @@
 
 use artifact::{MeasurementSettings, Progress, TimingResult};
 use candle_core::Device;
-use measure::{Anchor, Protocol, Timing};
+use measure::{Anchor, Machine, Protocol, Timing};
 use nn::DerivedNet;
 use runtime::{Executor, Prepared};
 use space::{Genotype, NetworkSpec};
@@ -13,6 +13,9 @@ use crate::error::Error;
 /// The published genotype whose network is the anchor: the same as when architectures are profiled.
 const ANCHOR: &str = "PC_DARTS_cifar";
 
+/// How far the machine may have drifted since it was profiled without a word about it.
+const MAX_UNREMARKED_DRIFT: f64 = 0.1;
+
 /// One timing of the network, corrected for drift, and how the machine stood.
 struct Round {
     timing: Timing,
@@ -22,8 +25,10 @@ struct Round {
 
 /// Times the network in rounds, with the anchor network before and after each.
 ///
-/// The reference of the anchor is its median over all rounds. Each round is corrected by the anchors
-/// about it; of the undisturbed rounds (of all, if every one was disturbed) the one with the median
+/// The reference of the anchor is what it took when architectures were profiled, if that was on this
+/// machine: so predicted latency, and the measured latency of every network that was found with it, are
+/// of one state of the machine. Elsewhere it is its median over all rounds. Each round is corrected by
+/// the anchors about it; of the undisturbed rounds (of all, if every one was disturbed) the one with the median
 /// latency counts.
 pub(crate) fn time(
     network: DerivedNet,
@@ -63,7 +68,7 @@ pub(crate) fn time(
     }
     bar.finish();
 
-    let reference = Anchor::new(&anchors, config.max_disturbance);
+    let reference = reference(&anchors, settings, config.max_disturbance, progress);
     let rounds = timings
         .iter()
         .zip(anchors.windows(2))
@@ -91,6 +96,36 @@ pub(crate) fn time(
     })
 }
 
+/// The anchor with the reference that latencies are corrected to.
+fn reference(
+    anchors: &[Timing],
+    settings: &MeasurementSettings,
+    max_disturbance: f64,
+    progress: &Progress,
+) -> Anchor {
+    let now = Anchor::new(anchors, max_disturbance);
+    match &settings.anchor {
+        Some(profiled) if profiled.machine == Machine::detect().fingerprint() => {
+            let then = Anchor::with_reference(profiled.median_nanos.max(1), max_disturbance);
+            let ratio = now.reference_nanos() as f64 / then.reference_nanos() as f64;
+            if (ratio - 1.0).abs() > MAX_UNREMARKED_DRIFT {
+                progress.line(&format!(
+                    "this machine takes {ratio:.2} times as long as when it was profiled; that is divided out"
+                ));
+            }
+            then
+        }
+        Some(_) => {
+            progress.line(
+                "architectures were profiled on another machine: the predicted latency is that one's, the \
+                 measured latency this one's",
+            );
+            now
+        }
+        None => now,
+    }
+}
+
 /// The round with the median latency (of an even number the lower one) of those that were not disturbed,
 /// or of all.
 ///
@@ -110,7 +145,44 @@ fn median(rounds: Vec<Round>) -> Round {
 
 #[cfg(test)]
 mod tests {
+    use artifact::{AnchorRecord, NetworkRecord, TimingRecord};
+
     use super::*;
+
+    fn settings(anchor: Option<AnchorRecord>) -> MeasurementSettings {
+        MeasurementSettings {
+            network: NetworkRecord::from(&NetworkSpec::cifar10()),
+            timing: TimingRecord {
+                batch_size: 1,
+                n_threads: 1,
+                n_warmup: 0,
+                n_repeats: 1,
+            },
+            device: "cpu".to_owned(),
+            runtime: runtime::CANDLE_CPU.to_owned(),
+            anchor,
+        }
+    }
+
+    #[test]
+    fn latencies_are_corrected_to_the_profile_of_this_machine_and_no_other() {
+        let anchors = [90, 100, 110].map(|nanos| Timing::from_nanos(vec![nanos]));
+        let reference_nanos = |anchor| {
+            reference(&anchors, &settings(anchor), 0.05, &Progress::hidden()).reference_nanos()
+        };
+        let profiled = |machine| {
+            Some(AnchorRecord {
+                median_nanos: 80,
+                machine,
+            })
+        };
+        assert_eq!(reference_nanos(None), 100);
+        assert_eq!(reference_nanos(profiled("elsewhere".to_owned())), 100);
+        assert_eq!(
+            reference_nanos(profiled(Machine::detect().fingerprint())),
+            80
+        );
+    }
 
     fn round(nanos: u64, disturbed: bool) -> Round {
         Round {

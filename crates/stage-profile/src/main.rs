@@ -8,6 +8,11 @@ use clap::{Parser, Subcommand};
 use measure::Machine;
 use stage_profile::{Config, Error};
 
+/// Buffers of one step are those of the next: without pages going back to the system in between, a
+/// network's latency does not depend on the order in which it frees them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Times sampled networks and cells on this device
 #[derive(Parser)]
 #[command(name = "profile", version)]

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use artifact::stage::{Bar, Progress};
-use artifact::{CellSample, LatencyDataset, LatencySample, MeasurementSettings};
+use artifact::{AnchorRecord, CellSample, LatencyDataset, LatencySample, MeasurementSettings};
 use measure::{Anchor, Drift, Machine, Timing};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -168,6 +168,7 @@ impl Profiling {
                 timing: config.timing.clone(),
                 device: "cpu".to_owned(),
                 runtime: runtime::CANDLE_CPU.to_owned(),
+                anchor: None,
             },
             bar,
         })
@@ -296,6 +297,10 @@ impl Profiling {
                 });
             }
         }
+        self.settings.anchor = Some(AnchorRecord {
+            median_nanos: anchor.reference_nanos(),
+            machine: Machine::detect().fingerprint(),
+        });
         Ok(LatencyDataset {
             settings: Some(self.settings),
             samples,

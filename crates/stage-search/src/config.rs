@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
+
 /// `search.toml`; every key is required.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +30,111 @@ pub struct Config {
     pub weights: WeightsConfig,
     /// The optimiser of alpha and beta.
     pub architecture: ArchitectureConfig,
+}
+
+impl Config {
+    /// Checks what the types do not say.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let Self {
+            data,
+            network,
+            weights,
+            architecture,
+            ..
+        } = self;
+        let share = |value: f64| (0.0..1.0).contains(&value);
+        let not_negative = |value: f64| value >= 0.0 && value.is_finite();
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        let rules = [
+            ("lambda", not_negative(self.lambda), "0 or more"),
+            ("n_epochs", self.n_epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            (
+                "data.train_fraction",
+                positive(data.train_fraction),
+                "a positive share",
+            ),
+            (
+                "data.valid_fraction",
+                positive(data.valid_fraction),
+                "a positive share",
+            ),
+            (
+                "data.train_fraction + data.valid_fraction",
+                data.train_fraction + data.valid_fraction <= 1.0 + 1e-9,
+                "at most 1",
+            ),
+            (
+                "data.color_jitter",
+                (0.0..=1.0).contains(&data.color_jitter),
+                "between 0 and 1",
+            ),
+            (
+                "data.hue_jitter",
+                (0.0..=0.5).contains(&data.hue_jitter),
+                "between 0 and 0.5",
+            ),
+            (
+                "network.channel_ratio",
+                network.channel_ratio >= 1,
+                "at least 1",
+            ),
+            (
+                "weights.learning_rate",
+                positive(weights.learning_rate),
+                "a positive number",
+            ),
+            (
+                "weights.last_learning_rate",
+                not_negative(weights.last_learning_rate),
+                "0 or more",
+            ),
+            (
+                "weights.n_warmup_epochs",
+                weights.n_warmup_epochs < self.n_epochs,
+                "fewer than n_epochs",
+            ),
+            (
+                "weights.momentum",
+                share(weights.momentum),
+                "at least 0 and below 1",
+            ),
+            (
+                "weights.weight_decay",
+                not_negative(weights.weight_decay),
+                "0 or more",
+            ),
+            (
+                "weights.clip_norm",
+                not_negative(weights.clip_norm),
+                "0 or more",
+            ),
+            (
+                "architecture.learning_rate",
+                positive(architecture.learning_rate),
+                "a positive number",
+            ),
+            (
+                "architecture.betas",
+                architecture.betas.into_iter().all(share),
+                "two numbers of at least 0 and below 1",
+            ),
+            (
+                "architecture.weight_decay",
+                not_negative(architecture.weight_decay),
+                "0 or more",
+            ),
+            (
+                "architecture.clip_norm",
+                not_negative(architecture.clip_norm),
+                "0 or more",
+            ),
+        ];
+        match rules.into_iter().find(|(_, holds, _)| !holds) {
+            Some((key, _, expected)) => Err(Error::Setting { key, expected }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The base search.

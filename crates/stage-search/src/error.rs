@@ -7,15 +7,21 @@ use artifact::{ExitCode, StageError};
 /// Why a search stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A config value that no type can exclude.
-    #[error("{key} = {value} in the config: {expected}")]
-    Config {
+    /// A value of the config is out of its range.
+    #[error("{key} is out of range in the config, expected {expected}")]
+    Setting {
         /// The key.
         key: &'static str,
-        /// Its value.
-        value: String,
         /// What would be right.
         expected: &'static str,
+    },
+    /// The config's network cannot be built for these images.
+    #[error("the config's network cannot be built for the images in {dir}: {reason}")]
+    Network {
+        /// The data set.
+        dir: PathBuf,
+        /// Why.
+        reason: String,
     },
     /// The latency model's state does not make a model.
     #[error("the latency model in {path}: {source}; run the predictor stage again")]
@@ -99,7 +105,7 @@ pub enum Error {
 impl StageError for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config { .. } => ExitCode::Usage,
+            Self::Setting { .. } | Self::Network { .. } => ExitCode::Usage,
             Self::LatencyModel { .. }
             | Self::UnknownModel { .. }
             | Self::CodeLength { .. }

@@ -14,7 +14,12 @@ mod error;
 mod resume;
 mod search;
 
-use artifact::{FloatTensors, LatencyModelArtifact, Opened, RunContext, SearchResult, TraceRow};
+use std::path::Path;
+
+use artifact::stage::SEARCH;
+use artifact::{
+    FloatTensors, KeyParts, LatencyModelArtifact, Opened, RunContext, SearchResult, TraceRow,
+};
 use candle_core::Device;
 use images::{ImageSet, LoadOptions, Split};
 use latency::{LatencyModel, Mlp, Ridge, State, StateTensor};
@@ -32,12 +37,28 @@ pub struct Inputs {
     pub latency_model: Opened<LatencyModelArtifact>,
 }
 
-/// The files of the images, for the key.
-///
-/// # Errors
-/// If the data set is not there.
-pub fn image_files(config: &Config) -> Result<Vec<std::path::PathBuf>, Error> {
-    Ok(images::files(&config.data.dir, Split::Train)?)
+impl Inputs {
+    /// Opens the latency model of a folder.
+    ///
+    /// # Errors
+    /// As [`artifact::open`].
+    pub fn open(latency_model: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            latency_model: artifact::open(latency_model)?,
+        })
+    }
+
+    /// What decides the result: the config, the latency model, and the files of the training split.
+    ///
+    /// # Errors
+    /// If the config is not right, or if there are no such images.
+    pub fn key(&self, config: &Config) -> Result<KeyParts, Error> {
+        config.check()?;
+        let files = images::files(&config.data.dir, Split::Train)?;
+        Ok(KeyParts::new(&SEARCH, config)?
+            .input("latency-model", self.latency_model.digest())
+            .input("images", artifact::digest_files(&files)?))
+    }
 }
 
 /// Searches and returns the genotype with everything that led to it.
@@ -61,7 +82,7 @@ pub fn run_until(
     context: &RunContext,
     last_epoch: usize,
 ) -> Result<Option<SearchResult>, Error> {
-    check(config)?;
+    config.check()?;
     let _guard = context.machine_use.compute()?;
     let card = &inputs.latency_model.value.card;
     let model = latency_model(&inputs.latency_model)?;
@@ -116,31 +137,6 @@ pub fn run_until(
         alphas: resume::float_tensors(&search.architecture.parameters().state()?)?,
         trace,
     }))
-}
-
-/// What no type can exclude.
-fn check(config: &Config) -> Result<(), Error> {
-    let wrong = |key, value: String, expected| {
-        Err(Error::Config {
-            key,
-            value,
-            expected,
-        })
-    };
-    if config.batch_size == 0 {
-        return wrong("batch_size", "0".to_owned(), "at least 1");
-    }
-    if config.n_epochs == 0 {
-        return wrong("n_epochs", "0".to_owned(), "at least 1");
-    }
-    if !(config.lambda.is_finite() && config.lambda >= 0.0) {
-        return wrong(
-            "lambda",
-            config.lambda.to_string(),
-            "a number of at least 0",
-        );
-    }
-    Ok(())
 }
 
 fn load_images(config: &Config) -> Result<ImageSet, Error> {

@@ -1,10 +1,9 @@
 //! The binary of the stage `search`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use artifact::stage::{self, StageArgs};
-use artifact::{KeyParts, LatencyModelArtifact, digest_files};
 use clap::{Parser, Subcommand};
 use stage_search::{Config, Error, Inputs};
 
@@ -45,14 +44,10 @@ fn main() -> ExitCode {
     stage::main(|| run(&args, &latency_model))
 }
 
-fn run(args: &StageArgs, latency_model: &std::path::Path) -> Result<(), Error> {
+fn run(args: &StageArgs, latency_model: &Path) -> Result<(), Error> {
     let config: Config = args.load_config()?;
-    let latency_model = artifact::open::<LatencyModelArtifact>(latency_model)?;
-    let images = digest_files(&stage_search::image_files(&config)?)?;
-    let key = KeyParts::new(&stage::SEARCH, &config)?
-        .input("latency-model", latency_model.digest())
-        .input("images", images);
-    let inputs = Inputs { latency_model };
+    let inputs = Inputs::open(latency_model)?;
+    let key = inputs.key(&config)?;
     stage::execute(args, key, serde_json::Value::Null, |context| {
         stage_search::run(&config, &inputs, context)
     })

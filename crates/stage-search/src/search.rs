@@ -10,7 +10,7 @@ use nn::parameters::Builder;
 use nn::schedule::Schedule;
 use nn::{Architecture, ChannelRatio, Pass, Rng, Supernet};
 use rand_chacha::rand_core::SeedableRng;
-use space::{CellKind, Genotype, NetworkSpec, SearchSpace};
+use space::{CellKind, Genotype, NetworkSpec, SearchSpace, Stem};
 
 use crate::config::{Config, Method};
 use crate::error::Error;
@@ -41,22 +41,13 @@ impl<'a> Data<'a> {
     pub(crate) fn new(set: &'a ImageSet, config: &Config) -> Result<Self, Error> {
         let data = &config.data;
         let fractions = [data.train_fraction, data.valid_fraction];
-        let is_share = |f: &f64| (0.0..=1.0).contains(f) && *f > 0.0;
-        if !fractions.iter().all(is_share) || fractions.iter().sum::<f64>() > 1.0 {
-            return Err(Error::Config {
-                key: "data.train_fraction, data.valid_fraction",
-                value: format!("{fractions:?}"),
-                expected: "two positive shares that sum to at most 1",
-            });
-        }
         let mut rng = rng(config.seed, STREAM_SPLIT);
         let mut parts = images::stratified_split(set.labels(), &fractions, &mut rng).into_iter();
         let (train, valid) = parts.next().zip(parts.next()).unwrap_or_default();
         if train.len() < config.batch_size || valid.len() < config.batch_size {
-            return Err(Error::Config {
+            return Err(Error::Setting {
                 key: "batch_size",
-                value: config.batch_size.to_string(),
-                expected: "at most the images of either part",
+                expected: "no more than the images of either part of the data set",
             });
         }
         let augmentation = Augmentation {
@@ -171,9 +162,8 @@ impl Search {
                 ratio.is_partial() == (config.method == Method::PcDarts)
                     && config.network.init_channels.is_multiple_of(ratio.get())
             })
-            .ok_or_else(|| Error::Config {
+            .ok_or(Error::Setting {
                 key: "network.channel_ratio",
-                value: config.network.channel_ratio.to_string(),
                 expected: "1 for darts, for pc-darts a divisor of init_channels above 1",
             })?;
         let space = SearchSpace::darts();
@@ -348,9 +338,8 @@ fn finite(value: f64, what: &'static str, epoch: usize, step: usize) -> Result<f
 /// The supernet's shape: its size from the config, its ends from the images.
 fn network_spec(config: &Config, set: &ImageSet) -> Result<NetworkSpec, Error> {
     let network = &config.network;
-    let stem = space::Stem::from_name(&network.stem).ok_or_else(|| Error::Config {
+    let stem = Stem::from_name(&network.stem).ok_or(Error::Setting {
         key: "network.stem",
-        value: network.stem.clone(),
         expected: "one of conv3x3, conv3x3-stride2, imagenet",
     })?;
     let spec = NetworkSpec {
@@ -361,10 +350,9 @@ fn network_spec(config: &Config, set: &ImageSet) -> Result<NetworkSpec, Error> {
         n_classes: set.n_classes(),
         image_size: set.height(),
     };
-    spec.validate().map_err(|error| Error::Config {
-        key: "network",
-        value: error.to_string(),
-        expected: "a network that can be built",
+    spec.validate().map_err(|error| Error::Network {
+        dir: config.data.dir.clone(),
+        reason: error.to_string(),
     })?;
     Ok(spec)
 }

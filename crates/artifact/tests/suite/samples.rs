@@ -2,10 +2,10 @@
 
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    Artifact, CellSample, EpochRow, Evaluation, FiguresRecord, FloatTensor, FloatTensors, HeldOut,
-    KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, MeasurementSettings, ModelCard,
-    NetworkRecord, Opened, PIPELINE, Report, SearchResult, SearchSummary, Store, TimingRecord,
-    TimingResult, TraceRow, Validation,
+    AnchorRecord, Artifact, CellSample, EpochRow, Evaluation, FiguresRecord, FloatTensor,
+    FloatTensors, HeldOut, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample,
+    MeasurementSettings, ModelCard, NetworkRecord, Opened, PIPELINE, Report, SearchResult,
+    SearchSummary, Store, TimingRecord, TimingResult, TraceRow, Validation,
 };
 use serde_json::json;
 use space::{CellKind, Genotype, NetworkSpec};
@@ -67,6 +67,10 @@ pub(crate) fn settings() -> MeasurementSettings {
         },
         device: "cpu".to_owned(),
         runtime: "candle-cpu".to_owned(),
+        anchor: Some(AnchorRecord {
+            median_nanos: 1_234_567,
+            machine: "0".repeat(64),
+        }),
     }
 }
 

@@ -1,0 +1,427 @@
+//! The program: what it prints, where it stops, and with which exit code.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use artifact::manifest::{Build, Origin};
+use artifact::{
+    Digest, FloatTensor, KeyParts, LatencyModelArtifact, ModelCard, SearchResult, Store,
+    Validation, stage,
+};
+use latency::{LatencyModel as _, Ridge};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde_json::Value;
+use space::{Genotype, Primitive, SearchSpace};
+
+const CONFIG: &str = r#"seed = 3
+method = "pc-darts"
+lambda = 0.5
+n_epochs = 2
+n_warmup_epochs = 1
+batch_size = 8
+n_validation_images = 8
+
+[data]
+dir = "DATA"
+train_fraction = 0.5
+valid_fraction = 0.5
+pad = 1
+flip = true
+cutout = 4
+random_resized_crop = false
+color_jitter = 0.0
+hue_jitter = 0.0
+resize = 0
+
+[network]
+stem = "conv3x3"
+n_layers = 3
+init_channels = 4
+channel_ratio = 2
+
+[weights]
+learning_rate = 0.05
+last_learning_rate = 0.0
+n_warmup_epochs = 0
+momentum = 0.9
+weight_decay = 3e-4
+clip_norm = 5.0
+
+[architecture]
+learning_rate = 6e-3
+betas = [0.5, 0.999]
+weight_decay = 1e-3
+clip_norm = 0.0
+"#;
+
+/// Height and width of the images, in pixels.
+const SIZE: usize = 8;
+
+/// A folder with images, a config and a latency model.
+struct Place {
+    dir: tempfile::TempDir,
+    latency_model: PathBuf,
+}
+
+/// What the program answered.
+struct Answer {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Answer {
+    /// Asserts that the program failed with that code and said all of these.
+    #[track_caller]
+    fn failed(&self, code: i32, says: &[&str]) {
+        assert_eq!(self.code, code, "{}", self.stderr);
+        assert_eq!(self.stdout, "");
+        for text in says {
+            assert!(
+                self.stderr.contains(text),
+                "`{text}` is not in\n{}",
+                self.stderr
+            );
+        }
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_images(&dir.path().join("data"));
+        let config = CONFIG.replace("DATA", text(&dir.path().join("data")));
+        fs::write(dir.path().join("search.toml"), config).unwrap();
+        let latency_model = latency_model(&dir.path().join("models"));
+        Self { dir, latency_model }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, more: &[&str]) -> Answer {
+        self.run_in("store", more)
+    }
+
+    fn run_in(&self, store: &str, more: &[&str]) -> Answer {
+        let output = Command::new(env!("CARGO_BIN_EXE_search"))
+            .arg("run")
+            .arg("--config")
+            .arg(self.path("search.toml"))
+            .arg("--store")
+            .arg(self.path(store))
+            .arg("--latency-model")
+            .arg(&self.latency_model)
+            .args(["--threads", "1"])
+            .args(more)
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Answer {
+            code: output.status.code().unwrap(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
+    /// Asserts that the store holds no file but the lock.
+    #[track_caller]
+    fn assert_nothing_stored(&self) {
+        let mut folders = vec![self.path("store")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    assert!(path.ends_with(".machine.lock"), "{}", path.display());
+                }
+            }
+        }
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn folder(answer: &Value) -> PathBuf {
+    PathBuf::from(answer["path"].as_str().unwrap())
+}
+
+/// Writes a data set in IDX: dark and bright images, by class.
+fn write_images(dir: &Path) {
+    const N: usize = 40;
+    fs::create_dir_all(dir).unwrap();
+    let header = |axes: &[usize]| {
+        let mut bytes = vec![0, 0, 8, axes.len() as u8];
+        axes.iter()
+            .for_each(|&n| bytes.extend((n as u32).to_be_bytes()));
+        bytes
+    };
+    let pixels = (0..N).flat_map(|index| {
+        (0..SIZE * SIZE).map(move |pixel| (120 * (index % 2) + (7 * index + 3 * pixel) % 90) as u8)
+    });
+    let images: Vec<u8> = header(&[N, SIZE, SIZE]).into_iter().chain(pixels).collect();
+    let labels: Vec<u8> = header(&[N])
+        .into_iter()
+        .chain((0..N).map(|index| (index % 2) as u8))
+        .collect();
+    fs::write(dir.join("train-images-idx3-ubyte"), images).unwrap();
+    fs::write(dir.join("train-labels-idx1-ubyte"), labels).unwrap();
+}
+
+/// Publishes an additive model of a law in which separable convolutions are slow.
+fn latency_model(store: &Path) -> PathBuf {
+    let space = SearchSpace::darts();
+    let law = |genotype: &Genotype| {
+        let is_slow = |primitive| {
+            matches!(
+                primitive,
+                Primitive::SepConv3x3 | Primitive::SepConv5x5 | Primitive::DilConv5x5
+            )
+        };
+        let cells = space::CellKind::ALL.map(|kind| genotype.cell(kind).genes());
+        let n_slow = cells
+            .into_iter()
+            .flatten()
+            .filter(|(_, gene)| is_slow(gene.primitive))
+            .count();
+        1.0 + n_slow as f64
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let genotypes: Vec<Genotype> = (0..300).map(|_| space.sample(&mut rng)).collect();
+    let codes: Vec<Vec<f32>> = genotypes.iter().map(|g| space.encode(g)).collect();
+    let millis: Vec<f64> = genotypes.iter().map(law).collect();
+    let tensors = Ridge::fit(&codes, &millis, 0.01)
+        .unwrap()
+        .state()
+        .into_iter()
+        .map(|(name, tensor)| {
+            let tensor = FloatTensor::new(tensor.shape, tensor.values);
+            (format!("ridge/{name}"), tensor)
+        })
+        .collect();
+    let value = LatencyModelArtifact {
+        card: ModelCard {
+            settings: None,
+            chosen: "ridge".to_owned(),
+            reference_millis: 5.0,
+            n_train: 300,
+            n_test: 0,
+        },
+        tensors,
+        validation: Validation {
+            models: [].into(),
+            noise_floor_mape: None,
+            held_out: Vec::new(),
+        },
+    };
+    let parts = KeyParts::new(&stage::PREDICTOR, &serde_json::json!({})).unwrap();
+    let origin = Origin {
+        device: "cpu".to_owned(),
+        n_threads: 1,
+        machine: Value::Null,
+        build: Build::current(),
+        started_unix_secs: 0,
+        elapsed_secs: 0.0,
+    };
+    Store::at(store).publish(parts, origin, value).unwrap().dir
+}
+
+#[test]
+fn a_search_is_made_once_and_its_bytes_repeat() {
+    let place = Place::new();
+    let first = place.run(&["--json"]).json();
+    assert_eq!(first["kind"], "search-result");
+    assert_eq!(first["cached"], false);
+    let again = place.run(&["--json"]).json();
+    assert_eq!(again["cached"], true);
+    assert_eq!(again["path"], first["path"]);
+
+    let elsewhere = place.run_in("other store", &["--json"]).json();
+    assert_eq!(elsewhere["key"], first["key"]);
+    for name in ["genotype.json", "alphas.safetensors", "trace.parquet"] {
+        let [a, b] =
+            [&first, &elsewhere].map(|answer| fs::read(folder(answer).join(name)).unwrap());
+        assert!(a == b, "{name} differs");
+    }
+    let other = place.run(&["--json", "--set", "seed=4"]).json();
+    let [a, b] =
+        [&first, &other].map(|answer| fs::read(folder(answer).join("alphas.safetensors")).unwrap());
+    assert!(a != b, "another seed finds the same alpha");
+}
+
+#[test]
+fn the_trace_has_a_row_per_epoch_and_alpha_is_frozen_at_first() {
+    let place = Place::new();
+    let answer = place.run(&["--json", "--set", "n_epochs=3"]).json();
+    let SearchResult {
+        trace,
+        predicted_latency_millis,
+        ..
+    } = artifact::open::<SearchResult>(&folder(&answer))
+        .unwrap()
+        .value;
+    assert_eq!(
+        trace.iter().map(|row| row.epoch).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
+    let soft: Vec<f64> = trace.iter().map(|row| row.soft_latency_millis).collect();
+    // The first epoch leaves alpha as it was drawn; all primitives weigh about the same there.
+    let entropy = 8_f64.ln();
+    assert!((trace[0].entropy_normal - entropy).abs() < 1e-4);
+    assert!(trace[1].entropy_normal < trace[0].entropy_normal);
+    assert!(soft[1] != soft[0] && soft[2] != soft[1], "{soft:?}");
+    assert_eq!(
+        trace[2].derived_latency_millis.to_bits(),
+        predicted_latency_millis.to_bits()
+    );
+    for row in &trace {
+        let expected = 0.5 * row.soft_latency_millis / 5.0;
+        assert!((row.latency_loss - expected).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn a_strong_lambda_finds_what_the_model_calls_fast() {
+    let place = Place::new();
+    let more = [
+        "--set",
+        "n_epochs=6",
+        "--set",
+        "architecture.learning_rate=0.1",
+    ];
+    let predicted = |lambda| {
+        let answer = place
+            .run(&[&["--json", "--set", lambda][..], &more].concat())
+            .json();
+        let opened = artifact::open::<SearchResult>(&folder(&answer)).unwrap();
+        opened.value.predicted_latency_millis
+    };
+    let (blind, aware) = (predicted("lambda=0"), predicted("lambda=100"));
+    assert!(
+        aware < 1.3 && aware < blind,
+        "{aware} ms against {blind} ms"
+    );
+}
+
+#[test]
+fn a_config_mistake_is_shown_with_its_place() {
+    let place = Place::new();
+    let file = place.path("search.toml");
+    let good = fs::read_to_string(&file).unwrap();
+    fs::write(&file, good.replace("momentum = 0.9", "momentun = 0.9")).unwrap();
+    place
+        .run(&[])
+        .failed(2, &["search.toml:31:1", "momentun", "`momentum`"]);
+    fs::write(&file, good.replace("n_epochs = 2", "n_epochs = \"two\"")).unwrap();
+    place.run(&[]).failed(2, &["search.toml:4:12", "\"two\""]);
+    fs::write(&file, good).unwrap();
+    for (set, key, expected) in [
+        ("lamda=0.1", "lamda", "lambda"),
+        ("lambda=-1.0", "lambda", "0 or more"),
+        ("method=enas", "enas", "pc-darts"),
+        ("data.train_fraction=0.7", "valid_fraction", "at most 1"),
+        ("batch_size=21", "batch_size", "images of either part"),
+        ("network.channel_ratio=3", "channel_ratio", "a divisor"),
+        ("network.stem=deep", "network.stem", "conv3x3-stride2"),
+        ("network.n_layers=0", "network", "layers"),
+        ("architecture.betas=[0.5,1.0]", "betas", "below 1"),
+    ] {
+        place.run(&["--set", set]).failed(2, &[key, expected]);
+    }
+    place.assert_nothing_stored();
+}
+
+#[test]
+fn a_missing_damaged_or_foreign_latency_model_is_named() {
+    let place = Place::new();
+    let file = place.latency_model.join("weights.safetensors");
+    let good = fs::read(&file).unwrap();
+    let mut flipped = good.clone();
+    *flipped.last_mut().unwrap() ^= 4;
+    for damaged in [&flipped[..], &good[..good.len() / 2]] {
+        fs::write(&file, damaged).unwrap();
+        place.run(&[]).failed(3, &[text(&file), "damaged"]);
+    }
+    fs::write(&file, good).unwrap();
+
+    // A whole manifest that says another search space.
+    let manifest_file = place.latency_model.join("manifest.json");
+    let good = fs::read(&manifest_file).unwrap();
+    let mut manifest: Value = serde_json::from_slice(&good).unwrap();
+    manifest["space_fingerprint"] = "00ff".into();
+    let fields = manifest.as_object_mut().unwrap();
+    fields.remove("checksum");
+    let checksum = Digest::of(serde_json::to_string(fields).unwrap().as_bytes());
+    fields.insert("checksum".to_owned(), checksum.to_string().into());
+    fs::write(&manifest_file, manifest.to_string()).unwrap();
+    let ours = SearchSpace::darts().fingerprint();
+    place
+        .run(&[])
+        .failed(3, &[text(&manifest_file), "search space 00ff", &ours]);
+    place.assert_nothing_stored();
+
+    let place = Place {
+        latency_model: place.path("nothing"),
+        ..place
+    };
+    place
+        .run(&[])
+        .failed(3, &[text(&place.path("nothing")), "latency-model"]);
+}
+
+#[test]
+fn missing_and_broken_images_are_named() {
+    let place = Place::new();
+    let nowhere = place.path("nowhere");
+    place
+        .run(&["--set", &format!("data.dir={}", text(&nowhere))])
+        .failed(3, &[text(&nowhere), "does not exist"]);
+
+    fs::remove_dir_all(place.path("data")).unwrap();
+    fs::create_dir_all(place.path("data/train/a")).unwrap();
+    let broken = place.path("data/train/a/broken.png");
+    fs::write(&broken, "no image").unwrap();
+    place
+        .run(&[])
+        .failed(3, &[text(&broken), "does not decode"]);
+    place.assert_nothing_stored();
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
+    let place = Place::new();
+    let diverging = ["weights.learning_rate=1e30", "weights.clip_norm=0.0"];
+    place
+        .run(&["--set", diverging[0], "--set", diverging[1]])
+        .failed(5, &["not finite", "epoch", "step", "learning rate"]);
+    place.assert_nothing_stored();
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused() {
+    let place = Place::new();
+    place.run(&["--device", "cuda"]).failed(4, &["cuda"]);
+    assert_eq!(place.run(&["--device", "tpu"]).code, 2);
+    place.assert_nothing_stored();
+}
+
+#[test]
+fn a_store_that_cannot_be_written_to_is_named() {
+    let place = Place::new();
+    fs::write(place.path("store"), "a file").unwrap();
+    place
+        .run(&[])
+        .failed(2, &[text(&place.path("store")), "--store"]);
+}
