@@ -37,6 +37,7 @@ pub mod batch_norm;
 pub mod conv2d;
 pub mod depthwise_conv2d;
 pub mod max_pool2d;
+pub mod planes;
 pub mod pointwise_conv2d;
 pub mod relu;
 pub mod scale;

@@ -56,6 +56,16 @@ pub struct Mixing {
     pub edges: Option<Tensor>,
 }
 
+impl Mixing {
+    /// By what each operation is multiplied, `[e, p]`: its own weight times that of its edge.
+    pub(crate) fn of_operations(&self) -> Result<Tensor> {
+        match &self.edges {
+            Some(edges) => self.operations.broadcast_mul(&edges.unsqueeze(1)?),
+            None => Ok(self.operations.clone()),
+        }
+    }
+}
+
 impl Architecture {
     /// Draws alpha (and beta, if edges are normalised, as PC-DARTS does) from 1e-3 * N(0, 1).
     pub fn new(

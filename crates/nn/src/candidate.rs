@@ -92,6 +92,27 @@ impl ConvUnit {
         })
     }
 
+    pub(crate) fn depthwise(&self) -> &Var {
+        &self.depthwise
+    }
+
+    pub(crate) fn pointwise(&self) -> &Var {
+        &self.pointwise
+    }
+
+    pub(crate) fn geometry(&self) -> Conv2dGeometry {
+        self.geometry
+    }
+
+    /// Side of the depthwise kernel.
+    pub(crate) fn kernel(&self) -> usize {
+        self.depthwise.dims()[3]
+    }
+
+    pub(crate) fn norm(&self) -> &BatchNorm {
+        &self.norm
+    }
+
     /// Runs the unit on an input that has been through its ReLU already.
     fn forward_activated(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let y = kernels::depthwise_conv2d(x, &pass.weight(&self.depthwise), self.geometry)?;

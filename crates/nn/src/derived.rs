@@ -1,11 +1,15 @@
 //! The network of one genotype.
 
 use candle_core::{Result, Tensor};
-use space::{CellGenotype, CellSpec, Genotype, NetworkSpec};
+use space::{CellGenotype, CellKind, CellSpec, Genotype, NetworkSpec};
 
 use crate::auxiliary::AuxiliaryHead;
 use crate::candidate::{Candidate, EdgeInput};
-use crate::layers::{Affine, FactorizedReduce, Linear, ReluConvBn, Stem, global_average_pool};
+use crate::fused::{CellParts, EdgeParts, FusedCell, InputParts};
+use crate::layers::{
+    Affine, FactorizedReduce, Linear, ReluConvBn, Stem, from_planes, global_average_pool,
+    planes_average_pool, to_planes_both,
+};
 use crate::parameters::Builder;
 use crate::{Parameters, Pass};
 
@@ -37,6 +41,14 @@ impl Preprocess {
         ))
     }
 
+    /// What a fused cell needs of it.
+    pub(crate) fn parts(&self) -> InputParts<'_> {
+        match self {
+            Self::Same(block) => InputParts::Same(block),
+            Self::Halve(block) => InputParts::Halve(block),
+        }
+    }
+
     pub(crate) fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         match self {
             Self::Same(block) => block.forward(x, pass),
@@ -52,6 +64,7 @@ struct DerivedCell {
     preprocess1: ReluConvBn,
     /// Per node, its two operations and the states they read.
     nodes: Vec<[(Candidate, usize); 2]>,
+    fused: FusedCell,
 }
 
 impl DerivedCell {
@@ -69,13 +82,43 @@ impl DerivedCell {
             .iter()
             .enumerate()
             .map(|(node, [a, b])| Ok([operation(2 * node, *a)?, operation(2 * node + 1, *b)?]))
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
+        let fused = Self::fuse(spec, (&preprocess0, &preprocess1), &nodes);
         Ok(Self {
             spec: spec.clone(),
             preprocess0,
             preprocess1,
             nodes,
+            fused,
         })
+    }
+
+    fn fuse(
+        spec: &CellSpec,
+        preprocess: (&Preprocess, &ReluConvBn),
+        nodes: &[[(Candidate, usize); 2]],
+    ) -> FusedCell {
+        let parts = CellParts {
+            n_nodes: nodes.len(),
+            channels: spec.channels,
+            ratio: 1,
+            is_reduction: spec.kind == CellKind::Reduction,
+            n_primitives: 0,
+        };
+        let edges: Vec<EdgeParts<'_>> = nodes
+            .iter()
+            .enumerate()
+            .flat_map(|(node, operations)| operations.iter().map(move |gene| (2 + node, gene)))
+            .enumerate()
+            .map(|(row, (node, (candidate, source)))| EdgeParts {
+                source: *source,
+                node,
+                row,
+                operations: vec![(0, candidate)],
+            })
+            .collect();
+        let inputs = [preprocess.0.parts(), InputParts::Same(preprocess.1)];
+        FusedCell::new(&parts, inputs, &edges)
     }
 
     fn forward(&self, s0: &Tensor, s1: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
@@ -195,18 +238,32 @@ impl DerivedNet {
     /// Images `[n, c, h, w]` to logits.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Logits> {
         let (mut s0, mut s1) = self.stem.forward(x, pass)?;
+        let is_fused = FusedCell::can_run(x, pass);
+        if is_fused {
+            (s0, s1) = to_planes_both(&s0, &s1)?;
+        }
         let mut auxiliary = None;
         for (layer, cell) in self.cells.iter().enumerate() {
-            let out = cell.forward(&s0, &s1, pass)?;
+            let out = if is_fused {
+                cell.fused.forward(&s0, &s1, None, pass)?
+            } else {
+                cell.forward(&s0, &s1, pass)?
+            };
             (s0, s1) = (s1, out);
             match &self.auxiliary {
                 Some((at, head)) if *at == layer && pass.is_training() => {
-                    auxiliary = Some(head.forward(&s1, pass)?);
+                    let images = if is_fused { &from_planes(&s1)? } else { &s1 };
+                    auxiliary = Some(head.forward(images, pass)?);
                 }
                 _ => {}
             }
         }
-        let main = self.classifier.forward(&global_average_pool(&s1)?, pass)?;
+        let pooled = if is_fused {
+            planes_average_pool(&s1)?
+        } else {
+            global_average_pool(&s1)?
+        };
+        let main = self.classifier.forward(&pooled, pass)?;
         Ok(Logits { main, auxiliary })
     }
 }

@@ -23,6 +23,7 @@ pub enum Affine {
 }
 
 /// Batch normalisation over `n, h, w` of `[n, c, h, w]`.
+#[derive(Clone)]
 pub struct BatchNorm {
     affine: Option<(Var, Var)>,
     running_mean: Var,
@@ -44,6 +45,11 @@ impl BatchNorm {
             running_mean: builder.buffer("running_mean", n_channels, 0.0)?,
             running_var: builder.buffer("running_var", n_channels, 1.0)?,
         })
+    }
+
+    /// Factor and shift, where they are learned.
+    pub(crate) fn affine(&self) -> Option<(&Var, &Var)> {
+        self.affine.as_ref().map(|(weight, bias)| (weight, bias))
     }
 
     /// Normalises by the batch's statistics in training, by the running ones otherwise.
@@ -104,6 +110,14 @@ impl ReluConvBn {
         })
     }
 
+    pub(crate) fn weight(&self) -> &Var {
+        &self.weight
+    }
+
+    pub(crate) fn norm(&self) -> &BatchNorm {
+        &self.norm
+    }
+
     /// Runs the block.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let y = kernels::pointwise_conv2d(&kernels::relu(x)?, &pass.weight(&self.weight))?;
@@ -130,6 +144,15 @@ impl FactorizedReduce {
             odd: pointwise(&builder.scope("conv_2"), n_in, n_out - n_out / 2)?,
             norm: BatchNorm::new(&builder.scope("bn"), n_out, affine)?,
         })
+    }
+
+    /// The kernels on the even and on the odd pixels.
+    pub(crate) fn kernels(&self) -> [&Var; 2] {
+        [&self.even, &self.odd]
+    }
+
+    pub(crate) fn norm(&self) -> &BatchNorm {
+        &self.norm
     }
 
     /// Runs the block.
@@ -266,4 +289,31 @@ impl Linear {
 /// The mean over all pixels: `[n, c, h, w]` to `[n, c]`.
 pub(crate) fn global_average_pool(x: &Tensor) -> Result<Tensor> {
     x.flatten_from(2)?.mean(D::Minus1)
+}
+
+/// `[n, c, h, w]` to the layout of fused cells, `[c, h, w, n]`.
+pub(crate) fn to_planes(x: &Tensor) -> Result<Tensor> {
+    x.permute((1, 2, 3, 0))?.contiguous()
+}
+
+/// [`to_planes`] of both inputs of a first cell, once if they are one.
+pub(crate) fn to_planes_both(s0: &Tensor, s1: &Tensor) -> Result<(Tensor, Tensor)> {
+    let planes0 = to_planes(s0)?;
+    let planes1 = if s0.id() == s1.id() {
+        planes0.clone()
+    } else {
+        to_planes(s1)?
+    };
+    Ok((planes0, planes1))
+}
+
+/// `[c, h, w, n]` to `[n, c, h, w]`.
+pub(crate) fn from_planes(x: &Tensor) -> Result<Tensor> {
+    x.permute((3, 0, 1, 2))?.contiguous()
+}
+
+/// The mean over all pixels: `[c, h, w, n]` to `[n, c]`.
+pub(crate) fn planes_average_pool(x: &Tensor) -> Result<Tensor> {
+    let (c, h, w, n) = x.dims4()?;
+    x.reshape((c, h * w, n))?.mean(1)?.t()
 }

@@ -21,6 +21,7 @@ pub mod architecture;
 pub mod auxiliary;
 pub mod candidate;
 pub mod derived;
+mod fused;
 pub mod layers;
 pub mod loss;
 pub mod optimizer;

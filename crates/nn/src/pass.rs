@@ -14,6 +14,7 @@ use crate::Rng;
 pub struct Pass<'r> {
     training: bool,
     tracks_weights: bool,
+    fuses: bool,
     drop_path: Option<DropPath<'r>>,
 }
 
@@ -28,6 +29,7 @@ impl<'r> Pass<'r> {
         Self {
             training: false,
             tracks_weights: false,
+            fuses: true,
             drop_path: None,
         }
     }
@@ -37,6 +39,7 @@ impl<'r> Pass<'r> {
         Self {
             training: false,
             tracks_weights: true,
+            fuses: true,
             drop_path: None,
         }
     }
@@ -46,6 +49,7 @@ impl<'r> Pass<'r> {
         Self {
             training: true,
             tracks_weights: true,
+            fuses: true,
             drop_path: None,
         }
     }
@@ -55,6 +59,7 @@ impl<'r> Pass<'r> {
         Self {
             training: true,
             tracks_weights: false,
+            fuses: true,
             drop_path: None,
         }
     }
@@ -72,9 +77,27 @@ impl<'r> Pass<'r> {
         }
     }
 
+    /// The same pass, operation by operation: what fused cells are held against.
+    pub fn unfused(self) -> Self {
+        Self {
+            fuses: false,
+            ..self
+        }
+    }
+
     /// Whether batch statistics are used (and running statistics updated).
     pub fn is_training(&self) -> bool {
         self.training
+    }
+
+    /// Whether gradients of the weights are recorded.
+    pub(crate) fn tracks_weights(&self) -> bool {
+        self.tracks_weights
+    }
+
+    /// Whether cells may run fused: fused cells know training and no drop path.
+    pub(crate) fn can_fuse(&self) -> bool {
+        self.fuses && self.training && self.drop_path.is_none()
     }
 
     /// The tensor of a weight, tracked or constant as this pass wants it.

@@ -7,12 +7,15 @@
 
 use candle_core::{Result, Tensor};
 use kernels::Pool2dGeometry;
-use space::{CellSpec, NetworkSpec, Primitive, SearchSpace};
+use space::{CellKind, CellSpec, NetworkSpec, Primitive, SearchSpace};
 
 use crate::architecture::{ChannelRatio, Mixing};
 use crate::candidate::{Candidate, EdgeInput};
 use crate::derived::Preprocess;
-use crate::layers::{Affine, Linear, ReluConvBn, Stem, global_average_pool};
+use crate::fused::{CellParts, EdgeParts, FusedCell, InputParts};
+use crate::layers::{
+    Affine, Linear, ReluConvBn, Stem, global_average_pool, planes_average_pool, to_planes_both,
+};
 use crate::parameters::Builder;
 use crate::{Parameters, Pass};
 
@@ -118,6 +121,7 @@ struct SearchCell {
     preprocess0: Preprocess,
     preprocess1: ReluConvBn,
     edges: Vec<MixedOp>,
+    fused: FusedCell,
 }
 
 impl SearchCell {
@@ -135,8 +139,9 @@ impl SearchCell {
                 let stride = spec.stride_from(edge.source);
                 MixedOp::new(&ops.scope(edge.index), spec.channels / ratio.get(), stride)
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
         let (preprocess0, preprocess1) = Preprocess::pair(builder, spec, Affine::No)?;
+        let fused = Self::fuse(space, spec, ratio, (&preprocess0, &preprocess1), &edges);
         Ok(Self {
             spec: spec.clone(),
             ratio,
@@ -144,7 +149,50 @@ impl SearchCell {
             preprocess0,
             preprocess1,
             edges,
+            fused,
         })
+    }
+
+    fn fuse(
+        space: SearchSpace,
+        spec: &CellSpec,
+        ratio: ChannelRatio,
+        preprocess: (&Preprocess, &ReluConvBn),
+        edges: &[MixedOp],
+    ) -> FusedCell {
+        let parts = CellParts {
+            n_nodes: space.n_nodes(),
+            channels: spec.channels,
+            ratio: ratio.get(),
+            is_reduction: spec.kind == CellKind::Reduction,
+            n_primitives: space.n_primitives(),
+        };
+        let edges: Vec<EdgeParts<'_>> = space
+            .edges()
+            .iter()
+            .zip(edges)
+            .map(|(edge, mixed)| EdgeParts {
+                source: edge.source,
+                node: edge.node,
+                row: edge.index,
+                operations: mixed.candidates.iter().enumerate().collect(),
+            })
+            .collect();
+        let inputs = [preprocess.0.parts(), InputParts::Same(preprocess.1)];
+        FusedCell::new(&parts, inputs, &edges)
+    }
+
+    /// [`forward`](Self::forward) as one operation, on `c h w n`.
+    fn forward_fused(
+        &self,
+        s0: &Tensor,
+        s1: &Tensor,
+        mixing: &Mixing,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let weights = mixing.of_operations()?;
+        let edges = mixing.edges.as_ref().filter(|_| self.ratio.is_partial());
+        self.fused.forward(s0, s1, Some((&weights, edges)), pass)
     }
 
     fn forward(
@@ -159,10 +207,7 @@ impl SearchCell {
         let prepare =
             |x: &Tensor, index| SearchState::new(x, self.ratio, self.spec.stride_from(index));
         let mut states = vec![prepare(&s0, 0)?, prepare(&s1, 1)?];
-        let weights = match &mixing.edges {
-            Some(edges) => mixing.operations.broadcast_mul(&edges.unsqueeze(1)?)?,
-            None => mixing.operations.clone(),
-        };
+        let weights = mixing.of_operations()?;
         let n_nodes = self.space.n_nodes();
         let mut nodes = Vec::with_capacity(n_nodes);
         for node in 2..2 + n_nodes {
@@ -260,11 +305,25 @@ impl Supernet {
             candle_core::bail!("supernet: partial channels need edge normalisation (beta)");
         }
         let (mut s0, mut s1) = self.stem.forward(x, pass)?;
+        let is_fused = FusedCell::can_run(x, pass);
+        if is_fused {
+            (s0, s1) = to_planes_both(&s0, &s1)?;
+        }
         for cell in &self.cells {
-            let out = cell.forward(&s0, &s1, &mixing[cell.spec.kind.index()], pass)?;
+            let mixing = &mixing[cell.spec.kind.index()];
+            let out = if is_fused {
+                cell.forward_fused(&s0, &s1, mixing, pass)?
+            } else {
+                cell.forward(&s0, &s1, mixing, pass)?
+            };
             (s0, s1) = (s1, out);
         }
-        self.classifier.forward(&global_average_pool(&s1)?, pass)
+        let pooled = if is_fused {
+            planes_average_pool(&s1)?
+        } else {
+            global_average_pool(&s1)?
+        };
+        self.classifier.forward(&pooled, pass)
     }
 }
 

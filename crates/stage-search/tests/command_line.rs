@@ -9,7 +9,7 @@ use artifact::{
     Digest, FloatTensor, KeyParts, LatencyModelArtifact, ModelCard, SearchResult, Store,
     Validation, stage,
 };
-use latency::{LatencyModel as _, Ridge};
+use latency::Ridge;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::Value;

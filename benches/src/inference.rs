@@ -1,0 +1,55 @@
+//! Inferences of a derived network.
+
+use anyhow::Result;
+use candle_core::Device;
+use clap::Args;
+use measure::Protocol;
+use runtime::{Executor, Prepared};
+use serde_json::json;
+
+use crate::Size;
+
+/// Command line of `inference`.
+#[derive(Args)]
+pub(crate) struct InferenceArgs {
+    /// A published name, or a file
+    #[arg(long, value_name = "NAME|FILE", default_value = "PC_DARTS_cifar")]
+    genotype: String,
+    #[command(flatten)]
+    size: Size,
+    /// Inferences that do not count
+    #[arg(long, default_value_t = 3)]
+    warmup: u32,
+    /// Inferences that count
+    #[arg(long, default_value_t = 20)]
+    repeats: u32,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the inferences and prints what they took.
+pub(crate) fn run(args: &InferenceArgs) -> Result<()> {
+    let genotype = artifact::genotype_from_arg(&args.genotype)?;
+    let prepared = Prepared::network(&args.size.spec()?, &genotype, args.size.batch, &Device::Cpu)?;
+    let protocol = Protocol {
+        n_warmup: args.warmup,
+        n_repeats: args.repeats,
+    };
+    let timing = Executor::new(args.size.threads)?
+        .install(|| measure::time(&protocol, || prepared.run().map(drop)))?;
+    let [median, p10, p90] = [
+        timing.median_millis(),
+        timing.p10_millis(),
+        timing.p90_millis(),
+    ];
+    if args.json {
+        println!(
+            "{}",
+            json!({"median_millis": median, "p10_millis": p10, "p90_millis": p90})
+        );
+    } else {
+        println!("median {median:.3} ms, p10 {p10:.3} ms, p90 {p90:.3} ms");
+    }
+    Ok(())
+}

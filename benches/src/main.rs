@@ -1,0 +1,91 @@
+//! Times training steps and inferences of whole networks on random images.
+//!
+//! `cargo xtask bench` starts it; `cargo xtask bench peers` sets its numbers beside PyTorch's.
+
+mod inference;
+mod step;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Buffers of one step are those of the next, as in the stages.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(
+    name = "bench",
+    version,
+    about = "Times training steps and inferences of whole networks"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Steps of a search or of a training: one alpha step and one weight step in turn
+    Step(step::StepArgs),
+    /// Inferences of a derived network
+    Inference(inference::InferenceArgs),
+}
+
+/// The size of the network and of its input.
+#[derive(Args)]
+struct Size {
+    /// Channels of the first cell
+    #[arg(long, default_value_t = 16)]
+    channels: usize,
+    /// Cells
+    #[arg(long, default_value_t = 8)]
+    layers: usize,
+    /// Images of one call
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Height and width of the images, in pixels
+    #[arg(long, default_value_t = 32)]
+    image_size: usize,
+    /// Threads of everything
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+}
+
+impl Size {
+    /// RGB images, ten classes, CIFAR's stem.
+    fn spec(&self) -> anyhow::Result<space::NetworkSpec> {
+        let spec = space::NetworkSpec {
+            n_layers: self.layers,
+            init_channels: self.channels,
+            image_size: self.image_size,
+            ..space::NetworkSpec::cifar10()
+        };
+        spec.validate()?;
+        anyhow::ensure!(self.batch > 0, "--batch must be at least 1");
+        Ok(spec)
+    }
+}
+
+/// The quantile q of times, interpolated between its neighbours; 0 of none.
+fn quantile(times: &[f64], q: f64) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let Some(last) = sorted.len().checked_sub(1) else {
+        return 0.0;
+    };
+    let position = q * last as f64;
+    let (below, above) = (
+        sorted[position.floor() as usize],
+        sorted[position.ceil() as usize],
+    );
+    below + (above - below) * position.fract()
+}
+
+fn main() -> anyhow::Result<()> {
+    // candle's own threads spin while they wait; as in the stages, there is one pool, rayon's.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    match Cli::parse().command {
+        Command::Step(args) => step::run(&args),
+        Command::Inference(args) => inference::run(&args),
+    }
+}

@@ -1,0 +1,182 @@
+//! Training steps.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use clap::{Args, ValueEnum};
+use nn::loss::{cross_entropy, scalar};
+use nn::optimizer::{Adam, Gradients, Sgd};
+use nn::parameters::Builder;
+use nn::{Architecture, ChannelRatio, DerivedNet, Pass, Rng, Supernet};
+use rand_chacha::rand_core::SeedableRng;
+use serde_json::json;
+use space::{CellKind, Genotype, SearchSpace};
+
+use crate::{Size, quantile};
+
+/// Command line of `step`.
+#[derive(Args)]
+pub(crate) struct StepArgs {
+    /// What is trained
+    #[arg(long, value_enum)]
+    network: Network,
+    #[command(flatten)]
+    size: Size,
+    /// Steps that do not count
+    #[arg(long, default_value_t = 1)]
+    warmup: usize,
+    /// Steps that count
+    #[arg(long, default_value_t = 5)]
+    steps: usize,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is trained.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Network {
+    /// The supernet with partial channels, K = 4
+    PcDarts,
+    /// The supernet of all channels
+    Darts,
+    /// The network of PC_DARTS_cifar; it has no alpha step
+    Derived,
+}
+
+/// Runs the steps and prints what they took.
+pub(crate) fn run(args: &StepArgs) -> Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(args.size.threads.max(1))
+        .build()?;
+    let Times { alpha, weight } = pool.install(|| match args.network {
+        Network::Derived => derived(args),
+        Network::PcDarts => supernet(args, 4),
+        Network::Darts => supernet(args, 1),
+    })?;
+    let peak_rss_bytes = measure::peak_rss_bytes().unwrap_or(0);
+    let (alpha_secs, weight_secs) = (quantile(&alpha, 0.5), quantile(&weight, 0.5));
+    if args.json {
+        let answer = json!({
+            "alpha_step_secs": alpha_secs,
+            "weight_step_secs": weight_secs,
+            "peak_rss_bytes": peak_rss_bytes,
+            "n_steps": args.steps,
+            "raw": {"alpha_step_secs": alpha, "weight_step_secs": weight},
+        });
+        println!("{answer}");
+    } else {
+        println!("alpha step   {alpha_secs:.4} s");
+        println!("weight step  {weight_secs:.4} s");
+        println!("peak memory  {} MiB", peak_rss_bytes >> 20);
+    }
+    Ok(())
+}
+
+/// What the steps that count took, in seconds.
+#[derive(Default)]
+struct Times {
+    alpha: Vec<f64>,
+    weight: Vec<f64>,
+}
+
+/// Random images `[n, 3, s, s]` and labels.
+fn batch(size: &Size, rng: &mut Rng) -> Result<(Tensor, Tensor)> {
+    use rand_chacha::rand_core::Rng as _;
+    let shape = (size.batch, 3, size.image_size, size.image_size);
+    let n = size.batch * 3 * size.image_size * size.image_size;
+    let x: Vec<f32> = (0..n)
+        .map(|_| 4.0 * (rng.next_u32() as f32 / u32::MAX as f32) - 2.0)
+        .collect();
+    let y: Vec<u32> = (0..size.batch).map(|_| rng.next_u32() % 10).collect();
+    Ok((
+        Tensor::from_vec(x, shape, &Device::Cpu)?,
+        Tensor::from_vec(y, size.batch, &Device::Cpu)?,
+    ))
+}
+
+fn secs_of(step: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    step()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn supernet(args: &StepArgs, k: usize) -> Result<Times> {
+    let (space, ratio) = (
+        SearchSpace::darts(),
+        ChannelRatio::new(k).context("K is 0")?,
+    );
+    let mut rng = Rng::seed_from_u64(0);
+    let (x, y) = batch(&args.size, &mut rng)?;
+    let network = Supernet::new(
+        &Builder::new(&Device::Cpu, DType::F32, &mut rng),
+        space,
+        &args.size.spec()?,
+        ratio,
+    )?;
+    let architecture = Architecture::new(
+        space,
+        ratio.is_partial(),
+        &Device::Cpu,
+        DType::F32,
+        &mut rng,
+    )?;
+    let mut sgd = Sgd::new(0.9, 3e-4);
+    let mut adam = Adam::new(3e-4, (0.5, 0.999), 1e-3);
+    let mixing = |tracked| -> Result<_> {
+        let [normal, reduction] = CellKind::ALL.map(|kind| architecture.mixing(kind, tracked));
+        Ok([normal?, reduction?])
+    };
+    let mut alpha_step = || {
+        let logits = network.forward(&x, &mixing(true)?, &Pass::architecture_step())?;
+        let loss = cross_entropy(&logits, &y, 0.0)?;
+        let gradients = Gradients::collect(architecture.parameters(), &mut loss.backward()?);
+        adam.step(architecture.parameters(), &gradients, 1.0)?;
+        scalar(&loss)?;
+        Ok(())
+    };
+    let mut weight_step = || {
+        let logits = network.forward(&x, &mixing(false)?, &Pass::training())?;
+        let loss = cross_entropy(&logits, &y, 0.0)?;
+        let gradients = Gradients::collect(network.parameters(), &mut loss.backward()?);
+        let (factor, _) = gradients.clip_factor(5.0)?;
+        sgd.step(network.parameters(), &gradients, 0.025, factor)?;
+        scalar(&loss)?;
+        Ok(())
+    };
+    let mut times = Times::default();
+    for index in 0..args.warmup + args.steps {
+        let (alpha, weight) = (secs_of(&mut alpha_step)?, secs_of(&mut weight_step)?);
+        if index >= args.warmup {
+            times.alpha.push(alpha);
+            times.weight.push(weight);
+        }
+    }
+    Ok(times)
+}
+
+fn derived(args: &StepArgs) -> Result<Times> {
+    let genotype = Genotype::named("PC_DARTS_cifar").context("a published genotype")?;
+    let mut rng = Rng::seed_from_u64(0);
+    let (x, y) = batch(&args.size, &mut rng)?;
+    let builder = Builder::new(&Device::Cpu, DType::F32, &mut rng);
+    let network = DerivedNet::new(&builder, &args.size.spec()?, &genotype, false)?;
+    let mut sgd = Sgd::new(0.9, 3e-4);
+    let mut step = || {
+        let loss = cross_entropy(&network.forward(&x, &Pass::training())?.main, &y, 0.0)?;
+        let gradients = Gradients::collect(network.parameters(), &mut loss.backward()?);
+        let (factor, _) = gradients.clip_factor(5.0)?;
+        sgd.step(network.parameters(), &gradients, 0.025, factor)?;
+        scalar(&loss)?;
+        Ok(())
+    };
+    let mut times = Times::default();
+    for index in 0..args.warmup + args.steps {
+        let secs = secs_of(&mut step)?;
+        if index >= args.warmup {
+            times.weight.push(secs);
+        }
+    }
+    Ok(times)
+}

@@ -1,0 +1,341 @@
+//! Elementwise work on planes: weighted sums, scalar products, masks, moments.
+
+use multiversion::multiversion;
+
+use super::{Moments, PIECE, for_each, pieces_mut};
+use crate::Element;
+
+/// Numbers that are worked on at a time, in registers.
+const BLOCK: usize = 32;
+
+/// Partial sums of a scalar product.
+const LANES: usize = 16;
+
+/// A summand of a weighted sum: `factor * (plane - mean)`. Subtracted first, a mean costs no digits.
+#[derive(Debug, Clone, Copy)]
+pub struct Term<'a, T> {
+    /// The factor.
+    pub factor: T,
+    /// What is subtracted from the plane.
+    pub mean: T,
+    /// The plane.
+    pub plane: &'a [T],
+}
+
+impl<'a, T: Element> Term<'a, T> {
+    /// A plane as it is, times a factor.
+    pub fn new(factor: T, plane: &'a [T]) -> Self {
+        Self {
+            factor,
+            mean: T::zero(),
+            plane,
+        }
+    }
+}
+
+/// `planes[i] = bias[i] + Σ factor * (plane - mean)` over the terms of each, in one pass.
+pub fn combine<T: Element>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
+    run::<T, false>(planes, terms, bias);
+}
+
+/// `planes[i] += bias[i] + Σ factor * (plane - mean)`.
+pub fn accumulate<T: Element>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
+    run::<T, true>(planes, terms, bias);
+}
+
+fn run<T: Element, const ADD: bool>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
+    assert_eq!([terms.len(), bias.len()], [planes.len(); 2]);
+    let items = planes
+        .into_iter()
+        .enumerate()
+        .flat_map(|(channel, plane)| {
+            plane
+                .chunks_mut(PIECE)
+                .enumerate()
+                .map(move |(index, part)| (channel, index * PIECE, part))
+        })
+        .collect();
+    for_each(
+        items,
+        || (),
+        |(), _, (channel, start, part)| {
+            let (terms, bias) = (&terms[channel], bias[channel]);
+            weighted_sum::<T, ADD>(part, terms, start, bias);
+        },
+    );
+}
+
+#[multiversion(targets = "simd")]
+fn weighted_sum<T: Element, const ADD: bool>(
+    y: &mut [T],
+    terms: &[Term<'_, T>],
+    start: usize,
+    bias: T,
+) {
+    let len = y.len();
+    let (blocks, rest) = y.as_chunks_mut::<BLOCK>();
+    for (index, block) in blocks.iter_mut().enumerate() {
+        let at = start + index * BLOCK;
+        let mut sums = if ADD { *block } else { [T::zero(); BLOCK] };
+        sums.iter_mut().for_each(|sum| *sum += bias);
+        for &Term {
+            factor,
+            mean,
+            plane,
+        } in terms
+        {
+            let source: &[T; BLOCK] = plane[at..at + BLOCK].try_into().expect("a block");
+            for (sum, &x) in sums.iter_mut().zip(source) {
+                *sum += factor * (x - mean);
+            }
+        }
+        *block = sums;
+    }
+    let at = start + len - rest.len();
+    for (index, y) in rest.iter_mut().enumerate() {
+        let mut sum = if ADD { *y } else { T::zero() };
+        sum += bias;
+        for term in terms {
+            sum += term.factor * (term.plane[at + index] - term.mean);
+        }
+        *y = sum;
+    }
+}
+
+/// For each plane of `grads`, its sum and its scalar product with each of its `sources`.
+pub fn dots<T: Element>(grads: &[&[T]], sources: &[Vec<&[T]>]) -> Vec<(f64, Vec<f64>)> {
+    assert_eq!(grads.len(), sources.len());
+    let mut answers: Vec<Vec<(f64, Vec<f64>)>> = grads
+        .iter()
+        .map(|grad| vec![Default::default(); grad.len().div_ceil(PIECE)])
+        .collect();
+    let items = answers
+        .iter_mut()
+        .enumerate()
+        .flat_map(|(channel, parts)| {
+            parts
+                .iter_mut()
+                .enumerate()
+                .map(move |(index, part)| (channel, index * PIECE, part))
+        })
+        .collect();
+    for_each(
+        items,
+        || (),
+        |(), _, (channel, start, part): (usize, usize, &mut (f64, Vec<f64>))| {
+            let end = grads[channel].len().min(start + PIECE);
+            let grad = &grads[channel][start..end];
+            part.0 = sum_of(grad);
+            part.1 = sources[channel]
+                .iter()
+                .map(|source| dot(grad, &source[start..end]))
+                .collect();
+        },
+    );
+    answers
+        .into_iter()
+        .zip(sources)
+        .map(|(parts, sources)| {
+            let mut products = vec![0.0; sources.len()];
+            let mut sum = 0.0;
+            for (part_sum, part_products) in parts {
+                sum += part_sum;
+                for (product, part) in products.iter_mut().zip(part_products) {
+                    *product += part;
+                }
+            }
+            (sum, products)
+        })
+        .collect()
+}
+
+#[multiversion(targets = "simd")]
+fn dot<T: Element>(a: &[T], b: &[T]) -> f64 {
+    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    let mut lanes = [[T::zero(); LANES]; 4];
+    for (a, b) in a_blocks.chunks(4).zip(b_blocks.chunks(4)) {
+        for ((lanes, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+                *lane += a * b;
+            }
+        }
+    }
+    let rest: f64 = a_rest
+        .iter()
+        .zip(b_rest)
+        .map(|(&a, &b)| (a * b).to_f64())
+        .sum();
+    lanes
+        .iter()
+        .flatten()
+        .map(|lane| lane.to_f64())
+        .sum::<f64>()
+        + rest
+}
+
+#[multiversion(targets = "simd")]
+fn sum_of<T: Element>(a: &[T]) -> f64 {
+    let (blocks, rest) = a.as_chunks::<LANES>();
+    let mut lanes = [T::zero(); LANES];
+    for block in blocks {
+        for (lane, &x) in lanes.iter_mut().zip(block) {
+            *lane += x;
+        }
+    }
+    let rest: f64 = rest.iter().map(|x| x.to_f64()).sum();
+    lanes.iter().map(|lane| lane.to_f64()).sum::<f64>() + rest
+}
+
+/// What is done to a plane before its ReLU: `factor * (x - mean) + bias`.
+#[derive(Debug, Clone, Copy)]
+pub struct Affine<T> {
+    /// What is subtracted.
+    pub mean: T,
+    /// What that is multiplied by.
+    pub factor: T,
+    /// What is added.
+    pub bias: T,
+}
+
+impl Affine<f64> {
+    /// Nothing is done.
+    pub const fn identity() -> Self {
+        Self {
+            mean: 0.0,
+            factor: 1.0,
+            bias: 0.0,
+        }
+    }
+
+    /// The same in another precision.
+    pub fn cast<T: Element>(&self) -> Affine<T> {
+        Affine {
+            mean: T::from_f64(self.mean),
+            factor: T::from_f64(self.factor),
+            bias: T::from_f64(self.bias),
+        }
+    }
+}
+
+/// `y = max(factor * (x - mean) + bias, 0)` per plane: batch normalisation and ReLU.
+pub fn activate<T: Element>(planes: Vec<&mut [T]>, x: &[&[T]], affine: &[Affine<T>]) {
+    let items = pieces_mut(planes, PIECE);
+    for_each(
+        items,
+        || (),
+        |(), index, parts| {
+            for ((part, x), &affine) in parts.into_iter().zip(x).zip(affine) {
+                let start = index * PIECE;
+                let x = &x[start..start + part.len()];
+                activate_part(part, x, affine);
+            }
+        },
+    );
+}
+
+#[multiversion(targets = "simd")]
+fn activate_part<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>) {
+    let Affine { mean, factor, bias } = affine;
+    for (y, &x) in y.iter_mut().zip(x) {
+        let value = factor * (x - mean) + bias;
+        *y = if value > T::zero() { value } else { T::zero() };
+    }
+}
+
+/// `grads = x > 0 ? grads : 0`, the gradient of a ReLU whose output (or input) is `x`.
+pub fn mask<T: Element>(grads: Vec<&mut [T]>, x: &[&[T]]) {
+    let items = pieces_mut(grads, PIECE);
+    for_each(
+        items,
+        || (),
+        |(), index, parts| {
+            for (part, x) in parts.into_iter().zip(x) {
+                let start = index * PIECE;
+                let x = &x[start..start + part.len()];
+                mask_part(part, x);
+            }
+        },
+    );
+}
+
+#[multiversion(targets = "simd")]
+fn mask_part<T: Element>(grad: &mut [T], x: &[T]) {
+    for (grad, &x) in grad.iter_mut().zip(x) {
+        *grad = if x > T::zero() { *grad } else { T::zero() };
+    }
+}
+
+/// Mean and variance of each plane.
+pub fn moments<T: Element>(planes: &[&[T]]) -> Vec<Moments> {
+    let mut parts: Vec<Vec<PartMoments>> = planes
+        .iter()
+        .map(|plane| vec![PartMoments::default(); plane.len().div_ceil(PIECE)])
+        .collect();
+    let items = planes
+        .iter()
+        .zip(&mut parts)
+        .flat_map(|(plane, parts)| plane.chunks(PIECE).zip(parts))
+        .collect();
+    for_each(
+        items,
+        || (),
+        |(), _, (part, moments)| *moments = PartMoments::of(part),
+    );
+    parts
+        .into_iter()
+        .map(|parts| PartMoments::merge(&parts))
+        .collect()
+}
+
+/// Number, mean and sum of squared deviations of some numbers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct PartMoments {
+    n: f64,
+    mean: f64,
+    squares: f64,
+}
+
+impl PartMoments {
+    /// Of a piece that is in the cache: two passes.
+    pub(super) fn of<T: Element>(part: &[T]) -> Self {
+        let n = part.len() as f64;
+        let mean = sum_of(part) / n.max(1.0);
+        Self {
+            n,
+            mean,
+            squares: deviation(part, T::from_f64(mean)),
+        }
+    }
+
+    /// Of all pieces together (Chan et al.), in their order.
+    pub(super) fn merge(parts: &[Self]) -> Moments {
+        let mut all = Self::default();
+        for part in parts.iter().filter(|part| part.n > 0.0) {
+            let n = all.n + part.n;
+            let delta = part.mean - all.mean;
+            all.mean += delta * part.n / n;
+            all.squares += part.squares + delta * delta * all.n * part.n / n;
+            all.n = n;
+        }
+        Moments {
+            mean: all.mean,
+            var: all.squares / all.n.max(1.0),
+        }
+    }
+}
+
+/// Σ (x - mean)².
+#[multiversion(targets = "simd")]
+fn deviation<T: Element>(part: &[T], mean: T) -> f64 {
+    let (blocks, rest) = part.as_chunks::<LANES>();
+    let mut lanes = [T::zero(); LANES];
+    for block in blocks {
+        for (lane, &x) in lanes.iter_mut().zip(block) {
+            let delta = x - mean;
+            *lane += delta * delta;
+        }
+    }
+    let rest: f64 = rest.iter().map(|&x| (x - mean).to_f64().powi(2)).sum();
+    lanes.iter().map(|lane| lane.to_f64()).sum::<f64>() + rest
+}

@@ -1,0 +1,274 @@
+//! Pointwise convolutions of planes, with the batch normalisation behind them.
+
+use super::combine::PartMoments;
+use super::product::{add_outer, product};
+use multiversion::multiversion;
+
+use super::{Buffer, Moments, PIECE, for_each, pieces_mut};
+use crate::Element;
+
+/// The gradient of what a batch normalisation reads, from the gradient of what it gives: per channel
+/// `factors[0] * grad + factors[1] * (raw - factors[3]) + factors[2]`. It is never stored; whoever needs it computes it.
+#[derive(Debug, Clone)]
+pub struct NormGrad<'a, T> {
+    grads: Vec<&'a [T]>,
+    raw: Vec<&'a [T]>,
+    factors: Vec<[T; 4]>,
+}
+
+impl<'a, T: Element> NormGrad<'a, T> {
+    /// `grads`: of `weight * normalised`; `raw`: what was normalised, by `moments` (with `eps`); `sums`: of each
+    /// gradient, and its scalar product with `raw`; `weights`: by what each normalised channel was multiplied.
+    pub fn new(
+        grads: Vec<&'a [T]>,
+        raw: Vec<&'a [T]>,
+        moments: &[Moments],
+        eps: f64,
+        sums: &[[f64; 2]],
+        weights: &[f64],
+    ) -> Self {
+        let factors = moments
+            .iter()
+            .zip(sums)
+            .zip(weights)
+            .zip(&raw)
+            .map(|(((moments, &[sum, product]), weight), raw)| {
+                let inv_std = moments.inv_std(eps);
+                let n = raw.len().max(1) as f64;
+                let mean_grad = sum / n;
+                let mean_product = inv_std * (product - moments.mean * sum) / n;
+                let outer = weight * inv_std;
+                [
+                    outer,
+                    -outer * inv_std * mean_product,
+                    -outer * mean_grad,
+                    moments.mean,
+                ]
+                .map(T::from_f64)
+            })
+            .collect();
+        Self {
+            grads,
+            raw,
+            factors,
+        }
+    }
+
+    /// Number of channels.
+    pub(super) fn len(&self) -> usize {
+        self.factors.len()
+    }
+
+    /// Some of the channels.
+    pub fn channels(&self, range: std::ops::Range<usize>) -> Self {
+        Self {
+            grads: self.grads[range.clone()].to_vec(),
+            raw: self.raw[range.clone()].to_vec(),
+            factors: self.factors[range].to_vec(),
+        }
+    }
+
+    /// Numbers of a plane.
+    pub fn plane_len(&self) -> usize {
+        self.raw.first().map_or(0, |raw| raw.len())
+    }
+
+    /// The gradient from `start` on, channel by channel, each as long as `len`.
+    pub(super) fn fill(&self, start: usize, len: usize, parts: &mut [T]) {
+        for (channel, part) in parts.chunks_mut(len.max(1)).enumerate().take(self.len()) {
+            let (grad, raw) = (
+                &self.grads[channel][start..start + len],
+                &self.raw[channel][start..start + len],
+            );
+            affine::<T, false>(part, grad, raw, self.factors[channel]);
+        }
+    }
+
+    /// Adds the gradient to planes.
+    pub fn add_to(&self, planes: Vec<&mut [T]>) {
+        let items = pieces_mut(planes, PIECE);
+        for_each(
+            items,
+            || (),
+            |(), index, parts| {
+                for (channel, part) in parts.into_iter().enumerate() {
+                    let range = index * PIECE..index * PIECE + part.len();
+                    let (grad, raw) = (
+                        &self.grads[channel][range.clone()],
+                        &self.raw[channel][range],
+                    );
+                    affine::<T, true>(part, grad, raw, self.factors[channel]);
+                }
+            },
+        );
+    }
+}
+
+/// `y (+)= a * grad + b * (raw - mean) + c`.
+#[multiversion(targets = "simd")]
+fn affine<T: Element, const ADD: bool>(
+    y: &mut [T],
+    grad: &[T],
+    raw: &[T],
+    [a, b, c, mean]: [T; 4],
+) {
+    for ((y, &grad), &raw) in y.iter_mut().zip(grad).zip(raw) {
+        let value = a * grad + b * (raw - mean) + c;
+        *y = if ADD { *y + value } else { value };
+    }
+}
+
+/// `z = max(x, 0)`.
+#[multiversion(targets = "simd")]
+fn rectify<T: Element>(z: &mut [T], x: &[T]) {
+    for (z, &x) in z.iter_mut().zip(x) {
+        *z = if x > T::zero() { x } else { T::zero() };
+    }
+}
+
+/// `grad += x > 0 ? product : 0`.
+#[multiversion(targets = "simd")]
+fn add_where_positive<T: Element>(grad: &mut [T], product: &[T], x: &[T]) {
+    for ((grad, &product), &x) in grad.iter_mut().zip(product).zip(x) {
+        *grad += if x > T::zero() { product } else { T::zero() };
+    }
+}
+
+/// `grad += product`.
+#[multiversion(targets = "simd")]
+fn add<T: Element>(grad: &mut [T], product: &[T]) {
+    for (grad, &product) in grad.iter_mut().zip(product) {
+        *grad += product;
+    }
+}
+
+/// The length of pieces of `n_channels` planes that stay in the second-level cache.
+fn piece_len(n_channels: usize) -> usize {
+    (PIECE * 8 / n_channels.max(1)).clamp(256, PIECE)
+}
+
+/// `y[o] = Σ w[o, c] act(x[c])`, act: ReLU if `activates`; and the moments of each `y`.
+pub fn pointwise_forward<T: Element>(
+    x: &[&[T]],
+    activates: bool,
+    w: &[T],
+    y: Vec<&mut [T]>,
+) -> Vec<Moments> {
+    let (n_in, n_out, len) = (x.len(), y.len(), piece_len(x.len()));
+    assert_eq!(w.len(), n_in * n_out);
+    let pieces = pieces_mut(y, len);
+    let mut moments = vec![vec![PartMoments::default(); n_out]; pieces.len()];
+    let items = pieces.into_iter().zip(&mut moments).collect();
+    for_each(
+        items,
+        || Buffer::<T>::any(n_in * len),
+        |scratch, index, (mut y, moments)| {
+            let part = y.first().map_or(0, |y| y.len());
+            let x = read(x, activates, index * len, part, scratch);
+            product(&mut y, &x, w, [n_in, 1]);
+            for (moments, y) in moments.iter_mut().zip(&y) {
+                *moments = PartMoments::of(y);
+            }
+        },
+    );
+    merge(&moments, n_out)
+}
+
+/// Pieces of the inputs from `start` on, through the ReLU if there is one.
+fn read<'a, T: Element>(
+    x: &[&'a [T]],
+    activates: bool,
+    start: usize,
+    len: usize,
+    scratch: &'a mut [T],
+) -> Vec<&'a [T]> {
+    if !activates {
+        return x.iter().map(|x| &x[start..start + len]).collect();
+    }
+    for (z, x) in scratch.chunks_mut(len.max(1)).zip(x) {
+        rectify(z, &x[start..start + len]);
+    }
+    let scratch: &'a [T] = scratch;
+    scratch.chunks(len.max(1)).take(x.len()).collect()
+}
+
+/// The moments of each channel from those of its pieces.
+pub(super) fn merge(pieces: &[Vec<PartMoments>], n_channels: usize) -> Vec<Moments> {
+    (0..n_channels)
+        .map(|channel| {
+            let parts: Vec<PartMoments> = pieces.iter().map(|piece| piece[channel]).collect();
+            PartMoments::merge(&parts)
+        })
+        .collect()
+}
+
+/// What [`pointwise_backward`] is to compute.
+pub struct PointwiseGrads<'a, T> {
+    /// Planes of the input's gradient, to which it is added.
+    pub x: Option<Vec<&'a mut [T]>>,
+    /// Whether the gradient of the weights is wanted.
+    pub w: bool,
+}
+
+/// The gradients of [`pointwise_forward`] and the batch normalisation behind it; that of `w` is returned.
+pub fn pointwise_backward<T: Element>(
+    x: &[&[T]],
+    activates: bool,
+    w: &[T],
+    grad_y: &NormGrad<'_, T>,
+    grads: PointwiseGrads<'_, T>,
+) -> Option<Vec<f64>> {
+    let (n_in, n_out) = (x.len(), grad_y.len());
+    let len = piece_len(n_in.max(n_out));
+    let plane_len = grad_y.plane_len();
+    let n_pieces = plane_len.div_ceil(len);
+    let grad_x: Vec<Option<Vec<&mut [T]>>> = match grads.x {
+        Some(planes) => pieces_mut(planes, len).into_iter().map(Some).collect(),
+        None => (0..n_pieces).map(|_| None).collect(),
+    };
+    let mut grad_w = vec![vec![0.0; if grads.w { w.len() } else { 0 }]; n_pieces];
+    let items = grad_x.into_iter().zip(&mut grad_w).collect();
+    for_each(
+        items,
+        || {
+            (
+                Buffer::<T>::any(n_out * len),
+                Buffer::<T>::any(n_in * len),
+                Buffer::<T>::any(n_in * len),
+            )
+        },
+        |(y, activated, products), index, (grad_x, grad_w)| {
+            let start = index * len;
+            let part = len.min(plane_len - start);
+            grad_y.fill(start, part, y);
+            let y: Vec<&[T]> = y.chunks(part).take(n_out).collect();
+            if !grad_w.is_empty() {
+                let x = read(x, activates, start, part, activated);
+                add_outer(grad_w, &y, &x);
+            }
+            if let Some(grad_x) = grad_x {
+                let mut rows: Vec<&mut [T]> = products.chunks_mut(part).take(n_in).collect();
+                product(&mut rows, &y, w, [1, n_in]);
+                for ((grad_x, row), x) in grad_x.into_iter().zip(rows).zip(x) {
+                    if activates {
+                        add_where_positive(grad_x, row, &x[start..start + part]);
+                    } else {
+                        add(grad_x, row);
+                    }
+                }
+            }
+        },
+    );
+    grads.w.then(|| sum(&grad_w, w.len()))
+}
+
+/// The sum of partial sums, in their order.
+pub(super) fn sum(parts: &[Vec<f64>], len: usize) -> Vec<f64> {
+    let mut total = vec![0.0; len];
+    for part in parts {
+        for (total, part) in total.iter_mut().zip(part) {
+            *total += part;
+        }
+    }
+    total
+}

@@ -1,0 +1,238 @@
+//! Maximum pooling and subsampling of planes.
+
+use multiversion::multiversion;
+
+use super::{Grid, Stencil, for_each};
+use crate::{Element, Window};
+
+/// Numbers that are worked on at a time.
+const BLOCK: usize = 64;
+
+/// Maximum pooling of planes of `n` images. The gradient goes to the first maximum of a window, in
+/// row-major order.
+#[derive(Debug, Clone)]
+pub struct MaxPool {
+    window: Window,
+    output: Grid,
+}
+
+impl MaxPool {
+    /// Prepares a window for planes of `n` images.
+    pub fn new(window: Window, n: usize) -> Self {
+        let [h, w] = window.output();
+        Self {
+            window,
+            output: Grid { h, w, n },
+        }
+    }
+
+    /// Windows of 2x2 pixels side by side; at an odd size the last row and column pool alone.
+    pub fn halving(input: Grid) -> Self {
+        Self {
+            window: Window {
+                input: [input.h, input.w],
+                kernel: [2, 2],
+                padding: 0,
+                stride: 2,
+                dilation: 1,
+            },
+            output: input.halved(),
+        }
+    }
+
+    /// The size of an output plane.
+    pub fn output(&self) -> Grid {
+        self.output
+    }
+
+    /// For an output pixel, the input pixels of its window, in row-major order.
+    fn sources(&self, row: usize, column: usize) -> impl Iterator<Item = usize> + use<> {
+        let Window {
+            input: [h, w],
+            kernel: [n_u, n_v],
+            padding,
+            stride,
+            dilation,
+        } = self.window;
+        let at = move |out: usize, tap: usize, size: usize| {
+            (out * stride + tap * dilation)
+                .checked_sub(padding)
+                .filter(|&at| at < size)
+        };
+        (0..n_u).flat_map(move |u| {
+            (0..n_v).filter_map(move |v| Some(at(row, u, h)? * w + at(column, v, w)?))
+        })
+    }
+
+    /// The maxima of each window of each plane.
+    pub fn forward<T: Element>(&self, x: &[&[T]], y: Vec<&mut [T]>) {
+        let Grid { w, n, .. } = self.output();
+        let items = y
+            .into_iter()
+            .zip(x)
+            .flat_map(|(y, x)| {
+                y.chunks_mut((w * n).max(1))
+                    .enumerate()
+                    .map(move |(row, y)| (*x, row, y))
+            })
+            .collect();
+        for_each(items, Vec::new, |offsets, _, (x, row, y): (&[T], _, _)| {
+            for (column, y) in y.chunks_mut(n.max(1)).enumerate() {
+                offsets.clear();
+                offsets.extend(self.sources(row, column).map(|pixel| pixel * n));
+                maximum(x, offsets, y);
+            }
+        });
+    }
+
+    /// Adds the gradient of each window to its first maximum.
+    pub fn add_backward<T: Element>(
+        &self,
+        x: &[&[T]],
+        y: &[&[T]],
+        grad_y: &[&[T]],
+        grad_x: Vec<&mut [T]>,
+    ) {
+        let Grid { h, w, n } = self.output();
+        let items = grad_x
+            .into_iter()
+            .zip(x)
+            .zip(y.iter().zip(grad_y))
+            .collect();
+        for_each(
+            items,
+            Vec::new,
+            |offsets, _, ((grad_x, x), (y, grad_y)): ((&mut [T], &&[T]), (&&[T], &&[T]))| {
+                for (row, column) in (0..h).flat_map(|row| (0..w).map(move |col| (row, col))) {
+                    offsets.clear();
+                    offsets.extend(self.sources(row, column).map(|pixel| pixel * n));
+                    let at = (row * w + column) * n;
+                    give_to_first(x, &y[at..][..n], &grad_y[at..][..n], offsets, grad_x);
+                }
+            },
+        );
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn maximum<T: Element>(x: &[T], offsets: &[usize], y: &mut [T]) {
+    let len = y.len();
+    let (blocks, rest) = y.as_chunks_mut::<BLOCK>();
+    for (index, block) in blocks.iter_mut().enumerate() {
+        let at = index * BLOCK;
+        let mut maxima = [T::NEG_INFINITY; BLOCK];
+        for offset in offsets {
+            let source: &[T; BLOCK] = x[offset + at..][..BLOCK].try_into().expect("a block");
+            for (max, &x) in maxima.iter_mut().zip(source) {
+                *max = if x > *max { x } else { *max };
+            }
+        }
+        *block = maxima;
+    }
+    let at = len - rest.len();
+    rest.fill(T::NEG_INFINITY);
+    for offset in offsets {
+        for (max, &x) in rest.iter_mut().zip(&x[offset + at..]) {
+            *max = if x > *max { x } else { *max };
+        }
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn give_to_first<T: Element>(x: &[T], y: &[T], grad_y: &[T], offsets: &[usize], grad_x: &mut [T]) {
+    let mut at = 0;
+    while at < y.len() {
+        let len = BLOCK.min(y.len() - at);
+        let (y, grad_y) = (&y[at..][..len], &grad_y[at..][..len]);
+        // What has not been given away yet.
+        let mut left = [T::zero(); BLOCK];
+        left[..len].copy_from_slice(grad_y);
+        for offset in offsets {
+            let x = &x[offset + at..][..len];
+            let grad_x = &mut grad_x[offset + at..][..len];
+            for (((grad_x, left), &x), &y) in grad_x.iter_mut().zip(&mut left).zip(x).zip(y) {
+                let is_it = x == y;
+                *grad_x += if is_it { *left } else { T::zero() };
+                *left = if is_it { T::zero() } else { *left };
+            }
+        }
+        at += len;
+    }
+}
+
+/// Every second pixel in both directions, from row and column `offset` (0 or 1) on; pixels beyond an odd size
+/// are zeros.
+pub fn subsample<T: Element>(grid: Grid, offset: usize, x: &[T], y: &mut [T]) {
+    let (Grid { h, w, n }, out) = (grid, grid.halved());
+    for (index, y) in y.chunks_mut(n.max(1)).enumerate() {
+        let (row, column) = (2 * (index / out.w) + offset, 2 * (index % out.w) + offset);
+        if row < h && column < w {
+            y.copy_from_slice(&x[(row * w + column) * n..][..n]);
+        } else {
+            y.fill(T::zero());
+        }
+    }
+}
+
+/// Adds the gradient of [`subsample`] to that of its input.
+pub fn subsample_backward<T: Element>(grid: Grid, offset: usize, grad_y: &[T], grad_x: &mut [T]) {
+    let (Grid { h, w, n }, out) = (grid, grid.halved());
+    for (index, grad_y) in grad_y.chunks(n.max(1)).enumerate() {
+        let (row, column) = (2 * (index / out.w) + offset, 2 * (index % out.w) + offset);
+        if row < h && column < w {
+            let grad_x = &mut grad_x[(row * w + column) * n..][..n];
+            grad_x.iter_mut().zip(grad_y).for_each(|(x, &y)| *x += y);
+        }
+    }
+}
+
+/// Average pooling without the padding: the window of `stencil`, all taps alike.
+pub fn average<T: Element>(stencil: &Stencil, x: &[&[T]], y: Vec<&mut [T]>) {
+    let ones = vec![T::one(); stencil.kernel_len()];
+    let factors = stencil.inverse_counts();
+    let Grid { w, n, .. } = stencil.output();
+    let items = y
+        .into_iter()
+        .zip(x)
+        .flat_map(|(y, x)| {
+            y.chunks_mut((w * n).max(1))
+                .enumerate()
+                .map(move |(row, y)| (*x, row, y))
+        })
+        .collect();
+    for_each(
+        items,
+        || (),
+        |(), _, (x, row, y): (&[T], _, _)| {
+            stencil.forward_rows(x, &ones, row, y);
+            scale_pixels(y, &factors[row * w..][..w], n);
+        },
+    );
+}
+
+/// Adds the gradient of [`average`] to that of its input. The gradient of the output is used up.
+pub fn average_backward<T: Element>(
+    stencil: &Stencil,
+    grad_y: Vec<&mut [T]>,
+    grad_x: Vec<&mut [T]>,
+) {
+    let ones = vec![T::one(); stencil.kernel_len()];
+    let factors = stencil.inverse_counts();
+    let n = stencil.output().n;
+    let items = grad_x.into_iter().zip(grad_y).collect();
+    for_each(
+        items,
+        || (),
+        |(), _, (grad_x, grad_y): (&mut [T], &mut [T])| {
+            scale_pixels(grad_y, &factors, n);
+            stencil.add_backward_rows(grad_y, &ones, 0, grad_x);
+        },
+    );
+}
+
+/// Multiplies the numbers of each pixel by its factor.
+fn scale_pixels<T: Element>(y: &mut [T], factors: &[T], n: usize) {
+    for (pixel, &factor) in y.chunks_mut(n.max(1)).zip(factors) {
+        pixel.iter_mut().for_each(|y| *y *= factor);
+    }
+}

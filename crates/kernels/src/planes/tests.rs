@@ -1,0 +1,213 @@
+//! Planes against the naive operations on `n c h w`.
+
+use super::*;
+use crate::{Conv2dGeometry, Window, avg_pool2d, depthwise_conv2d, max_pool2d};
+
+/// Numbers without a pattern.
+fn numbers(len: usize, seed: usize) -> Vec<f64> {
+    (0..len)
+        .map(|i| ((i * 7919 + seed * 104_729) % 2003) as f64 / 1001.0 - 1.0)
+        .collect()
+}
+
+/// `n c h w` to `c h w n`.
+fn to_planes(x: &[f64], [n, c, len]: [usize; 3]) -> Vec<f64> {
+    let at = |index: usize| {
+        let (image, rest) = (index % n, index / n);
+        (image * c + rest / len) * len + rest % len
+    };
+    (0..n * c * len).map(|index| x[at(index)]).collect()
+}
+
+fn planes(x: &[f64], c: usize) -> Vec<&[f64]> {
+    x.chunks(x.len() / c).collect()
+}
+
+fn planes_mut(x: &mut [f64], c: usize) -> Vec<&mut [f64]> {
+    let len = x.len() / c;
+    x.chunks_mut(len).collect()
+}
+
+#[track_caller]
+fn assert_close(found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(
+            (found - expected).abs() < 1e-10,
+            "{found} is not {expected}"
+        );
+    }
+}
+
+/// Windows of the search space, on even, odd and tiny planes.
+fn windows() -> Vec<Window> {
+    let mut windows = Vec::new();
+    for input in [[8, 8], [7, 9], [4, 4], [2, 3], [1, 1]] {
+        for (kernel, dilation) in [(3, 1), (5, 1), (3, 2), (5, 2)] {
+            for stride in [1, 2] {
+                let geometry = Conv2dGeometry {
+                    padding: dilation * (kernel - 1) / 2,
+                    stride,
+                    dilation,
+                };
+                windows.push(Window::new("test", input, [kernel; 2], geometry).unwrap());
+            }
+        }
+    }
+    windows
+}
+
+#[test]
+fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
+    for window in windows() {
+        for n in [1, 3, 16, 37] {
+            let c = 2;
+            let shape = depthwise_conv2d::Shape { n, c, window };
+            let [in_len, out_len] = [window.input_len(), window.output_len()];
+            let (x, w) = (
+                numbers(n * c * in_len, 1),
+                numbers(c * window.kernel_len(), 2),
+            );
+            let grad = numbers(n * c * out_len, 3);
+            let stencil = Stencil::new(window, n);
+            let (x_planes, grad_planes) = (
+                to_planes(&x, [n, c, in_len]),
+                to_planes(&grad, [n, c, out_len]),
+            );
+
+            let mut y = vec![0.0; n * c * out_len];
+            let mut grad_x = vec![1.0; n * c * in_len];
+            let mut grad_w = Vec::new();
+            let n_taps = window.kernel_len();
+            for channel in 0..c {
+                let w = &w[channel * n_taps..][..n_taps];
+                let x = planes(&x_planes, c)[channel];
+                let grad = planes(&grad_planes, c)[channel];
+                stencil.forward_rows(x, w, 0, planes_mut(&mut y, c).remove(channel));
+                let grad_x = planes_mut(&mut grad_x, c).remove(channel);
+                stencil.add_backward_rows(grad, w, 0, grad_x);
+                let mut lanes = vec![[0.0; stencil::LANES]; n_taps];
+                stencil.add_tap_products(x, grad, 0..window.output()[0], &mut lanes);
+                grad_w.extend(lanes.iter().map(|lanes| lanes.iter().sum::<f64>()));
+            }
+            let expected = depthwise_conv2d::naive::forward(&x, &w, &shape);
+            assert_close(&y, &to_planes(&expected, [n, c, out_len]));
+            let expected = depthwise_conv2d::naive::grad_x(&grad, &w, &shape);
+            let expected: Vec<f64> = to_planes(&expected, [n, c, in_len])
+                .iter()
+                .map(|grad| grad + 1.0)
+                .collect();
+            assert_close(&grad_x, &expected);
+            assert_close(&grad_w, &depthwise_conv2d::naive::grad_w(&grad, &x, &shape));
+        }
+    }
+}
+
+#[test]
+fn poolings_and_their_gradients_are_the_naive_ones() {
+    for window in windows()
+        .into_iter()
+        .filter(|w| w.dilation == 1 && w.kernel[0] == 3)
+    {
+        for n in [1, 5, 70] {
+            let c = 3;
+            let [in_len, out_len] = [window.input_len(), window.output_len()];
+            // Few different values: many ties.
+            let x: Vec<f64> = numbers(n * c * in_len, 4)
+                .iter()
+                .map(|x| (3.0 * x).round())
+                .collect();
+            let grad = numbers(n * c * out_len, 5);
+            let (x_planes, grad_planes) = (
+                to_planes(&x, [n, c, in_len]),
+                to_planes(&grad, [n, c, out_len]),
+            );
+            let (mut y, mut grad_x) = (vec![0.0; n * c * out_len], vec![0.0; n * c * in_len]);
+
+            let shape = max_pool2d::Shape { n, c, window };
+            let pool = MaxPool::new(window, n);
+            pool.forward(&planes(&x_planes, c), planes_mut(&mut y, c));
+            assert_close(
+                &y,
+                &to_planes(&max_pool2d::naive::forward(&x, &shape), [n, c, out_len]),
+            );
+            pool.add_backward(
+                &planes(&x_planes, c),
+                &planes(&y, c),
+                &planes(&grad_planes, c),
+                planes_mut(&mut grad_x, c),
+            );
+            let expected = max_pool2d::naive::grad_x(&grad, &x, &shape);
+            assert_close(&grad_x, &to_planes(&expected, [n, c, in_len]));
+
+            let shape = avg_pool2d::Shape { n, c, window };
+            let stencil = Stencil::new(window, n);
+            average(&stencil, &planes(&x_planes, c), planes_mut(&mut y, c));
+            assert_close(
+                &y,
+                &to_planes(&avg_pool2d::naive::forward(&x, &shape), [n, c, out_len]),
+            );
+            grad_x.fill(0.0);
+            let mut used = grad_planes.clone();
+            average_backward(
+                &stencil,
+                planes_mut(&mut used, c),
+                planes_mut(&mut grad_x, c),
+            );
+            let expected = avg_pool2d::naive::grad_x(&grad, &shape);
+            assert_close(&grad_x, &to_planes(&expected, [n, c, in_len]));
+        }
+    }
+}
+
+#[test]
+fn sums_products_and_moments_are_those_of_plain_loops() {
+    let len = 2 * PIECE + 77;
+    let (a, b) = (numbers(len, 6), numbers(len, 7));
+    let mut y = vec![2.0; len];
+    let term = |factor, plane| Term {
+        factor,
+        mean: 0.5,
+        plane,
+    };
+    accumulate(
+        vec![&mut y],
+        &[vec![term(0.5, &a[..]), term(-3.0, &b[..])]],
+        &[0.25],
+    );
+    let expected: Vec<f64> = a
+        .iter()
+        .zip(&b)
+        .map(|(a, b)| 2.25 + 0.5 * (a - 0.5) - 3.0 * (b - 0.5))
+        .collect();
+    assert_close(&y, &expected);
+    combine(vec![&mut y], &[vec![term(2.0, &a[..])]], &[1.0]);
+    let expected: Vec<f64> = a.iter().map(|a| 1.0 + 2.0 * (a - 0.5)).collect();
+    assert_close(&y, &expected);
+
+    let found = dots(&[&a], &[vec![&a[..], &b[..]]]);
+    let sum: f64 = a.iter().sum();
+    let product = |other: &[f64]| a.iter().zip(other).map(|(x, y)| x * y).sum::<f64>();
+    assert_close(
+        &[found[0].0, found[0].1[0], found[0].1[1]],
+        &[sum, product(&a), product(&b)],
+    );
+    let found = moments(&[&a])[0];
+    let mean = sum / len as f64;
+    let var = a.iter().map(|a| (a - mean).powi(2)).sum::<f64>() / len as f64;
+    assert_close(&[found.mean, found.var], &[mean, var]);
+}
+
+#[test]
+fn subsampling_and_its_gradient_pick_every_second_pixel() {
+    let grid = Grid { h: 3, w: 4, n: 2 };
+    let x: Vec<f64> = (0..grid.len()).map(|i| i as f64).collect();
+    let mut y = vec![9.0; grid.halved().len()];
+    subsample(grid, 1, &x, &mut y);
+    // Row 1, columns 1 and 3; row 3 is beyond the plane.
+    assert_eq!(y, [10.0, 11.0, 14.0, 15.0, 0.0, 0.0, 0.0, 0.0]);
+    let mut grad_x = vec![0.0; grid.len()];
+    subsample_backward(grid, 1, &[1.0; 8], &mut grad_x);
+    let picked: Vec<usize> = (0..grid.len()).filter(|&i| grad_x[i] == 1.0).collect();
+    assert_eq!(picked, [10, 11, 14, 15]);
+}

@@ -1,0 +1,189 @@
+//! The unit of every convolution of the search space: depthwise, pointwise, and the statistics of the batch
+//! normalisation behind them, without ever storing what lies between.
+
+use super::combine::PartMoments;
+use super::pointwise::{NormGrad, merge, sum};
+use super::product::{add_outer, product};
+use super::stencil::{LANES, Stencil};
+use super::{Buffer, Moments, for_each, pieces_mut};
+use crate::Element;
+
+/// Numbers that a piece of work keeps between its two convolutions.
+const TILE: usize = 1 << 15;
+
+/// A depthwise convolution followed by a pointwise one, from as many channels to as many.
+#[derive(Debug, Clone)]
+pub struct Unit {
+    stencil: Stencil,
+}
+
+/// The gradients of the weights of a [`Unit`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnitGrads {
+    /// Of the depthwise convolution, `c u v`.
+    pub depthwise: Vec<f64>,
+    /// Of the pointwise convolution, `o c`.
+    pub pointwise: Vec<f64>,
+}
+
+impl Unit {
+    /// A unit whose depthwise convolution has this window.
+    pub fn new(stencil: Stencil) -> Self {
+        Self { stencil }
+    }
+
+    /// The window.
+    pub fn stencil(&self) -> &Stencil {
+        &self.stencil
+    }
+
+    /// Rows of the output that are worked on at a time.
+    fn tile_rows(&self, n_channels: usize) -> usize {
+        let row_len = self.stencil.output().row_len();
+        (TILE / (n_channels * row_len).max(1)).clamp(1, self.stencil.output().h.max(1))
+    }
+
+    /// `y[o] = Σ pointwise[o, c] (depthwise[c] * z[c])`, and the moments of each `y`.
+    pub fn forward<T: Element>(
+        &self,
+        z: &[&[T]],
+        depthwise: &[T],
+        pointwise: &[T],
+        y: Vec<&mut [T]>,
+    ) -> Vec<Moments> {
+        let (n_channels, n_out) = (z.len(), y.len());
+        let rows = self.tile_rows(n_channels);
+        let tile_len = rows * self.stencil.output().row_len();
+        let tiles = pieces_mut(y, tile_len);
+        let mut moments = vec![vec![PartMoments::default(); n_out]; tiles.len()];
+        let items = tiles.into_iter().zip(&mut moments).collect();
+        for_each(
+            items,
+            || Buffer::<T>::any(n_channels * tile_len),
+            |scratch, index, (mut y, moments)| {
+                let len = y.first().map_or(0, |y| y.len());
+                let d = self.depthwise_tile(z, depthwise, index * rows, len, scratch);
+                product(&mut y, &d, pointwise, [n_channels, 1]);
+                for (moments, y) in moments.iter_mut().zip(&y) {
+                    *moments = PartMoments::of(y);
+                }
+            },
+        );
+        merge(&moments, n_out)
+    }
+
+    /// What lies between the two convolutions, from output row `first` on.
+    fn depthwise_tile<'a, T: Element>(
+        &self,
+        z: &[&[T]],
+        depthwise: &[T],
+        first: usize,
+        len: usize,
+        scratch: &'a mut [T],
+    ) -> Vec<&'a [T]> {
+        let n_taps = self.stencil.kernel_len();
+        let parts = scratch.chunks_mut(len.max(1)).zip(z);
+        for ((part, z), w) in parts.zip(depthwise.chunks_exact(n_taps)) {
+            self.stencil.forward_rows(z, w, first, part);
+        }
+        let scratch: &'a [T] = scratch;
+        scratch.chunks(len.max(1)).take(z.len()).collect()
+    }
+
+    /// Adds the gradient of `z` to `grad_z`; the gradients of the weights are returned if they are wanted.
+    pub fn backward<T: Element>(
+        &self,
+        z: &[&[T]],
+        depthwise: &[T],
+        pointwise: &[T],
+        grad_y: &NormGrad<'_, T>,
+        grad_z: Vec<&mut [T]>,
+        wants_weights: bool,
+    ) -> Option<UnitGrads> {
+        let (n_channels, n_out, n_taps) = (z.len(), grad_y.len(), self.stencil.kernel_len());
+        let (input, output) = (self.stencil.input(), self.stencil.output());
+        let rows = self.tile_rows(n_channels);
+        let tile_len = rows * output.row_len();
+
+        // The gradient of what lies between the convolutions.
+        let mut between = Buffer::<T>::any(n_channels * output.len());
+        let tiles = pieces_mut(between.chunks_mut(output.len().max(1)).collect(), tile_len);
+        let n_pointwise = if wants_weights { pointwise.len() } else { 0 };
+        let mut grad_pointwise = vec![vec![0.0; n_pointwise]; tiles.len()];
+        let items = tiles.into_iter().zip(&mut grad_pointwise).collect();
+        for_each(
+            items,
+            || {
+                (
+                    Buffer::<T>::any(n_out * tile_len),
+                    Buffer::<T>::any(n_channels * tile_len),
+                )
+            },
+            |(y, d), index, (mut between, grad_pointwise)| {
+                let len = between.first().map_or(0, |part| part.len());
+                grad_y.fill(index * tile_len, len, y);
+                let y: Vec<&[T]> = y.chunks(len.max(1)).take(n_out).collect();
+                if wants_weights {
+                    let d = self.depthwise_tile(z, depthwise, index * rows, len, d);
+                    add_outer(grad_pointwise, &y, &d);
+                }
+                product(&mut between, &y, pointwise, [1, n_channels]);
+            },
+        );
+        let between: Vec<&[T]> = between.chunks(output.len().max(1)).collect();
+
+        // A few rows of one channel at a time.
+        let in_rows = (super::PIECE * 2 / input.row_len().max(1)).max(1);
+        let items: Vec<(usize, usize, &mut [T])> = grad_z
+            .into_iter()
+            .enumerate()
+            .flat_map(|(channel, plane)| {
+                plane
+                    .chunks_mut((in_rows * input.row_len()).max(1))
+                    .enumerate()
+                    .map(move |(index, part)| (channel, index * in_rows, part))
+            })
+            .collect();
+        for_each(
+            items,
+            || (),
+            |(), _, (channel, first, part)| {
+                let w = &depthwise[channel * n_taps..][..n_taps];
+                self.stencil
+                    .add_backward_rows(between[channel], w, first, part);
+            },
+        );
+        wants_weights.then(|| {
+            let out_rows = (super::PIECE * 4 / output.row_len().max(1)).max(1);
+            let n_tiles = output.h.div_ceil(out_rows);
+            let mut parts = vec![0.0; n_channels * n_tiles * n_taps];
+            let items = parts.chunks_mut(n_taps).collect();
+            for_each(
+                items,
+                || vec![[T::zero(); LANES]; n_taps],
+                |lanes, index, part: &mut [f64]| {
+                    let (channel, tile) = (index / n_tiles, index % n_tiles);
+                    let rows = tile * out_rows..output.h.min((tile + 1) * out_rows);
+                    lanes.fill([T::zero(); LANES]);
+                    self.stencil
+                        .add_tap_products(z[channel], between[channel], rows, lanes);
+                    for (part, lanes) in part.iter_mut().zip(&*lanes) {
+                        *part = lanes.iter().map(|lane| lane.to_f64()).sum();
+                    }
+                },
+            );
+            let depthwise = parts
+                .chunks(n_tiles * n_taps)
+                .flat_map(|channel| {
+                    let tiles: Vec<Vec<f64>> =
+                        channel.chunks(n_taps).map(<[f64]>::to_vec).collect();
+                    sum(&tiles, n_taps)
+                })
+                .collect();
+            UnitGrads {
+                depthwise,
+                pointwise: sum(&grad_pointwise, pointwise.len()),
+            }
+        })
+    }
+}
