@@ -44,10 +44,13 @@ pub(crate) fn run(args: &InferenceArgs) -> Result<()> {
         timing.p90_millis(),
     ];
     if args.json {
-        println!(
-            "{}",
-            json!({"median_millis": median, "p10_millis": p10, "p90_millis": p90})
-        );
+        let answer = json!({
+            "median_millis": median,
+            "p10_millis": p10,
+            "p90_millis": p90,
+            "peak_rss_bytes": measure::peak_rss_bytes(),
+        });
+        println!("{answer}");
     } else {
         println!("median {median:.3} ms, p10 {p10:.3} ms, p90 {p90:.3} ms");
     }

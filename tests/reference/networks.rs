@@ -72,11 +72,14 @@ pub(crate) fn compare_buffers(
     Ok(())
 }
 
+/// Makes the pass of a run.
+type Path = fn() -> Pass<'static>;
+
 /// One way through a network.
 struct Run {
     /// The vectors that it is compared with.
     mode: &'static str,
-    path: fn() -> Pass<'static>,
+    path: Path,
     dtype: DType,
 }
 
@@ -207,7 +210,7 @@ pub(crate) fn derived(
         // third step is then 14.508 instead of 14.608. So f32 answers for the first step, f64, to which
         // our rounding adds nothing, for three at the same tolerance, and loosely for the end, where the
         // reference's own rounding has grown.
-        let cases: [(DType, fn() -> Pass<'static>, usize, f64); 3] = [
+        let cases: [(DType, Path, usize, f64); 3] = [
             (DType::F32, unfused, 1, LOOSE),
             (DType::F64, Pass::training, 3, LOOSE),
             (DType::F64, Pass::training, 5, CHAOTIC),
@@ -241,7 +244,7 @@ pub(crate) fn derived(
 fn sgd_steps(
     network: &DerivedNet,
     input: &Tensor,
-    path: fn() -> Pass<'static>,
+    path: Path,
     loss_of: &impl Fn(&nn::Logits) -> Result<Tensor>,
 ) -> Result<(Vec<f64>, Vec<f64>)> {
     let mut sgd = Sgd::new(0.9, 3e-4);

@@ -2,6 +2,7 @@
 //!
 //! xtask starts the stage binaries and reads the files they leave; it links none of them.
 
+mod bench;
 mod ci;
 mod layers;
 mod pipeline;
@@ -59,6 +60,11 @@ enum Command {
         /// A folder of .safetensors files as `docs/reference.md` describes them
         dir: PathBuf,
     },
+    /// Time training steps and inferences, and set them beside PyTorch and ONNX Runtime
+    Bench {
+        #[command(subcommand)]
+        command: bench::BenchCommand,
+    },
     /// Check that every crate uses only what ARCHITECTURE.md lets it use
     Layers,
     /// Everything that must hold before a change lands: format, layers, clippy, tests, docs
@@ -72,6 +78,7 @@ fn main() -> ExitCode {
         Command::Run { stage, args } => pipeline::run_stage(&stage, &args),
         Command::Why { stage, args } => why::run(&stage, &args),
         Command::Reference { dir } => ci::reference(&dir),
+        Command::Bench { command } => bench::run(&command),
         Command::Layers => layers::run(),
         Command::Ci => ci::run(),
     };

@@ -75,8 +75,12 @@ pub struct Origin {
 pub struct Build {
     /// The version of the crates.
     pub version: String,
-    /// The commit, if `GIT_COMMIT` was set when the program was built.
+    /// The commit that it was built from, where whoever started the program said so in `GIT_COMMIT`, as
+    /// `cargo xtask` does.
     pub commit: Option<String>,
+    /// Whether files differed from that commit (`GIT_DIRTY`, `true` or `false`).
+    #[serde(default)]
+    pub dirty: Option<bool>,
     /// The system that it was built for, such as `x86_64-linux`.
     pub target: String,
 }
@@ -86,7 +90,10 @@ impl Build {
     pub fn current() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            commit: option_env!("GIT_COMMIT").map(str::to_owned),
+            commit: std::env::var("GIT_COMMIT").ok(),
+            dirty: std::env::var("GIT_DIRTY")
+                .ok()
+                .and_then(|dirty| dirty.parse().ok()),
             target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
         }
     }

@@ -83,7 +83,22 @@ impl<T: Element> DerefMut for Buffer<T> {
     }
 }
 
-/// Gives the buffers that nobody uses back to the system.
-pub fn release_buffers() {
-    pool().clear();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_used_again_and_zeros_are_zeros() {
+        // A length that no other test uses.
+        const LEN: usize = 1_000_003;
+        let mut buffer = Buffer::<f32>::any(LEN);
+        buffer.fill(7.0);
+        let place = buffer.as_ptr();
+        drop(buffer);
+        let again = Buffer::<f32>::any(LEN);
+        assert_eq!(again.as_ptr(), place);
+        drop(again);
+        assert!(Buffer::<f32>::zeros(LEN).iter().all(|&x| x == 0.0));
+        assert_eq!(Buffer::copy_of(&[1.0_f32, 2.0]).into_vec(), [1.0, 2.0]);
+    }
 }

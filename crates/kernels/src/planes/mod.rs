@@ -20,7 +20,7 @@ mod unit;
 
 use rayon::prelude::*;
 
-pub use buffer::{Buffer, release_buffers};
+pub use buffer::Buffer;
 pub use combine::{Affine, Term, accumulate, activate, combine, dots, mask, moments};
 pub use pointwise::{NormGrad, PointwiseGrads, pointwise_backward, pointwise_forward};
 pub use pool::{MaxPool, average, average_backward, subsample, subsample_backward};

@@ -94,23 +94,15 @@ impl MaxPool {
         grad_x: Vec<&mut [T]>,
     ) {
         let Grid { h, w, n } = self.output();
-        let items = grad_x
-            .into_iter()
-            .zip(x)
-            .zip(y.iter().zip(grad_y))
-            .collect();
-        for_each(
-            items,
-            Vec::new,
-            |offsets, _, ((grad_x, x), (y, grad_y)): ((&mut [T], &&[T]), (&&[T], &&[T]))| {
-                for (row, column) in (0..h).flat_map(|row| (0..w).map(move |col| (row, col))) {
-                    offsets.clear();
-                    offsets.extend(self.sources(row, column).map(|pixel| pixel * n));
-                    let at = (row * w + column) * n;
-                    give_to_first(x, &y[at..][..n], &grad_y[at..][..n], offsets, grad_x);
-                }
-            },
-        );
+        for_each(grad_x, Vec::new, |offsets, channel, grad_x| {
+            let (x, y, grad_y) = (x[channel], y[channel], grad_y[channel]);
+            for (row, column) in (0..h).flat_map(|row| (0..w).map(move |col| (row, col))) {
+                offsets.clear();
+                offsets.extend(self.sources(row, column).map(|pixel| pixel * n));
+                let at = (row * w + column) * n;
+                give_to_first(x, &y[at..][..n], &grad_y[at..][..n], offsets, grad_x);
+            }
+        });
     }
 }
 

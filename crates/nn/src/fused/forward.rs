@@ -1,0 +1,441 @@
+//! The forward pass of a fused cell, and what it leaves for the backward pass.
+
+use kernels::Element;
+use kernels::planes::{
+    Affine, Buffer, Grid, MaxPool, Moments, Stencil, Term, Unit, activate, average, combine,
+    moments, pointwise_forward, subsample,
+};
+
+use super::plan::{Norm, OperationKind, OperationPlan, Sizes};
+use super::{CellOp, cast, planes, planes_mut};
+use crate::candidate::PoolKind;
+use crate::layers::BATCH_NORM_EPS;
+
+/// What the backward pass needs of the forward pass, besides arguments and result.
+pub(super) struct Saved<T: Element> {
+    pub(super) inputs: [SavedInput<T>; 2],
+    pub(super) states: Vec<SavedState<T>>,
+    /// For each edge, the raw outputs of its operations: of each unit of a convolution, of the halving.
+    pub(super) edges: Vec<Vec<Vec<Buffer<T>>>>,
+    /// By the number of the batch normalisation.
+    pub(super) statistics: Vec<Statistics>,
+}
+
+/// What a batch normalisation saw.
+#[derive(Clone, Default)]
+pub(super) struct Statistics {
+    pub(super) moments: Vec<Moments>,
+    /// Values of a channel.
+    pub(super) count: usize,
+}
+
+/// A preprocessed input.
+pub(super) struct SavedInput<T: Element> {
+    /// The even and the odd pixels, where the input is halved.
+    pub(super) halves: Option<[Buffer<T>; 2]>,
+    /// Before its batch normalisation.
+    pub(super) raw: Buffer<T>,
+    pub(super) x: Buffer<T>,
+}
+
+/// What edges read of a state, other than itself.
+#[derive(Default)]
+pub(super) struct SavedState<T: Element> {
+    pub(super) activated: Option<Buffer<T>>,
+    pub(super) halves: Option<[Buffer<T>; 2]>,
+    pub(super) pooled: [Option<Buffer<T>>; 2],
+    pub(super) bypass: Option<Buffer<T>>,
+}
+
+/// What a batch normalisation does to each channel.
+pub(super) fn affine<T: Element>(
+    norm: &Norm,
+    parameters: &[T],
+    moments: &[Moments],
+) -> Vec<Affine<f64>> {
+    moments
+        .iter()
+        .enumerate()
+        .map(|(channel, moments)| {
+            let (weight, bias) = match &norm.affine {
+                None => (1.0, 0.0),
+                Some([weight, bias]) => (
+                    parameters[weight.start + channel].to_f64(),
+                    parameters[bias.start + channel].to_f64(),
+                ),
+            };
+            Affine {
+                mean: moments.mean,
+                factor: weight * moments.inv_std(BATCH_NORM_EPS),
+                bias,
+            }
+        })
+        .collect()
+}
+
+/// By what each channel of a batch normalisation is multiplied.
+pub(super) fn norm_weights<T: Element>(
+    norm: &Norm,
+    parameters: &[T],
+    n_channels: usize,
+) -> Vec<f64> {
+    match &norm.affine {
+        None => vec![1.0; n_channels],
+        Some([weight, _]) => parameters[weight.clone()]
+            .iter()
+            .map(|weight| weight.to_f64())
+            .collect(),
+    }
+}
+
+/// The activated input of a unit: the ReLU of what was normalised.
+pub(super) fn normalise_and_activate<T: Element>(
+    raw: &[T],
+    len: usize,
+    affine: &[Affine<f64>],
+) -> Buffer<T> {
+    let mut z = Buffer::any(raw.len());
+    let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
+    activate(planes_mut(&mut z, len), &planes(raw, len), &affine);
+    z
+}
+
+/// Even and odd pixels of each plane.
+pub(super) fn halves<T: Element>(x: &[&[T]], grid: Grid) -> [Buffer<T>; 2] {
+    [0, 1].map(|offset| {
+        let len = grid.halved().len();
+        let mut y = Buffer::any(x.len() * len);
+        for (x, y) in x.iter().zip(planes_mut(&mut y, len)) {
+            subsample(grid, offset, x, y);
+        }
+        y
+    })
+}
+
+/// Two kernels on the even and the odd pixels, one half of the output each.
+pub(super) fn halve<T: Element>(
+    halves: &[Buffer<T>; 2],
+    kernels: [&[T]; 2],
+    activates: bool,
+    len: usize,
+) -> (Buffer<T>, Vec<Moments>) {
+    let n_in = halves[0].len() / len.max(1);
+    let n_out = kernels.map(|kernel| kernel.len() / n_in.max(1));
+    let mut y = Buffer::any((n_out[0] + n_out[1]) * len);
+    let (even, odd) = y.split_at_mut(n_out[0] * len);
+    let mut found = Vec::new();
+    for ((half, kernel), y) in halves.iter().zip(kernels).zip([even, odd]) {
+        let y = planes_mut(y, len);
+        found.extend(pointwise_forward(&planes(half, len), activates, kernel, y));
+    }
+    (y, found)
+}
+
+impl<T: Element> CellOp<T> {
+    pub(super) fn input(
+        &self,
+        index: usize,
+        s: &[T],
+        sizes: &Sizes,
+        parameters: &[T],
+        statistics: &mut [Statistics],
+    ) -> SavedInput<T> {
+        let plan = &self.plan.inputs[index];
+        let (raw_grid, grid) = (sizes.raw[index], sizes.input);
+        let s = planes(s, raw_grid.len());
+        let (halves, raw, moments) = match &plan.kernels[..] {
+            [even, odd] => {
+                let halves = halves(&s, raw_grid);
+                let kernels = [&parameters[even.clone()], &parameters[odd.clone()]];
+                let (raw, moments) = halve(&halves, kernels, true, grid.len());
+                (Some(halves), raw, moments)
+            }
+            kernels => {
+                let mut raw = Buffer::any(self.plan.channels * grid.len());
+                let y = planes_mut(&mut raw, grid.len());
+                let kernel = &parameters[kernels[0].clone()];
+                let moments = pointwise_forward(&s, true, kernel, y);
+                (None, raw, moments)
+            }
+        };
+        let mut x = Buffer::any(raw.len());
+        let affine = affine(&plan.norm, parameters, &moments);
+        let terms: Vec<Vec<Term<'_, T>>> = planes(&raw, grid.len())
+            .into_iter()
+            .zip(&affine)
+            .map(|(plane, affine)| {
+                let Affine { mean, factor, .. } = affine.cast();
+                vec![Term {
+                    factor,
+                    mean,
+                    plane,
+                }]
+            })
+            .collect();
+        let bias: Vec<T> = affine.iter().map(|a| T::from_f64(a.bias)).collect();
+        combine(planes_mut(&mut x, grid.len()), &terms, &bias);
+        statistics[plan.norm.index] = Statistics {
+            moments,
+            count: grid.len(),
+        };
+        SavedInput { halves, raw, x }
+    }
+
+    /// What the edges that leave a state share.
+    pub(super) fn state(
+        &self,
+        state: usize,
+        x: &[&[T]],
+        sizes: &Sizes,
+        statistics: &mut [Statistics],
+    ) -> SavedState<T> {
+        let plan = &*self.plan;
+        let grid = if state < 2 { sizes.input } else { sizes.node };
+        let out_len = sizes.node.len();
+        let (partial, bypass) = x.split_at(plan.n_partial());
+        let stride = plan.stride(state);
+        let is_unit = |kind: &OperationKind| {
+            matches!(kind, OperationKind::Conv(_) | OperationKind::Halve { .. })
+        };
+        let activated = plan.reads(state, is_unit).then(|| {
+            let mut z = Buffer::any(partial.len() * grid.len());
+            let identity = vec![Affine::identity().cast(); partial.len()];
+            activate(planes_mut(&mut z, grid.len()), partial, &identity);
+            z
+        });
+        let halves = plan
+            .reads(state, |kind| matches!(kind, OperationKind::Halve { .. }))
+            .then(|| {
+                let z = activated.as_deref().expect("a halving reads activations");
+                halves(&planes(z, grid.len()), grid)
+            });
+        let pooled = [PoolKind::Max, PoolKind::Average].map(|pool| {
+            let is_this = |kind: &OperationKind| matches!(kind, OperationKind::Pool { kind, .. } if *kind == pool);
+            plan.reads(state, is_this).then(|| {
+                let window = plan.pool_window(stride, grid);
+                let mut y = Buffer::any(partial.len() * out_len);
+                let rows = planes_mut(&mut y, out_len);
+                match pool {
+                    PoolKind::Max => MaxPool::new(window, grid.n).forward(partial, rows),
+                    PoolKind::Average => average(&Stencil::new(window, grid.n), partial, rows),
+                }
+                y
+            })
+        });
+        for edge in plan.edges.iter().filter(|edge| edge.source == state) {
+            for operation in &edge.operations {
+                if let OperationKind::Pool {
+                    kind,
+                    norm: Some(norm),
+                } = &operation.kind
+                {
+                    // All edges normalise the same pooling: it is looked at once.
+                    let first = plan.edges.iter().find(|other| other.source == state);
+                    let known = first
+                        .filter(|first| first.row != edge.row)
+                        .and_then(|first| {
+                            first.operations.iter().find_map(|other| match &other.kind {
+                                OperationKind::Pool {
+                                    kind: other,
+                                    norm: Some(norm),
+                                } if other == kind => Some(statistics[norm.index].clone()),
+                                _ => None,
+                            })
+                        });
+                    let pooled = pooled[*kind as usize].as_deref().expect("it is read");
+                    statistics[norm.index] = known
+                        .filter(|known| !known.moments.is_empty())
+                        .unwrap_or_else(|| Statistics {
+                            moments: moments(&planes(pooled, out_len)),
+                            count: out_len,
+                        });
+                }
+            }
+        }
+        let bypass = (stride == 2 && !bypass.is_empty()).then(|| {
+            let mut y = Buffer::any(bypass.len() * out_len);
+            MaxPool::halving(grid).forward(bypass, planes_mut(&mut y, out_len));
+            y
+        });
+        SavedState {
+            activated,
+            halves,
+            pooled,
+            bypass,
+        }
+    }
+
+    /// The raw outputs of an operation's units.
+    pub(super) fn operation(
+        &self,
+        operation: &OperationPlan,
+        state: &SavedState<T>,
+        grid: Grid,
+        parameters: &[T],
+        statistics: &mut [Statistics],
+    ) -> Vec<Buffer<T>> {
+        match &operation.kind {
+            OperationKind::Pool { .. } | OperationKind::Identity => Vec::new(),
+            OperationKind::Halve { kernels, norm } => {
+                let halves = state.halves.as_ref().expect("it is read");
+                let kernels = kernels.each_ref().map(|kernel| &parameters[kernel.clone()]);
+                let len = grid.halved().len();
+                let (y, moments) = halve(halves, kernels, false, len);
+                statistics[norm.index] = Statistics {
+                    moments,
+                    count: len,
+                };
+                vec![y]
+            }
+            OperationKind::Conv(units) => {
+                let mut outputs: Vec<Buffer<T>> = Vec::with_capacity(units.len());
+                let (mut grid, mut hidden) = (grid, Buffer::default());
+                for (index, plan) in units.iter().enumerate() {
+                    let unit = Unit::new(self.plan.stencil(plan.geometry, plan.kernel, grid));
+                    if let Some(previous) = index.checked_sub(1) {
+                        let norm = &units[previous].norm;
+                        let moments = &statistics[norm.index].moments;
+                        let affine = affine(norm, parameters, moments);
+                        hidden = normalise_and_activate(&outputs[previous], grid.len(), &affine);
+                    }
+                    let z = match index {
+                        0 => state.activated.as_deref().expect("it is read"),
+                        _ => &hidden,
+                    };
+                    let len = unit.stencil().output().len();
+                    let mut y = Buffer::any(self.plan.n_partial() * len);
+                    let moments = unit.forward(
+                        &planes(z, grid.len()),
+                        &parameters[plan.depthwise.clone()],
+                        &parameters[plan.pointwise.clone()],
+                        planes_mut(&mut y, len),
+                    );
+                    statistics[plan.norm.index] = Statistics {
+                        moments,
+                        count: len,
+                    };
+                    outputs.push(y);
+                    grid = unit.stencil().output();
+                }
+                outputs
+            }
+        }
+    }
+
+    pub(super) fn forward(
+        &self,
+        s: [&[T]; 2],
+        sizes: &Sizes,
+        parameters: &[T],
+    ) -> (Vec<T>, Saved<T>) {
+        let plan = &*self.plan;
+        let mut statistics = vec![Statistics::default(); plan.n_norms];
+        let inputs =
+            [0, 1].map(|index| self.input(index, s[index], sizes, parameters, &mut statistics));
+        let node_len = sizes.node.len();
+        let mut out = Buffer::any(plan.n_nodes * plan.channels * node_len);
+        let mut states: Vec<SavedState<T>> = Vec::with_capacity(plan.n_states());
+        for (index, input) in inputs.iter().enumerate() {
+            let x = planes(&input.x, sizes.input.len());
+            states.push(self.state(index, &x, sizes, &mut statistics));
+        }
+        let mut edges: Vec<Vec<Vec<Buffer<T>>>> = Vec::with_capacity(plan.edges.len());
+        for node in 2..plan.n_states() {
+            for edge in plan.edges.iter().filter(|edge| edge.node == node) {
+                let grid = if edge.source < 2 {
+                    sizes.input
+                } else {
+                    sizes.node
+                };
+                let outputs = edge.operations.iter().map(|operation| {
+                    let state = &states[edge.source];
+                    self.operation(operation, state, grid, parameters, &mut statistics)
+                });
+                edges.push(outputs.collect());
+            }
+            let (before, rest) = out.split_at_mut((node - 2) * plan.channels * node_len);
+            let own = &mut rest[..plan.channels * node_len];
+            let x_of = |state: usize| -> Vec<&[T]> {
+                match state {
+                    0 | 1 => planes(&inputs[state].x, sizes.input.len()),
+                    _ => planes(
+                        &before[(state - 2) * plan.channels * node_len..]
+                            [..plan.channels * node_len],
+                        node_len,
+                    ),
+                }
+            };
+            // What each plane of the node is the weighted sum of.
+            let mut terms: Vec<Vec<Term<'_, T>>> = vec![Vec::new(); plan.channels];
+            let mut bias = vec![0.0; plan.channels];
+            for (edge, outputs) in plan.edges.iter().zip(&edges) {
+                if edge.node != node {
+                    continue;
+                }
+                let state = &states[edge.source];
+                let x = x_of(edge.source);
+                for (operation, outputs) in edge.operations.iter().zip(outputs) {
+                    let weight = plan.weight(parameters, edge, operation.column);
+                    let (source, norm) = source_of(operation, outputs, state, &x, node_len);
+                    let affine = match norm {
+                        Some(norm) => affine(norm, parameters, &statistics[norm.index].moments),
+                        None => vec![Affine::identity(); plan.n_partial()],
+                    };
+                    for (channel, (plane, affine)) in source.into_iter().zip(affine).enumerate() {
+                        let at = plan.operation_plane(channel);
+                        bias[at] += weight * affine.bias;
+                        terms[at].push(Term {
+                            factor: T::from_f64(weight * affine.factor),
+                            mean: T::from_f64(affine.mean),
+                            plane,
+                        });
+                    }
+                }
+                if plan.ratio > 1 {
+                    let weight = parameters[plan.edge_weights() + edge.row];
+                    let bypass = match &state.bypass {
+                        Some(pooled) => planes(pooled, node_len),
+                        None => x[plan.n_partial()..].to_vec(),
+                    };
+                    for (channel, plane) in bypass.into_iter().enumerate() {
+                        terms[plan.bypass_plane(channel)].push(Term::new(weight, plane));
+                    }
+                }
+            }
+            combine(planes_mut(own, node_len), &terms, &cast(&bias));
+            if node + 1 < plan.n_states() {
+                let x = planes(own, node_len);
+                states.push(self.state(node, &x, sizes, &mut statistics));
+            }
+        }
+        let saved = Saved {
+            inputs,
+            states,
+            edges,
+            statistics,
+        };
+        (out.into_vec(), saved)
+    }
+}
+
+/// What an operation puts into the sum, `n_partial` planes, and the batch normalisation that is still to come.
+pub(super) fn source_of<'a, T: Element>(
+    operation: &'a OperationPlan,
+    outputs: &'a [Buffer<T>],
+    state: &'a SavedState<T>,
+    x: &[&'a [T]],
+    len: usize,
+) -> (Vec<&'a [T]>, Option<&'a Norm>) {
+    match &operation.kind {
+        OperationKind::Identity => (x.to_vec(), None),
+        OperationKind::Pool { kind, norm } => {
+            let pooled = state.pooled[*kind as usize].as_deref().expect("it is read");
+            (planes(pooled, len), norm.as_ref())
+        }
+        OperationKind::Halve { norm, .. } => (planes(&outputs[0], len), Some(norm)),
+        OperationKind::Conv(units) => {
+            let last = units.len() - 1;
+            (planes(&outputs[last], len), Some(&units[last].norm))
+        }
+    }
+}

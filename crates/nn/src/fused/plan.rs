@@ -1,0 +1,290 @@
+//! What a cell computes, and where its parameters lie.
+
+use std::ops::Range;
+
+use candle_core::{Result, Shape, Var};
+use kernels::planes::{Grid, Stencil};
+use kernels::{Conv2dGeometry, Element, Pool2dGeometry, Window};
+
+use crate::candidate::{Candidate, PoolKind, pool_geometry};
+use crate::layers::{BatchNorm, FactorizedReduce, ReluConvBn};
+
+/// What a cell computes. Ranges and offsets are places among its parameters.
+pub(super) struct Plan {
+    pub(super) n_nodes: usize,
+    /// Channels of a node, and one in how many of them passes through the operations.
+    pub(super) channels: usize,
+    pub(super) ratio: usize,
+    pub(super) is_reduction: bool,
+    pub(super) inputs: [InputPlan; 2],
+    pub(super) edges: Vec<EdgePlan>,
+    /// Numbers of all parameters; behind them come the weights of the operations, `e p`, and of the edges, `e`.
+    pub(super) n_weights: usize,
+    pub(super) n_norms: usize,
+    /// Operations that can stand on an edge; 0 where nothing is weighted.
+    pub(super) n_primitives: usize,
+}
+
+/// What brings an input to the cell's width and resolution.
+pub(super) struct InputPlan {
+    /// The kernel, or those of the even and the odd pixels.
+    pub(super) kernels: Vec<Range<usize>>,
+    pub(super) norm: Norm,
+}
+
+pub(super) struct EdgePlan {
+    pub(super) source: usize,
+    pub(super) node: usize,
+    /// The row of its weights.
+    pub(super) row: usize,
+    pub(super) operations: Vec<OperationPlan>,
+}
+
+pub(super) struct OperationPlan {
+    /// The column of its weight.
+    pub(super) column: usize,
+    pub(super) kind: OperationKind,
+}
+
+pub(super) enum OperationKind {
+    Pool {
+        kind: PoolKind,
+        norm: Option<Norm>,
+    },
+    Identity,
+    Halve {
+        kernels: [Range<usize>; 2],
+        norm: Norm,
+    },
+    Conv(Vec<UnitPlan>),
+}
+
+pub(super) struct UnitPlan {
+    pub(super) depthwise: Range<usize>,
+    pub(super) pointwise: Range<usize>,
+    pub(super) geometry: Conv2dGeometry,
+    pub(super) kernel: usize,
+    pub(super) norm: Norm,
+}
+
+/// A batch normalisation: its number, and the places of its factor and shift if it has them.
+#[derive(Clone)]
+pub(super) struct Norm {
+    pub(super) index: usize,
+    pub(super) affine: Option<[Range<usize>; 2]>,
+}
+
+/// One edge of a cell that is to be fused.
+pub(crate) struct EdgeParts<'a> {
+    pub(crate) source: usize,
+    pub(crate) node: usize,
+    pub(crate) row: usize,
+    /// The operations, with the columns of their weights.
+    pub(crate) operations: Vec<(usize, &'a Candidate)>,
+}
+
+/// The preprocessing of an input that is to be fused.
+pub(crate) enum InputParts<'a> {
+    Same(&'a ReluConvBn),
+    Halve(&'a FactorizedReduce),
+}
+
+/// The sizes of a cell that is to be fused.
+pub(crate) struct CellParts {
+    pub(crate) n_nodes: usize,
+    pub(crate) channels: usize,
+    pub(crate) ratio: usize,
+    pub(crate) is_reduction: bool,
+    pub(crate) n_primitives: usize,
+}
+
+/// Collects the parameters of a cell.
+#[derive(Default)]
+pub(super) struct Collector {
+    pub(super) weights: Vec<Var>,
+    pub(super) norms: Vec<BatchNorm>,
+    pub(super) len: usize,
+}
+
+impl Collector {
+    pub(super) fn weight(&mut self, var: &Var) -> Range<usize> {
+        let start = self.len;
+        self.len += var.elem_count();
+        self.weights.push(var.clone());
+        start..self.len
+    }
+
+    pub(super) fn norm(&mut self, norm: &BatchNorm) -> Norm {
+        let affine = norm
+            .affine()
+            .map(|(weight, bias)| [self.weight(weight), self.weight(bias)]);
+        self.norms.push(norm.clone());
+        Norm {
+            index: self.norms.len() - 1,
+            affine,
+        }
+    }
+
+    pub(super) fn input(&mut self, parts: &InputParts<'_>) -> InputPlan {
+        match parts {
+            InputParts::Same(block) => InputPlan {
+                kernels: vec![self.weight(block.weight())],
+                norm: self.norm(block.norm()),
+            },
+            InputParts::Halve(block) => InputPlan {
+                kernels: block.kernels().map(|var| self.weight(var)).into(),
+                norm: self.norm(block.norm()),
+            },
+        }
+    }
+
+    /// The plan of an operation; `None` of zeros.
+    pub(super) fn operation(
+        &mut self,
+        column: usize,
+        candidate: &Candidate,
+    ) -> Option<OperationPlan> {
+        let kind = match candidate {
+            Candidate::None { .. } => return None,
+            Candidate::Identity => OperationKind::Identity,
+            Candidate::Pool { kind, norm, .. } => OperationKind::Pool {
+                kind: *kind,
+                norm: norm.as_ref().map(|norm| self.norm(norm)),
+            },
+            Candidate::Reduce(block) => OperationKind::Halve {
+                kernels: block.kernels().map(|var| self.weight(var)),
+                norm: self.norm(block.norm()),
+            },
+            Candidate::Conv(units) => {
+                let plan = |unit: &crate::candidate::ConvUnit| UnitPlan {
+                    depthwise: self.weight(unit.depthwise()),
+                    pointwise: self.weight(unit.pointwise()),
+                    geometry: unit.geometry(),
+                    kernel: unit.kernel(),
+                    norm: self.norm(unit.norm()),
+                };
+                OperationKind::Conv(units.iter().map(plan).collect())
+            }
+        };
+        Some(OperationPlan { column, kind })
+    }
+}
+
+/// The sizes of a run.
+pub(super) struct Sizes {
+    /// Of the inputs as they come.
+    pub(super) raw: [Grid; 2],
+    /// Of the preprocessed inputs.
+    pub(super) input: Grid,
+    /// Of the nodes.
+    pub(super) node: Grid,
+}
+
+impl Plan {
+    pub(super) fn n_partial(&self) -> usize {
+        self.channels / self.ratio
+    }
+
+    pub(super) fn n_states(&self) -> usize {
+        2 + self.n_nodes
+    }
+
+    pub(super) fn stride(&self, state: usize) -> usize {
+        if self.is_reduction && state < 2 { 2 } else { 1 }
+    }
+
+    /// The plane of a node to which an operation's channel goes: the first group of the shuffle.
+    pub(super) fn operation_plane(&self, channel: usize) -> usize {
+        channel * self.ratio
+    }
+
+    /// The plane of a node to which a bypassing channel goes, counted from 0 behind the partial ones.
+    pub(super) fn bypass_plane(&self, channel: usize) -> usize {
+        let n_partial = self.n_partial();
+        channel % n_partial * self.ratio + channel / n_partial + 1
+    }
+
+    pub(super) fn sizes(&self, shapes: [&Shape; 2]) -> Result<Sizes> {
+        let grid = |shape: &Shape| {
+            let (_, h, w, n) = shape.dims4()?;
+            Ok::<_, candle_core::Error>(Grid { h, w, n })
+        };
+        let raw = [grid(shapes[0])?, grid(shapes[1])?];
+        let input = raw[1];
+        let node = if self.is_reduction {
+            input.halved()
+        } else {
+            input
+        };
+        let first = match self.inputs[0].kernels.len() {
+            2 => raw[0].halved(),
+            _ => raw[0],
+        };
+        if first != input {
+            candle_core::bail!(
+                "fused cell: inputs of {:?} and {:?} do not meet",
+                raw[0],
+                raw[1]
+            );
+        }
+        Ok(Sizes { raw, input, node })
+    }
+
+    /// The weight of an operation; 1 where nothing is weighted.
+    pub(super) fn weight<T: Element>(
+        &self,
+        parameters: &[T],
+        edge: &EdgePlan,
+        column: usize,
+    ) -> f64 {
+        match self.n_primitives {
+            0 => 1.0,
+            n => parameters[self.n_weights + edge.row * n + column].to_f64(),
+        }
+    }
+
+    /// Where the weights of edges start.
+    pub(super) fn edge_weights(&self) -> usize {
+        self.n_weights + self.edges.len() * self.n_primitives
+    }
+
+    pub(super) fn stencil(&self, geometry: Conv2dGeometry, kernel: usize, grid: Grid) -> Stencil {
+        let Conv2dGeometry {
+            padding,
+            stride,
+            dilation,
+        } = geometry;
+        let window = Window {
+            input: [grid.h, grid.w],
+            kernel: [kernel; 2],
+            padding,
+            stride,
+            dilation,
+        };
+        Stencil::new(window, grid.n)
+    }
+
+    pub(super) fn pool_window(&self, stride: usize, grid: Grid) -> Window {
+        let Pool2dGeometry {
+            kernel,
+            padding,
+            stride,
+        } = pool_geometry(stride);
+        Window {
+            input: [grid.h, grid.w],
+            kernel: [kernel; 2],
+            padding,
+            stride,
+            dilation: 1,
+        }
+    }
+
+    /// Whether any edge that leaves a state has such an operation.
+    pub(super) fn reads(&self, state: usize, is_such: impl Fn(&OperationKind) -> bool) -> bool {
+        self.edges
+            .iter()
+            .filter(|edge| edge.source == state)
+            .flat_map(|edge| &edge.operations)
+            .any(|operation| is_such(&operation.kind))
+    }
+}
