@@ -192,13 +192,13 @@ fn another_search_space_is_refused_naming_both() {
 
 #[test]
 fn formats_that_are_newer_or_of_another_major_version_are_refused() {
-    for (major, minor) in [(1, 1), (2, 0), (0, 9)] {
+    for (major, minor) in [(1, 2), (2, 0), (0, 9)] {
         let published = Published::new::<Evaluation>();
         published.forge(|manifest| manifest["format"] = json!({"major": major, "minor": minor}));
         assert_eq!(
             published.refusal::<Evaluation>(),
             format!(
-                "DIR/manifest.json has format {major}.{minor}, this program reads 1.0 \
+                "DIR/manifest.json has format {major}.{minor}, this program reads 1.1 \
                  (run the stage again, or use the version of the program that wrote it)"
             )
         );
@@ -271,6 +271,6 @@ fn content_that_does_not_follow_the_schema_is_refused() {
     assert_eq!(
         published.refusal::<LatencyModelArtifact>(),
         "DIR/model.json: unknown field `chozen`, expected one of `settings`, `chosen`, \
-         `reference_millis`, `n_train`, `n_test` at line 20 column 10"
+         `reference_millis`, `n_train`, `n_test` at line 24 column 10"
     );
 }
