@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use kernels::{Conv2dGeometry, Pool2dGeometry};
+use kernels::planes::{Buffer, NormGrad, Stencil, Unit, dots};
+use kernels::{Conv2dGeometry, Pool2dGeometry, Window};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -172,6 +173,7 @@ fn all(criterion: &mut Criterion) {
                     .0)
                 },
             );
+            fused_unit(criterion, c, size, kernel);
         }
     }
     // The stem and the last convolution of the auxiliary head.
@@ -201,6 +203,51 @@ fn all(criterion: &mut Criterion) {
             |a| kernels::conv2d(&a[0], &a[1], geometry),
         );
     }
+}
+
+/// The same unit on planes, its batch normalisation left to whoever reads it.
+fn fused_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
+    let Conv2dGeometry {
+        padding,
+        stride,
+        dilation,
+    } = same(kernel, 1, 1);
+    let window = Window {
+        input: [size; 2],
+        kernel: [kernel; 2],
+        padding,
+        stride,
+        dilation,
+    };
+    let unit = Unit::new(Stencil::new(window, BATCH));
+    let len = unit.stencil().output().len();
+    let numbers = |n: usize| -> Vec<f32> { (0..n).map(|i| (i as f32 * 0.37).sin()).collect() };
+    let (z, grad) = (numbers(c * len), numbers(c * len));
+    let (depthwise, pointwise) = (numbers(c * kernel * kernel), numbers(c * c));
+    let (z, grad): (Vec<&[f32]>, Vec<&[f32]>) = (z.chunks(len).collect(), grad.chunks(len).collect());
+    let forward = |y: &mut [f32]| {
+        unit.forward(&z, &depthwise, &pointwise, y.chunks_mut(len).collect())
+    };
+    let mut group = criterion.benchmark_group("fused_unit");
+    let label = format!("c{c} {size}x{size} k{kernel}");
+    group.bench_function(BenchmarkId::new("forward", &label), |bencher| {
+        bencher.iter(|| forward(&mut Buffer::any(c * len)))
+    });
+    group.bench_function(BenchmarkId::new("backward", &label), |bencher| {
+        bencher.iter(|| {
+            let mut y = Buffer::any(c * len);
+            let moments = forward(&mut y);
+            let y: Vec<&[f32]> = y.chunks(len).collect();
+            let sums: Vec<[f64; 2]> = dots(&grad, &y.iter().map(|y| vec![*y]).collect::<Vec<_>>())
+                .into_iter()
+                .map(|(sum, products)| [sum, products[0]])
+                .collect();
+            let chain = NormGrad::new(grad.clone(), y, &moments, 1e-5, &sums, &vec![1.0; c]);
+            let mut grad_z = Buffer::zeros(c * len);
+            let planes = grad_z.chunks_mut(len).collect();
+            unit.backward(&z, &depthwise, &pointwise, &chain, planes, true)
+        })
+    });
 }
 
 fn quick() -> Criterion {
