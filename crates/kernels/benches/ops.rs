@@ -224,10 +224,10 @@ fn fused_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
     let numbers = |n: usize| -> Vec<f32> { (0..n).map(|i| (i as f32 * 0.37).sin()).collect() };
     let (z, grad) = (numbers(c * len), numbers(c * len));
     let (depthwise, pointwise) = (numbers(c * kernel * kernel), numbers(c * c));
-    let (z, grad): (Vec<&[f32]>, Vec<&[f32]>) = (z.chunks(len).collect(), grad.chunks(len).collect());
-    let forward = |y: &mut [f32]| {
-        unit.forward(&z, &depthwise, &pointwise, y.chunks_mut(len).collect())
-    };
+    let (z, grad): (Vec<&[f32]>, Vec<&[f32]>) =
+        (z.chunks(len).collect(), grad.chunks(len).collect());
+    let forward =
+        |y: &mut [f32]| unit.forward(&z, &depthwise, &pointwise, y.chunks_mut(len).collect());
     let mut group = criterion.benchmark_group("fused_unit");
     let label = format!("c{c} {size}x{size} k{kernel}");
     group.bench_function(BenchmarkId::new("forward", &label), |bencher| {
