@@ -222,34 +222,22 @@ impl<T: Element> CellOp<T> {
                 y
             })
         });
-        for edge in plan.edges.iter().filter(|edge| edge.source == state) {
-            for operation in &edge.operations {
-                if let OperationKind::Pool {
-                    kind,
-                    norm: Some(norm),
-                } = &operation.kind
-                {
-                    // All edges normalise the same pooling: it is looked at once.
-                    let first = plan.edges.iter().find(|other| other.source == state);
-                    let known = first
-                        .filter(|first| first.row != edge.row)
-                        .and_then(|first| {
-                            first.operations.iter().find_map(|other| match &other.kind {
-                                OperationKind::Pool {
-                                    kind: other,
-                                    norm: Some(norm),
-                                } if other == kind => Some(statistics[norm.index].clone()),
-                                _ => None,
-                            })
-                        });
-                    let pooled = pooled[*kind as usize].as_deref().expect("it is read");
-                    statistics[norm.index] = known
-                        .filter(|known| !known.moments.is_empty())
-                        .unwrap_or_else(|| Statistics {
-                            moments: moments(&planes(pooled, out_len)),
-                            count: out_len,
-                        });
-                }
+        // All edges normalise the same pooling, which is looked at once.
+        let mut seen: [Option<Statistics>; 2] = [None, None];
+        let edges = plan.edges.iter().filter(|edge| edge.source == state);
+        for operation in edges.flat_map(|edge| &edge.operations) {
+            if let OperationKind::Pool {
+                kind,
+                norm: Some(norm),
+            } = &operation.kind
+            {
+                let index = *kind as usize;
+                let pooled = pooled[index].as_deref().expect("it is read");
+                let own = seen[index].get_or_insert_with(|| Statistics {
+                    moments: moments(&planes(pooled, out_len)),
+                    count: out_len,
+                });
+                statistics[norm.index] = own.clone();
             }
         }
         let bypass = (stride == 2 && !bypass.is_empty()).then(|| {
