@@ -30,6 +30,7 @@ pub(crate) struct InferenceArgs {
 
 /// Runs the inferences and prints what they took.
 pub(crate) fn run(args: &InferenceArgs) -> Result<()> {
+    artifact::stage::configure_threads(args.size.threads.max(1))?;
     let genotype = artifact::genotype_from_arg(&args.genotype)?;
     let prepared = Prepared::network(&args.size.spec()?, &genotype, args.size.batch, &Device::Cpu)?;
     let protocol = Protocol {

@@ -65,25 +65,16 @@ impl Size {
     }
 }
 
-/// The quantile q of times, interpolated between its neighbours; 0 of none.
-fn quantile(times: &[f64], q: f64) -> f64 {
-    let mut sorted = times.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let Some(last) = sorted.len().checked_sub(1) else {
+/// The median of times in seconds; 0 of none.
+fn median_secs(secs: &[f64]) -> f64 {
+    if secs.is_empty() {
         return 0.0;
-    };
-    let position = q * last as f64;
-    let (below, above) = (
-        sorted[position.floor() as usize],
-        sorted[position.ceil() as usize],
-    );
-    below + (above - below) * position.fract()
+    }
+    let nanos = secs.iter().map(|secs| (secs * 1e9) as u64).collect();
+    measure::Timing::from_nanos(nanos).median_nanos as f64 / 1e9
 }
 
 fn main() -> anyhow::Result<()> {
-    // candle's own threads spin while they wait; as in the stages, there is one pool, rayon's.
-    // SAFETY: no other thread runs yet.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     match Cli::parse().command {
         Command::Step(args) => step::run(&args),
         Command::Inference(args) => inference::run(&args),

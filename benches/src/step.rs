@@ -13,7 +13,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde_json::json;
 use space::{CellKind, Genotype, SearchSpace};
 
-use crate::{Size, quantile};
+use crate::{Size, median_secs};
 
 /// Command line of `step`.
 #[derive(Args)]
@@ -47,16 +47,15 @@ enum Network {
 
 /// Runs the steps and prints what they took.
 pub(crate) fn run(args: &StepArgs) -> Result<()> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(args.size.threads.max(1))
-        .build()?;
-    let Times { alpha, weight } = pool.install(|| match args.network {
+    artifact::stage::configure_threads(args.size.threads.max(1))?;
+    // On a thread of the pool: every hand-over from another one costs.
+    let Times { alpha, weight } = rayon::scope(|_| match args.network {
         Network::Derived => derived(args),
         Network::PcDarts => supernet(args, 4),
         Network::Darts => supernet(args, 1),
     })?;
     let peak_rss_bytes = measure::peak_rss_bytes().unwrap_or(0);
-    let (alpha_secs, weight_secs) = (quantile(&alpha, 0.5), quantile(&weight, 0.5));
+    let (alpha_secs, weight_secs) = (median_secs(&alpha), median_secs(&weight));
     if args.json {
         let answer = json!({
             "alpha_step_secs": alpha_secs,

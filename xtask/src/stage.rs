@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -85,7 +86,7 @@ pub(crate) fn command(
     let mut command = Command::new(bin_dir.join(stage));
     // Training allocates the same buffers step after step: keep their pages (a quarter faster).
     command.env("MIMALLOC_PURGE_DELAY", "-1");
-    if let Some((commit, is_dirty)) = source() {
+    if let Some((commit, is_dirty)) = &*SOURCE {
         command.env("GIT_COMMIT", commit);
         command.env("GIT_DIRTY", is_dirty.to_string());
     }
@@ -121,6 +122,8 @@ pub(crate) fn command(
     }
     Ok(command)
 }
+
+static SOURCE: LazyLock<Option<(String, bool)>> = LazyLock::new(source);
 
 /// The commit that lies here, and whether files differ from it; `None` without git or a repository.
 fn source() -> Option<(String, bool)> {

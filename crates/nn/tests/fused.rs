@@ -73,6 +73,7 @@ fn supernet(
     k: usize,
     size: usize,
     n: usize,
+    tracks_input: bool,
     pass: &Pass<'_>,
 ) -> Result<BTreeMap<String, Vec<f64>>> {
     let space = SearchSpace::darts();
@@ -97,7 +98,11 @@ fn supernet(
     )?;
     let (x, y) = batch(n, size)?;
     let [normal, reduction] = CellKind::ALL.map(|kind| architecture.mixing(kind, true));
-    let logits = network.forward(&x, &[normal?, reduction?], pass)?;
+    let input = match tracks_input {
+        true => x.as_tensor().clone(),
+        false => x.as_detached_tensor(),
+    };
+    let logits = network.forward(&input, &[normal?, reduction?], pass)?;
     let loss = cross_entropy(&logits, &y, 0.0)?;
     outcome(
         &loss,
@@ -110,10 +115,14 @@ fn supernet(
 fn a_fused_supernet_is_the_supernet() -> Result<()> {
     for (k, size, n) in [(4, 8, 3), (2, 7, 17), (1, 6, 5)] {
         for steps in [Pass::training, Pass::architecture_step] {
-            let fused = supernet(k, size, n, &steps())?;
-            let plain = supernet(k, size, n, &steps().unfused())?;
-            assert!(fused.contains_key("grad alphas_normal"));
-            assert_same(&fused, &plain);
+            // As in a search, where nothing leads from the images to a variable, too.
+            for tracks_input in [true, false] {
+                let fused = supernet(k, size, n, tracks_input, &steps())?;
+                let plain = supernet(k, size, n, tracks_input, &steps().unfused())?;
+                assert!(fused.contains_key("grad alphas_normal"));
+                assert_eq!(fused.contains_key("input"), tracks_input);
+                assert_same(&fused, &plain);
+            }
         }
     }
     Ok(())

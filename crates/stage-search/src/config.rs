@@ -37,7 +37,6 @@ impl Config {
     pub(crate) fn check(&self) -> Result<(), Error> {
         let Self {
             data,
-            network,
             weights,
             architecture,
             ..
@@ -73,11 +72,6 @@ impl Config {
                 "data.hue_jitter",
                 (0.0..=0.5).contains(&data.hue_jitter),
                 "between 0 and 0.5",
-            ),
-            (
-                "network.channel_ratio",
-                network.channel_ratio >= 1,
-                "at least 1",
             ),
             (
                 "weights.learning_rate",

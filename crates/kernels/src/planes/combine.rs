@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use super::{Moments, PIECE, for_each, pieces_mut};
+use super::{Moments, PIECE, for_each, parts_mut, pieces_mut};
 use crate::Element;
 
 /// Numbers that are worked on at a time, in registers.
@@ -45,18 +45,8 @@ pub fn accumulate<T: Element>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>],
 
 fn run<T: Element, const ADD: bool>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
     assert_eq!([terms.len(), bias.len()], [planes.len(); 2]);
-    let items = planes
-        .into_iter()
-        .enumerate()
-        .flat_map(|(channel, plane)| {
-            plane
-                .chunks_mut(PIECE)
-                .enumerate()
-                .map(move |(index, part)| (channel, index * PIECE, part))
-        })
-        .collect();
     for_each(
-        items,
+        parts_mut(planes, PIECE),
         || (),
         |(), _, (channel, start, part)| {
             let (terms, bias) = (&terms[channel], bias[channel]);
@@ -239,11 +229,12 @@ fn activate_part<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>) {
     let Affine { mean, factor, bias } = affine;
     for (y, &x) in y.iter_mut().zip(x) {
         let value = factor * (x - mean) + bias;
-        *y = if value > T::zero() { value } else { T::zero() };
+        // What is no number goes on, so that it shows in the loss.
+        *y = if value <= T::zero() { T::zero() } else { value };
     }
 }
 
-/// `grads = x > 0 ? grads : 0`, the gradient of a ReLU whose output (or input) is `x`.
+/// `grads = x <= 0 ? 0 : grads`, the gradient of a ReLU whose output (or input) is `x`.
 pub fn mask<T: Element>(grads: Vec<&mut [T]>, x: &[&[T]]) {
     let items = pieces_mut(grads, PIECE);
     for_each(
@@ -262,7 +253,7 @@ pub fn mask<T: Element>(grads: Vec<&mut [T]>, x: &[&[T]]) {
 #[multiversion(targets = "simd")]
 fn mask_part<T: Element>(grad: &mut [T], x: &[T]) {
     for (grad, &x) in grad.iter_mut().zip(x) {
-        *grad = if x > T::zero() { *grad } else { T::zero() };
+        *grad = if x <= T::zero() { T::zero() } else { *grad };
     }
 }
 

@@ -99,6 +99,15 @@ fn pieces_mut<'a, T>(planes: Vec<&'a mut [T]>, piece: usize) -> Vec<Vec<&'a mut 
     pieces
 }
 
+/// Splits planes into pieces of `piece` numbers, each by itself: channel, place of its first number, piece.
+fn parts_mut<'a, T>(planes: Vec<&'a mut [T]>, piece: usize) -> Vec<(usize, usize, &'a mut [T])> {
+    let parts = planes.into_iter().enumerate().flat_map(|(channel, plane)| {
+        let parts = plane.chunks_mut(piece.max(1)).enumerate();
+        parts.map(move |(index, part)| (channel, index * piece, part))
+    });
+    parts.collect()
+}
+
 /// Calls `work` for each item, on all threads if there are several.
 fn for_each<I: Send, S>(
     items: Vec<I>,

@@ -118,19 +118,19 @@ fn affine<T: Element, const ADD: bool>(
     }
 }
 
-/// `z = max(x, 0)`.
+/// `z = max(x, 0)`; what is no number goes on.
 #[multiversion(targets = "simd")]
 fn rectify<T: Element>(z: &mut [T], x: &[T]) {
     for (z, &x) in z.iter_mut().zip(x) {
-        *z = if x > T::zero() { x } else { T::zero() };
+        *z = if x <= T::zero() { T::zero() } else { x };
     }
 }
 
-/// `grad += x > 0 ? product : 0`.
+/// `grad += x <= 0 ? 0 : product`.
 #[multiversion(targets = "simd")]
 fn add_where_positive<T: Element>(grad: &mut [T], product: &[T], x: &[T]) {
     for ((grad, &product), &x) in grad.iter_mut().zip(product).zip(x) {
-        *grad += if x > T::zero() { product } else { T::zero() };
+        *grad += if x <= T::zero() { T::zero() } else { product };
     }
 }
 

@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use super::{Grid, Stencil, for_each};
+use super::{Grid, Stencil, for_each, parts_mut};
 use crate::{Element, Window};
 
 /// Numbers that are worked on at a time.
@@ -64,25 +64,21 @@ impl MaxPool {
         })
     }
 
-    /// The maxima of each window of each plane.
+    /// The maxima of each window of each plane; what is no number counts as one.
     pub fn forward<T: Element>(&self, x: &[&[T]], y: Vec<&mut [T]>) {
         let Grid { w, n, .. } = self.output();
-        let items = y
-            .into_iter()
-            .zip(x)
-            .flat_map(|(y, x)| {
-                y.chunks_mut((w * n).max(1))
-                    .enumerate()
-                    .map(move |(row, y)| (*x, row, y))
-            })
-            .collect();
-        for_each(items, Vec::new, |offsets, _, (x, row, y): (&[T], _, _)| {
-            for (column, y) in y.chunks_mut(n.max(1)).enumerate() {
-                offsets.clear();
-                offsets.extend(self.sources(row, column).map(|pixel| pixel * n));
-                maximum(x, offsets, y);
-            }
-        });
+        for_each(
+            parts_mut(y, w * n),
+            Vec::new,
+            |offsets, _, (channel, start, y)| {
+                for (column, y) in y.chunks_mut(n.max(1)).enumerate() {
+                    offsets.clear();
+                    let sources = self.sources(start / (w * n), column);
+                    offsets.extend(sources.map(|pixel| pixel * n));
+                    maximum(x[channel], offsets, y);
+                }
+            },
+        );
     }
 
     /// Adds the gradient of each window to its first maximum.
@@ -116,7 +112,7 @@ fn maximum<T: Element>(x: &[T], offsets: &[usize], y: &mut [T]) {
         for offset in offsets {
             let source: &[T; BLOCK] = x[offset + at..][..BLOCK].try_into().expect("a block");
             for (max, &x) in maxima.iter_mut().zip(source) {
-                *max = if x > *max { x } else { *max };
+                *max = if x > *max || x.is_nan() { x } else { *max };
             }
         }
         *block = maxima;
@@ -125,7 +121,7 @@ fn maximum<T: Element>(x: &[T], offsets: &[usize], y: &mut [T]) {
     rest.fill(T::NEG_INFINITY);
     for offset in offsets {
         for (max, &x) in rest.iter_mut().zip(&x[offset + at..]) {
-            *max = if x > *max { x } else { *max };
+            *max = if x > *max || x.is_nan() { x } else { *max };
         }
     }
 }
@@ -183,20 +179,12 @@ pub fn average<T: Element>(stencil: &Stencil, x: &[&[T]], y: Vec<&mut [T]>) {
     let ones = vec![T::one(); stencil.kernel_len()];
     let factors = stencil.inverse_counts();
     let Grid { w, n, .. } = stencil.output();
-    let items = y
-        .into_iter()
-        .zip(x)
-        .flat_map(|(y, x)| {
-            y.chunks_mut((w * n).max(1))
-                .enumerate()
-                .map(move |(row, y)| (*x, row, y))
-        })
-        .collect();
     for_each(
-        items,
+        parts_mut(y, w * n),
         || (),
-        |(), _, (x, row, y): (&[T], _, _)| {
-            stencil.forward_rows(x, &ones, row, y);
+        |(), _, (channel, start, y)| {
+            let row = start / (w * n);
+            stencil.forward_rows(x[channel], &ones, row, y);
             scale_pixels(y, &factors[row * w..][..w], n);
         },
     );

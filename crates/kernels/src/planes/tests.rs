@@ -211,3 +211,19 @@ fn subsampling_and_its_gradient_pick_every_second_pixel() {
     let picked: Vec<usize> = (0..grid.len()).filter(|&i| grad_x[i] == 1.0).collect();
     assert_eq!(picked, [10, 11, 14, 15]);
 }
+
+#[test]
+fn what_is_no_number_goes_on_to_the_loss() {
+    let x = [1.0, f64::NAN, 3.0, -1.0];
+    let mut y = [0.0; 4];
+    activate(vec![&mut y], &[&x], &[Affine::identity()]);
+    assert_eq!([y[0], y[2], y[3]], [1.0, 3.0, 0.0]);
+    assert!(y[1].is_nan());
+    let mut y = [0.0; 4];
+    pointwise_forward(&[&x], true, &[1.0], vec![&mut y]);
+    assert!(y[1].is_nan() && y[2] == 3.0);
+    let mut y = [0.0];
+    let pool = MaxPool::halving(Grid { h: 2, w: 2, n: 1 });
+    pool.forward(&[&x], vec![&mut y]);
+    assert!(y[0].is_nan());
+}

@@ -5,7 +5,7 @@ use super::combine::PartMoments;
 use super::pointwise::{NormGrad, merge, sum};
 use super::product::{add_outer, product};
 use super::stencil::{LANES, Stencil};
-use super::{Buffer, Moments, for_each, pieces_mut};
+use super::{Buffer, Moments, for_each, parts_mut, pieces_mut};
 use crate::Element;
 
 /// Numbers that a piece of work keeps between its two convolutions.
@@ -134,21 +134,12 @@ impl Unit {
 
         // A few rows of one channel at a time.
         let in_rows = (super::PIECE * 2 / input.row_len().max(1)).max(1);
-        let items: Vec<(usize, usize, &mut [T])> = grad_z
-            .into_iter()
-            .enumerate()
-            .flat_map(|(channel, plane)| {
-                plane
-                    .chunks_mut((in_rows * input.row_len()).max(1))
-                    .enumerate()
-                    .map(move |(index, part)| (channel, index * in_rows, part))
-            })
-            .collect();
         for_each(
-            items,
+            parts_mut(grad_z, in_rows * input.row_len()),
             || (),
-            |(), _, (channel, first, part)| {
+            |(), _, (channel, start, part)| {
                 let w = &depthwise[channel * n_taps..][..n_taps];
+                let first = start / input.row_len();
                 self.stencil
                     .add_backward_rows(between[channel], w, first, part);
             },

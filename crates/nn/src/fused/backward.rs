@@ -91,9 +91,13 @@ impl<'a, T: Element> Backward<'a, T> {
 
     pub(super) fn run(mut self, s: [&[T]; 2]) -> CellGrads<T> {
         for state in (0..self.plan().n_states()).rev() {
-            let mut grad = std::mem::take(&mut self.grads[state]);
-            self.gather_state(state, &mut grad);
-            self.grads[state] = grad;
+            // An input from which no variable follows needs no gradient, unless it leads to weights.
+            let wants = self.op.wants;
+            if state >= 2 || wants.weights || wants.inputs[state] {
+                let mut grad = std::mem::take(&mut self.grads[state]);
+                self.gather_state(state, &mut grad);
+                self.grads[state] = grad;
+            }
             if state >= 2 {
                 self.weigh_node(state);
             }

@@ -39,7 +39,6 @@ pub(super) struct SavedInput<T: Element> {
 }
 
 /// What edges read of a state, other than itself.
-#[derive(Default)]
 pub(super) struct SavedState<T: Element> {
     pub(super) activated: Option<Buffer<T>>,
     pub(super) halves: Option<[Buffer<T>; 2]>,
