@@ -100,7 +100,7 @@ fn pieces_mut<'a, T>(planes: Vec<&'a mut [T]>, piece: usize) -> Vec<Vec<&'a mut 
 }
 
 /// Splits planes into pieces of `piece` numbers, each by itself: channel, place of its first number, piece.
-fn parts_mut<'a, T>(planes: Vec<&'a mut [T]>, piece: usize) -> Vec<(usize, usize, &'a mut [T])> {
+fn parts_mut<T>(planes: Vec<&mut [T]>, piece: usize) -> Vec<(usize, usize, &mut [T])> {
     let parts = planes.into_iter().enumerate().flat_map(|(channel, plane)| {
         let parts = plane.chunks_mut(piece.max(1)).enumerate();
         parts.map(move |(index, part)| (channel, index * piece, part))
