@@ -30,12 +30,15 @@ mod error;
 mod gemm;
 mod geometry;
 mod parallel;
+mod product;
 mod runs;
+mod simd;
 
 pub mod avg_pool2d;
 pub mod batch_norm;
 pub mod conv2d;
 pub mod depthwise_conv2d;
+pub mod image;
 pub mod max_pool2d;
 pub mod planes;
 pub mod pointwise_conv2d;

@@ -6,6 +6,7 @@ use space::{CellGenotype, CellKind, CellSpec, Genotype, NetworkSpec};
 use crate::auxiliary::AuxiliaryHead;
 use crate::candidate::{Candidate, EdgeInput};
 use crate::fused::{CellParts, EdgeParts, FusedCell, InputParts};
+use crate::inference::{InferenceCell, InferenceNet};
 use crate::layers::{
     Affine, FactorizedReduce, Linear, ReluConvBn, Stem, from_planes, global_average_pool,
     planes_average_pool, to_planes_both,
@@ -172,6 +173,11 @@ impl StandaloneCell {
     pub fn forward(&self, s0: &Tensor, s1: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         self.cell.forward(s0, s1, pass)
     }
+
+    /// The cell as it is deployed, with its present weights.
+    pub fn for_inference(&self) -> Result<InferenceCell> {
+        InferenceCell::new(&self.cell.fused)
+    }
 }
 
 /// What a derived network answers, each `[n, n_classes]`.
@@ -233,6 +239,12 @@ impl DerivedNet {
     /// The weights and buffers.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
+    }
+
+    /// The network as it is deployed, with its present weights and running statistics.
+    pub fn for_inference(&self) -> Result<InferenceNet> {
+        let cells = self.cells.iter().map(|cell| &cell.fused);
+        InferenceNet::new(&self.stem, cells, &self.classifier)
     }
 
     /// Images `[n, c, h, w]` to logits.

@@ -52,6 +52,11 @@ impl BatchNorm {
         self.affine.as_ref().map(|(weight, bias)| (weight, bias))
     }
 
+    /// Running mean and variance.
+    pub(crate) fn running(&self) -> (&Var, &Var) {
+        (&self.running_mean, &self.running_var)
+    }
+
     /// Normalises by the batch's statistics in training, by the running ones otherwise.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let affine = self
@@ -201,13 +206,16 @@ impl ConvBn {
         })
     }
 
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let geometry = Conv2dGeometry {
+    fn geometry(&self) -> Conv2dGeometry {
+        Conv2dGeometry {
             padding: 1,
             stride: self.stride,
             dilation: 1,
-        };
-        let y = kernels::conv2d(x, &pass.weight(&self.weight), geometry)?;
+        }
+    }
+
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let y = kernels::conv2d(x, &pass.weight(&self.weight), self.geometry())?;
         self.norm.forward(&y, pass)
     }
 }
@@ -247,6 +255,25 @@ impl Stem {
         Ok(Self { layout })
     }
 
+    /// Channels of an image.
+    pub(crate) fn n_in(&self) -> usize {
+        let (weight, ..) = self
+            .convolutions()
+            .next()
+            .expect("a stem has a convolution");
+        weight.dims()[1]
+    }
+
+    /// The convolutions one after the other: kernel, geometry and batch normalisation of each.
+    pub(crate) fn convolutions(&self) -> impl Iterator<Item = (&Var, Conv2dGeometry, &BatchNorm)> {
+        let convolutions = match &self.layout {
+            StemLayout::Single(conv) => std::slice::from_ref(conv),
+            StemLayout::Imagenet(convolutions) => convolutions,
+        };
+        let parts = convolutions.iter();
+        parts.map(|conv| (&conv.weight, conv.geometry(), &conv.norm))
+    }
+
     /// `[n, in_channels, h, w]` to the states that the first cell reads: (of two cells ago, of one ago).
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<(Tensor, Tensor)> {
         match &self.layout {
@@ -277,6 +304,11 @@ impl Linear {
             weight: builder.uniform("weight", (n_out, n_in), n_in)?,
             bias: builder.uniform("bias", n_out, n_in)?,
         })
+    }
+
+    /// Weight and bias.
+    pub(crate) fn weights(&self) -> (&Var, &Var) {
+        (&self.weight, &self.bias)
     }
 
     /// Runs the layer.

@@ -8,6 +8,7 @@
 //! | [`architecture`] | alpha, beta, their softmax, the soft code, the derived genotype |
 //! | [`supernet`] | the weight-sharing search network, with full or partial channels |
 //! | [`derived`] | the network of one genotype, and its cells one by one |
+//! | [`inference`] | derived networks as they are deployed |
 //! | [`auxiliary`] | the auxiliary head of the evaluation network |
 //! | [`loss`] | cross entropy with label smoothing, accuracy |
 //! | [`optimizer`] | SGD with momentum, Adam with coupled L2, global-norm clipping |
@@ -22,6 +23,7 @@ pub mod auxiliary;
 pub mod candidate;
 pub mod derived;
 mod fused;
+pub mod inference;
 pub mod layers;
 pub mod loss;
 pub mod optimizer;
@@ -32,6 +34,7 @@ pub mod supernet;
 
 pub use architecture::{Architecture, ChannelRatio};
 pub use derived::{DerivedNet, Logits, StandaloneCell};
+pub use inference::{InferenceCell, InferenceNet};
 pub use parameters::{Parameters, StateError};
 pub use pass::Pass;
 pub use supernet::Supernet;

@@ -1,16 +1,19 @@
 //! Runs a derived network, or one of its cells, the way it will be deployed.
 //!
-//! Today there is one runtime, candle on the CPU: f32, running statistics in batch normalisation, no
-//! gradients, a fixed number of threads. A network is prepared once (weights and input in place) and
-//! run many times; what a stage times is [`Prepared::run`] inside [`Executor::install`].
+//! On the CPU that is our own runtime ([`nn::inference`]): f32, batch normalisation folded into the
+//! convolutions, a fixed number of threads. On another device the network runs there as candle runs it. A network
+//! is prepared once (weights packed, input in place) and run many times; what a stage times is [`Prepared::run`] inside [`Executor::install`].
 
 use candle_core::{DType, Device, Result, Tensor};
+use kernels::image::Maps;
+use nn::inference::CellOutput;
 use nn::parameters::Builder;
-use nn::{DerivedNet, Pass, StandaloneCell};
+use nn::{DerivedNet, InferenceCell, InferenceNet, Pass, StandaloneCell};
+use rayon::prelude::*;
 use space::{CellGenotype, CellSpec, Genotype, NetworkSpec};
 
 /// The name of the CPU runtime in data sets and manifests.
-pub const CANDLE_CPU: &str = "candle-cpu";
+pub const NATIVE_CPU: &str = "native-cpu";
 
 /// The threads on which networks run: a pool of its own, so that what is timed does not depend on how
 /// many threads the rest of the process uses.
@@ -40,12 +43,25 @@ impl Executor {
 /// A network or cell with its input in place.
 pub struct Prepared {
     module: Module,
-    inputs: Vec<Tensor>,
+    batch_size: usize,
 }
 
 enum Module {
-    Network(Box<DerivedNet>),
-    Cell(Box<StandaloneCell>),
+    /// A network, and images laid out `n c h w`.
+    Network {
+        network: Box<InferenceNet>,
+        images: Vec<f32>,
+        size: [usize; 2],
+    },
+    /// A cell, and its two inputs behind their ReLU.
+    Cell {
+        cell: Box<InferenceCell>,
+        inputs: [Maps; 2],
+    },
+    /// A network on another device than the CPU, and its images `[n, c, h, w]`.
+    DeviceNetwork(Box<DerivedNet>, Tensor),
+    /// A cell on another device, and its two inputs `[n, c, h, w]`.
+    DeviceCell(Box<StandaloneCell>, [Tensor; 2]),
 }
 
 impl Prepared {
@@ -70,17 +86,20 @@ impl Prepared {
         batch_size: usize,
         device: &Device,
     ) -> Result<Self> {
-        let shape = [
-            batch_size,
-            spec.in_channels,
-            spec.image_size,
-            spec.image_size,
-        ];
-        let inputs = vec![input(shape, device)?];
-        Ok(Self {
-            module: Module::Network(Box::new(network)),
-            inputs,
-        })
+        let size = [spec.image_size; 2];
+        let shape = [batch_size, spec.in_channels, size[0], size[1]];
+        let images = input(shape.iter().product());
+        let module = if device.is_cpu() {
+            Module::Network {
+                network: Box::new(network.for_inference()?),
+                images,
+                size,
+            }
+        } else {
+            let images = Tensor::from_vec(images, &shape, device)?;
+            Module::DeviceNetwork(Box::new(network), images)
+        };
+        Ok(Self { module, batch_size })
     }
 
     /// One cell at one position of a network.
@@ -93,26 +112,60 @@ impl Prepared {
         let mut rng = fixed_rng();
         let builder = Builder::new(device, DType::F32, &mut rng);
         let cell = StandaloneCell::new(&builder, spec, genotype)?;
-        let inputs = cell
-            .input_shapes(batch_size)
-            .into_iter()
-            .map(|shape| input(shape, device))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            module: Module::Cell(Box::new(cell)),
-            inputs,
-        })
+        let shapes = cell.input_shapes(batch_size);
+        let module = if device.is_cpu() {
+            let inputs = shapes.map(|[_, c, h, w]| {
+                let activated: Vec<f32> = input(c * h * w).iter().map(|x| x.max(0.0)).collect();
+                Maps::from_slice(c, h, w, &activated)
+            });
+            Module::Cell {
+                cell: Box::new(cell.for_inference()?),
+                inputs,
+            }
+        } else {
+            let [s0, s1] =
+                shapes.map(|shape| Tensor::from_vec(input(shape.iter().product()), &shape, device));
+            Module::DeviceCell(Box::new(cell), [s0?, s1?])
+        };
+        Ok(Self { module, batch_size })
     }
 
     /// One inference; the output stays on the device.
-    pub fn run(&self) -> Result<Tensor> {
+    pub fn run(&self) -> Result<Output> {
         let pass = Pass::inference();
-        match (&self.module, self.inputs.as_slice()) {
-            (Module::Network(network), [x]) => Ok(network.forward(x, &pass)?.main),
-            (Module::Cell(cell), [s0, s1]) => cell.forward(s0, s1, &pass),
-            _ => unreachable!("a network has one input, a cell two"),
+        match &self.module {
+            Module::Network {
+                network,
+                images,
+                size,
+            } => Ok(Output::Logits(network.run(images, self.batch_size, *size))),
+            Module::Cell { cell, inputs } => {
+                let run = |_| cell.run(&inputs[0], &inputs[1]);
+                let images = 0..self.batch_size;
+                Ok(Output::States(
+                    if images.len() > 1 && rayon::current_num_threads() > 1 {
+                        images.into_par_iter().map(run).collect()
+                    } else {
+                        images.map(run).collect()
+                    },
+                ))
+            }
+            Module::DeviceNetwork(network, images) => {
+                Ok(Output::Tensor(network.forward(images, &pass)?.main))
+            }
+            Module::DeviceCell(cell, [s0, s1]) => Ok(Output::Tensor(cell.forward(s0, s1, &pass)?)),
         }
     }
+}
+
+/// What an inference answers.
+pub enum Output {
+    /// A network's, laid out `n o`.
+    Logits(Vec<f32>),
+    /// A cell's, image by image.
+    States(Vec<CellOutput>),
+    /// A network's or a cell's on another device than the CPU.
+    Tensor(Tensor),
 }
 
 fn fixed_rng() -> nn::Rng {
@@ -121,10 +174,8 @@ fn fixed_rng() -> nn::Rng {
 }
 
 /// A fixed input of values between -1 and 1 with no pattern that an operation could profit from.
-fn input(shape: [usize; 4], device: &Device) -> Result<Tensor> {
-    let n: usize = shape.iter().product();
-    let values: Vec<f32> = (0..n).map(|i| (i as f32 * 12.9898).sin()).collect();
-    Tensor::from_vec(values, &shape, device)
+fn input(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i as f32 * 12.9898).sin()).collect()
 }
 
 #[cfg(test)]
@@ -142,11 +193,18 @@ mod tests {
         }
     }
 
+    fn logits(prepared: &Prepared) -> Vec<f32> {
+        match prepared.run().unwrap() {
+            Output::Logits(logits) => logits,
+            _ => panic!("a network answers logits"),
+        }
+    }
+
     #[test]
     fn a_network_answers_one_row_of_logits_per_image() {
         let genotype = Genotype::named("DARTS_V2").expect("a published genotype");
         let prepared = Prepared::network(&spec(), &genotype, 2, &Device::Cpu).unwrap();
-        assert_eq!(prepared.run().unwrap().dims(), [2, 10]);
+        assert_eq!(logits(&prepared).len(), 2 * 10);
     }
 
     #[test]
@@ -161,10 +219,14 @@ mod tests {
                 1
             };
             let size = cell.size_prev / halves;
-            assert_eq!(
-                prepared.run().unwrap().dims(),
-                [2, 4 * cell.channels, size, size]
-            );
+            let Output::States(states) = prepared.run().unwrap() else {
+                panic!("a cell answers states");
+            };
+            assert_eq!(states.len(), 2);
+            for state in states {
+                let Maps { c, h, w, .. } = state.activated;
+                assert_eq!([c, h, w], [4 * cell.channels, size, size]);
+            }
         }
     }
 
@@ -172,16 +234,10 @@ mod tests {
     fn the_answer_does_not_depend_on_the_number_of_threads() {
         let genotype = Genotype::named("PDARTS").expect("a published genotype");
         let prepared = Prepared::network(&spec(), &genotype, 1, &Device::Cpu).unwrap();
-        let logits = |n_threads| -> Vec<f32> {
+        let on = |n_threads| {
             let executor = Executor::new(n_threads).unwrap();
-            executor
-                .install(|| prepared.run())
-                .unwrap()
-                .flatten_all()
-                .unwrap()
-                .to_vec1()
-                .unwrap()
+            executor.install(|| logits(&prepared))
         };
-        assert_eq!(logits(1), logits(3));
+        assert_eq!(on(1), on(3));
     }
 }

@@ -155,7 +155,7 @@ fn settings(config: &Config, search: &SearchResult) -> Result<MeasurementSetting
         network: network.clone(),
         timing,
         device: "cpu".to_owned(),
-        runtime: runtime::CANDLE_CPU.to_owned(),
+        runtime: runtime::NATIVE_CPU.to_owned(),
         anchor: search
             .settings
             .as_ref()

@@ -159,7 +159,7 @@ mod tests {
                 n_repeats: 1,
             },
             device: "cpu".to_owned(),
-            runtime: runtime::CANDLE_CPU.to_owned(),
+            runtime: runtime::NATIVE_CPU.to_owned(),
             anchor,
         }
     }

@@ -167,7 +167,7 @@ impl Profiling {
                 network: config.network.clone(),
                 timing: config.timing.clone(),
                 device: "cpu".to_owned(),
-                runtime: runtime::CANDLE_CPU.to_owned(),
+                runtime: runtime::NATIVE_CPU.to_owned(),
                 anchor: None,
             },
             bar,

@@ -84,7 +84,7 @@ impl Moments {
 const PIECE: usize = 4096;
 
 /// Splits planes into pieces of `piece` numbers: for each piece, its part of every plane.
-fn pieces_mut<'a, T>(planes: Vec<&'a mut [T]>, piece: usize) -> Vec<Vec<&'a mut [T]>> {
+pub(crate) fn pieces_mut<'a, T>(planes: Vec<&'a mut [T]>, piece: usize) -> Vec<Vec<&'a mut [T]>> {
     let n_pieces = planes
         .first()
         .map_or(0, |plane| plane.len().div_ceil(piece));
@@ -109,7 +109,7 @@ fn parts_mut<T>(planes: Vec<&mut [T]>, piece: usize) -> Vec<(usize, usize, &mut 
 }
 
 /// Calls `work` for each item, on all threads if there are several.
-fn for_each<I: Send, S>(
+pub(crate) fn for_each<I: Send, S>(
     items: Vec<I>,
     scratch: impl Fn() -> S + Sync + Send,
     work: impl Fn(&mut S, usize, I) + Sync + Send,

@@ -24,7 +24,8 @@ use kernels::{BatchStatistics, Element};
 use self::backward::Backward;
 use self::forward::Saved;
 pub(crate) use self::plan::{CellParts, EdgeParts, InputParts};
-use self::plan::{Collector, EdgePlan, Plan};
+use self::plan::{Collector, EdgePlan};
+pub(crate) use self::plan::{Norm, OperationKind, OperationPlan, Plan, UnitPlan};
 use crate::Pass;
 use crate::layers::BatchNorm;
 
@@ -80,6 +81,11 @@ impl FusedCell {
             weights: collector.weights,
             norms: collector.norms,
         }
+    }
+
+    /// What it computes, with its parameters and batch normalisations.
+    pub(crate) fn parts(&self) -> (&Plan, &[Var], &[BatchNorm]) {
+        (&self.plan, &self.weights, &self.norms)
     }
 
     /// Whether a pass can be fused: training on the CPU, without drop path.

@@ -10,14 +10,14 @@ use crate::candidate::{Candidate, PoolKind, pool_geometry};
 use crate::layers::{BatchNorm, FactorizedReduce, ReluConvBn};
 
 /// What a cell computes. Ranges and offsets are places among its parameters.
-pub(super) struct Plan {
-    pub(super) n_nodes: usize,
+pub(crate) struct Plan {
+    pub(crate) n_nodes: usize,
     /// Channels of a node, and one in how many of them passes through the operations.
-    pub(super) channels: usize,
-    pub(super) ratio: usize,
-    pub(super) is_reduction: bool,
-    pub(super) inputs: [InputPlan; 2],
-    pub(super) edges: Vec<EdgePlan>,
+    pub(crate) channels: usize,
+    pub(crate) ratio: usize,
+    pub(crate) is_reduction: bool,
+    pub(crate) inputs: [InputPlan; 2],
+    pub(crate) edges: Vec<EdgePlan>,
     /// Numbers of all parameters; behind them come the weights of the operations, `e p`, and of the edges, `e`.
     pub(super) n_weights: usize,
     pub(super) n_norms: usize,
@@ -26,27 +26,27 @@ pub(super) struct Plan {
 }
 
 /// What brings an input to the cell's width and resolution.
-pub(super) struct InputPlan {
+pub(crate) struct InputPlan {
     /// The kernel, or those of the even and the odd pixels.
-    pub(super) kernels: Vec<Range<usize>>,
-    pub(super) norm: Norm,
+    pub(crate) kernels: Vec<Range<usize>>,
+    pub(crate) norm: Norm,
 }
 
-pub(super) struct EdgePlan {
-    pub(super) source: usize,
-    pub(super) node: usize,
+pub(crate) struct EdgePlan {
+    pub(crate) source: usize,
+    pub(crate) node: usize,
     /// The row of its weights.
     pub(super) row: usize,
-    pub(super) operations: Vec<OperationPlan>,
+    pub(crate) operations: Vec<OperationPlan>,
 }
 
-pub(super) struct OperationPlan {
+pub(crate) struct OperationPlan {
     /// The column of its weight.
-    pub(super) column: usize,
-    pub(super) kind: OperationKind,
+    pub(crate) column: usize,
+    pub(crate) kind: OperationKind,
 }
 
-pub(super) enum OperationKind {
+pub(crate) enum OperationKind {
     Pool {
         kind: PoolKind,
         norm: Option<Norm>,
@@ -59,18 +59,18 @@ pub(super) enum OperationKind {
     Conv(Vec<UnitPlan>),
 }
 
-pub(super) struct UnitPlan {
-    pub(super) depthwise: Range<usize>,
-    pub(super) pointwise: Range<usize>,
-    pub(super) geometry: Conv2dGeometry,
-    pub(super) kernel: usize,
-    pub(super) norm: Norm,
+pub(crate) struct UnitPlan {
+    pub(crate) depthwise: Range<usize>,
+    pub(crate) pointwise: Range<usize>,
+    pub(crate) geometry: Conv2dGeometry,
+    pub(crate) kernel: usize,
+    pub(crate) norm: Norm,
 }
 
 /// A batch normalisation: its number, and the places of its factor and shift if it has them.
 #[derive(Clone)]
-pub(super) struct Norm {
-    pub(super) index: usize,
+pub(crate) struct Norm {
+    pub(crate) index: usize,
     pub(super) affine: Option<[Range<usize>; 2]>,
 }
 
@@ -177,7 +177,7 @@ pub(super) struct Sizes {
     /// Of the preprocessed inputs.
     pub(super) input: Grid,
     /// Of the nodes.
-    pub(super) node: Grid,
+    pub(crate) node: Grid,
 }
 
 impl Plan {
@@ -185,11 +185,11 @@ impl Plan {
         self.channels / self.ratio
     }
 
-    pub(super) fn n_states(&self) -> usize {
+    pub(crate) fn n_states(&self) -> usize {
         2 + self.n_nodes
     }
 
-    pub(super) fn stride(&self, state: usize) -> usize {
+    pub(crate) fn stride(&self, state: usize) -> usize {
         if self.is_reduction && state < 2 { 2 } else { 1 }
     }
 

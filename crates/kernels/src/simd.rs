@@ -1,0 +1,105 @@
+//! Vectors of whatever width the processor has, for the loops that a compiler does not vectorise by itself.
+//!
+//! [`pulp`] picks the instructions when the program runs (AVX-512, AVX2 with FMA, NEON, or none), so that
+//! one binary is fast everywhere.
+
+use pulp::Simd;
+
+/// An element type with vectors.
+pub(crate) trait Vectorised: Copy + Send + Sync + 'static {
+    /// A vector of these.
+    type Vector<S: Simd>: Copy;
+
+    /// Numbers of a vector.
+    fn lanes<S: Simd>() -> usize;
+
+    /// A vector of one number.
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+
+    /// The vector at the start of a slice, filled up with zeros where the slice is shorter.
+    fn load<S: Simd>(simd: S, slice: &[Self]) -> Self::Vector<S>;
+
+    /// Writes as many numbers as the slice holds, up to a whole vector.
+    fn store<S: Simd>(simd: S, slice: &mut [Self], vector: Self::Vector<S>);
+
+    /// `a * b + c`, rounded once or twice.
+    fn mul_add<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        b: Self::Vector<S>,
+        c: Self::Vector<S>,
+    ) -> Self::Vector<S>;
+
+    /// The sum of a vector.
+    fn sum<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
+}
+
+macro_rules! impl_vectorised {
+    ($T:ident, $V:ident, $LANES:ident, $splat:ident, $cast:ident, $cast_mut:ident, $load:ident, $store:ident, $mul_add:ident, $sum:ident) => {
+        impl Vectorised for $T {
+            type Vector<S: Simd> = S::$V;
+
+            #[inline(always)]
+            fn lanes<S: Simd>() -> usize {
+                S::$LANES
+            }
+
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, value: Self) -> S::$V {
+                simd.$splat(value)
+            }
+
+            #[inline(always)]
+            fn load<S: Simd>(simd: S, slice: &[Self]) -> S::$V {
+                match S::$cast(slice).0 {
+                    [vector, ..] => *vector,
+                    [] => simd.$load(slice),
+                }
+            }
+
+            #[inline(always)]
+            fn store<S: Simd>(simd: S, slice: &mut [Self], vector: S::$V) {
+                if slice.len() < S::$LANES {
+                    simd.$store(slice, vector);
+                } else {
+                    S::$cast_mut(slice).0[0] = vector;
+                }
+            }
+
+            #[inline(always)]
+            fn mul_add<S: Simd>(simd: S, a: S::$V, b: S::$V, c: S::$V) -> S::$V {
+                simd.$mul_add(a, b, c)
+            }
+
+            #[inline(always)]
+            fn sum<S: Simd>(simd: S, vector: S::$V) -> Self {
+                simd.$sum(vector)
+            }
+        }
+    };
+}
+
+impl_vectorised!(
+    f32,
+    f32s,
+    F32_LANES,
+    splat_f32s,
+    as_simd_f32s,
+    as_mut_simd_f32s,
+    partial_load_f32s,
+    partial_store_f32s,
+    mul_add_e_f32s,
+    reduce_sum_f32s
+);
+impl_vectorised!(
+    f64,
+    f64s,
+    F64_LANES,
+    splat_f64s,
+    as_simd_f64s,
+    as_mut_simd_f64s,
+    partial_load_f64s,
+    partial_store_f64s,
+    mul_add_e_f64s,
+    reduce_sum_f64s
+);
