@@ -1,9 +1,10 @@
 //! The element types of the kernels, and the way from candle's storage to slices.
 
+use crate::simd::Vectorised;
 use candle_core::{CpuStorage, Layout, Result, WithDType};
 
 /// An element type that the kernels compute with: `f32`, or `f64` for finite differences.
-pub trait Element: WithDType {
+pub trait Element: WithDType + Vectorised {
     /// Below every number: where a maximum starts.
     const NEG_INFINITY: Self;
 

@@ -32,7 +32,6 @@ mod geometry;
 mod parallel;
 mod product;
 mod runs;
-mod simd;
 
 pub mod avg_pool2d;
 pub mod batch_norm;
@@ -44,6 +43,7 @@ pub mod planes;
 pub mod pointwise_conv2d;
 pub mod relu;
 pub mod scale;
+pub mod simd;
 pub mod weighted_add;
 
 pub use avg_pool2d::avg_pool2d;

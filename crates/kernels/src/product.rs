@@ -1,11 +1,52 @@
-//! Small matrix products on planes, at the speed of the processor: `y[o] = bias[o] + Σ w[o, c] x[c]`.
+//! Small matrix products on rows of numbers, at the speed of the processor: `y[o] = bias[o] + Σ w[o, c] x[c]`, and the
+//! gradient of `w`.
 
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::Element;
 use crate::simd::Vectorised;
 
 /// Rows of a result that are worked on at a time: with two vectors each they fill the registers.
 const ROWS: usize = 6;
+
+/// Rows and columns of a gradient of `w` that are worked on at a time.
+const SQUARE: usize = 4;
+
+/// Numbers of a cache line, of the shorter type.
+const LINE: usize = 16;
+
+/// From one row of `len` numbers to the next: an odd number of cache lines, so that the rows do not fight for one
+/// place in the cache.
+pub(crate) fn row_stride(len: usize) -> usize {
+    (len.div_ceil(LINE) | 1) * LINE
+}
+
+/// Some rows of `len` numbers, `stride` apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    numbers: &'a [T],
+    stride: usize,
+    n: usize,
+    len: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    /// The first `n` rows of `numbers`.
+    pub(crate) fn new(numbers: &'a [T], stride: usize, n: usize, len: usize) -> Self {
+        assert!(len <= stride && (n == 0 || numbers.len() >= (n - 1) * stride + len));
+        Self {
+            numbers,
+            stride,
+            n,
+            len,
+        }
+    }
+
+    /// One row.
+    pub(crate) fn row(&self, index: usize) -> &'a [T] {
+        &self.numbers[index * self.stride..][..self.len]
+    }
+}
 
 /// A matrix in the order in which [`Panels::product`] reads it: panels of [`ROWS`] rows, in each the bias of
 /// every row, then column by column the weights of all rows.
@@ -43,29 +84,87 @@ impl<T: Vectorised> Panels<T> {
         [self.n_out, self.n_in]
     }
 
-    /// Writes the rows `y`, all of one length. Column `c` starts at `x[c * stride]`; a stride of an odd number of
-    /// cache lines keeps the columns out of each other's way.
-    pub(crate) fn product(&self, x: &[T], stride: usize, y: &mut [&mut [T]]) {
-        assert_eq!(y.len(), self.n_out);
-        let len = y.first().map_or(0, |y| y.len());
-        assert!(len <= stride && x.len() >= self.n_in.saturating_sub(1) * stride + len);
-        assert!(y.iter().all(|y| y.len() == len));
-        Arch::new().dispatch(Product {
-            panels: self,
-            x,
-            stride,
-            y,
-            len,
-        });
+    /// Writes the rows `y` from those of `x`.
+    pub(crate) fn product(&self, x: Rows<'_, T>, y: &mut [&mut [T]]) {
+        assert_eq!([y.len(), x.n], self.dims());
+        assert!(y.iter().all(|y| y.len() == x.len));
+        Arch::new().dispatch(Product { panels: self, x, y });
+    }
+}
+
+/// `grad_w[o * C + c] += Σ grad_y[o] * x[c]`.
+pub(crate) fn add_outer<T: Element>(grad_w: &mut [f64], grad_y: Rows<'_, T>, x: Rows<'_, T>) {
+    assert_eq!((grad_w.len(), grad_y.len), (grad_y.n * x.n, x.len));
+    Arch::new().dispatch(Outer { grad_w, grad_y, x });
+}
+
+struct Outer<'a, T> {
+    grad_w: &'a mut [f64],
+    grad_y: Rows<'a, T>,
+    x: Rows<'a, T>,
+}
+
+impl<T: Element> WithSimd for Outer<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { grad_w, grad_y, x } = self;
+        let sides = |n: usize| {
+            let whole = (0..n / SQUARE).map(|index| (index * SQUARE, true));
+            whole.chain((n - n % SQUARE..n).map(|index| (index, false)))
+        };
+        for (row, rows) in sides(grad_y.n) {
+            for (column, columns) in sides(x.n) {
+                let at = [row, column];
+                match (rows, columns) {
+                    (true, true) => outer::<T, S, SQUARE, SQUARE>(simd, grad_w, grad_y, x, at),
+                    (true, false) => outer::<T, S, SQUARE, 1>(simd, grad_w, grad_y, x, at),
+                    (false, true) => outer::<T, S, 1, SQUARE>(simd, grad_w, grad_y, x, at),
+                    (false, false) => outer::<T, S, 1, 1>(simd, grad_w, grad_y, x, at),
+                }
+            }
+        }
+    }
+}
+
+/// The scalar products of some rows with some columns.
+#[inline(always)]
+fn outer<T: Element, S: Simd, const R: usize, const C: usize>(
+    simd: S,
+    grad_w: &mut [f64],
+    grad_y: Rows<'_, T>,
+    x: Rows<'_, T>,
+    [row, column]: [usize; 2],
+) {
+    let rows: [&[T]; R] = std::array::from_fn(|r| grad_y.row(row + r));
+    let columns: [&[T]; C] = std::array::from_fn(|c| x.row(column + c));
+    let lanes = T::lanes::<S>();
+    let mut sums = [[T::splat(simd, T::zero()); C]; R];
+    for at in (0..x.len).step_by(lanes) {
+        let part = at..x.len.min(at + lanes);
+        let mut own = [sums[0][0]; R];
+        for r in 0..R {
+            own[r] = T::load(simd, &rows[r][part.clone()]);
+        }
+        for c in 0..C {
+            let x = T::load(simd, &columns[c][part.clone()]);
+            for r in 0..R {
+                sums[r][c] = T::mul_add(simd, own[r], x, sums[r][c]);
+            }
+        }
+    }
+    for r in 0..R {
+        for c in 0..C {
+            grad_w[(row + r) * x.n + column + c] += T::sum(simd, sums[r][c]).to_f64();
+        }
     }
 }
 
 struct Product<'a, 'b, T> {
     panels: &'a Panels<T>,
-    x: &'a [T],
-    stride: usize,
+    x: Rows<'a, T>,
     y: &'a mut [&'b mut [T]],
-    len: usize,
 }
 
 impl<T: Vectorised> WithSimd for Product<'_, '_, T> {
@@ -74,14 +173,14 @@ impl<T: Vectorised> WithSimd for Product<'_, '_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let width = 2 * T::lanes::<S>();
-        for at in (0..self.len).step_by(width) {
-            let len = width.min(self.len - at);
+        for at in (0..self.x.len).step_by(width) {
+            let len = width.min(self.x.len - at);
             let panels = self.panels.numbers.chunks(ROWS * (self.panels.n_in + 1));
             for (panel, y) in panels.zip(self.y.chunks_mut(ROWS)) {
                 let tile = Tile {
                     panel,
-                    x: &self.x[at.min(self.x.len())..],
-                    stride: self.stride,
+                    x: &self.x.numbers[at.min(self.x.numbers.len())..],
+                    stride: self.x.stride,
                     at,
                     len,
                 };
@@ -169,12 +268,34 @@ mod tests {
             let mut y = vec![f64::NAN; n_out * len];
             let mut rows: Vec<&mut [f64]> = y.chunks_mut(len.max(1)).collect();
             rows.resize_with(n_out, || &mut []);
-            panels.product(&x, stride, &mut rows);
+            panels.product(Rows::new(&x, stride, n_in, len), &mut rows);
             for (o, row) in y.chunks(len.max(1)).enumerate() {
                 for (k, &y) in row.iter().enumerate() {
                     let sum: f64 = (0..n_in).map(|c| weight(o, c) * x[c * stride + k]).sum();
                     assert!((y - sum - o as f64).abs() < 1e-12, "{n_out} {n_in} {len}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn an_outer_product_adds_every_scalar_product() {
+        for [n_out, n_in, len] in [[4, 4, 32], [5, 9, 37], [1, 2, 3], [0, 4, 8], [3, 3, 0]] {
+            let stride = row_stride(len);
+            let numbers = |n: usize, shift: f64| -> Vec<f64> {
+                (0..n * stride).map(|i| (i as f64 + shift).sin()).collect()
+            };
+            let (y, x) = (numbers(n_out, 0.0), numbers(n_in, 0.5));
+            let (y, x) = (
+                Rows::new(&y, stride, n_out, len),
+                Rows::new(&x, stride, n_in, len),
+            );
+            let mut grad_w = vec![1.0; n_out * n_in];
+            add_outer(&mut grad_w, y, x);
+            for (index, grad) in grad_w.iter().enumerate() {
+                let pairs = y.row(index / n_in).iter().zip(x.row(index % n_in));
+                let sum: f64 = pairs.map(|(y, x)| y * x).sum();
+                assert!((grad - 1.0 - sum).abs() < 1e-12, "{n_out} {n_in} {len}");
             }
         }
     }

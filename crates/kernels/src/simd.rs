@@ -6,7 +6,7 @@
 use pulp::Simd;
 
 /// An element type with vectors.
-pub(crate) trait Vectorised: Copy + Send + Sync + 'static {
+pub trait Vectorised: Copy + Send + Sync + 'static {
     /// A vector of these.
     type Vector<S: Simd>: Copy;
 

@@ -1,9 +1,7 @@
 //! The planes of one image.
 
 use crate::planes::Buffer;
-
-/// Numbers of a cache line.
-const LINE: usize = 16;
+use crate::product::{Rows, row_stride};
 
 /// Planes of `h` by `w` numbers, row-major.
 #[derive(Debug)]
@@ -21,7 +19,7 @@ impl Maps {
     /// Planes whose numbers are of no account.
     pub fn any(c: usize, h: usize, w: usize) -> Self {
         Self {
-            numbers: Buffer::any(c * stride(h * w)),
+            numbers: Buffer::any(c * row_stride(h * w)),
             c,
             h,
             w,
@@ -48,15 +46,14 @@ impl Maps {
         self.h * self.w
     }
 
-    /// From one plane to the next: an odd number of cache lines, so that the planes of one pixel do not fight for
-    /// one place in the cache.
-    pub(super) fn stride(&self) -> usize {
-        stride(self.plane_len())
+    fn stride(&self) -> usize {
+        row_stride(self.plane_len())
     }
 
-    /// All numbers, plane `c` from `c * stride` on.
-    pub(super) fn numbers(&self) -> &[f32] {
-        &self.numbers
+    /// `len` pixels of every plane, from pixel `start` on.
+    pub(super) fn rows(&self, start: usize, len: usize) -> Rows<'_, f32> {
+        let numbers = &self.numbers[start.min(self.numbers.len())..];
+        Rows::new(numbers, self.stride(), self.c, len)
     }
 
     /// One plane.
@@ -137,10 +134,6 @@ fn rectify(y: &mut [f32], x: &[f32]) {
     }
 }
 
-fn stride(plane_len: usize) -> usize {
-    (plane_len.div_ceil(LINE) | 1) * LINE
-}
-
 /// Planes behind their ReLU, with zeros about them. The zeros to the right of a row are those to the left of the
 /// next one, so that a plane is one line of numbers under every tap of a window.
 #[derive(Debug)]
@@ -160,7 +153,7 @@ impl PaddedMaps {
     pub fn rectified(x: &Maps, pad: usize) -> Self {
         let (h, w) = (x.h, x.w);
         let width = w + pad;
-        let stride = stride((h + 2 * pad) * width + pad + SLACK);
+        let stride = row_stride((h + 2 * pad) * width + pad + SLACK);
         let mut numbers = Buffer::any(x.c * stride);
         for (padded, plane) in numbers.chunks_mut(stride).zip(x.planes()) {
             let (top, rest) = padded.split_at_mut(pad * width + pad);

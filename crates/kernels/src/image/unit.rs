@@ -40,8 +40,8 @@ impl Pointwise {
             pieces_mut(planes, PIXELS),
             || (),
             |(), index, mut y| {
-                let columns = &x.numbers()[index * PIXELS..];
-                self.panels.product(columns, x.stride(), &mut y);
+                let len = y.first().map_or(0, |y| y.len());
+                self.panels.product(x.rows(index * PIXELS, len), &mut y);
             },
         );
     }
@@ -137,8 +137,7 @@ impl Unit {
                         }
                     }
                 }
-                self.pointwise
-                    .product(between.numbers(), between.stride(), &mut y);
+                self.pointwise.product(between.rows(0, len), &mut y);
             },
         );
         y

@@ -14,7 +14,6 @@ mod buffer;
 mod combine;
 mod pointwise;
 mod pool;
-mod product;
 mod stencil;
 mod unit;
 

@@ -1,11 +1,11 @@
 //! Pointwise convolutions of planes, with the batch normalisation behind them.
 
 use super::combine::PartMoments;
-use super::product::{add_outer, product};
 use multiversion::multiversion;
 
 use super::{Buffer, Moments, PIECE, for_each, pieces_mut};
 use crate::Element;
+use crate::product::{Panels, Rows, add_outer, row_stride};
 
 /// The gradient of what a batch normalisation reads, from the gradient of what it gives: per channel
 /// `factors[0] * grad + factors[1] * (raw - factors[3]) + factors[2]`. It is never stored; whoever needs it computes it.
@@ -73,9 +73,10 @@ impl<'a, T: Element> NormGrad<'a, T> {
         self.raw.first().map_or(0, |raw| raw.len())
     }
 
-    /// The gradient from `start` on, channel by channel, each as long as `len`.
-    pub(super) fn fill(&self, start: usize, len: usize, parts: &mut [T]) {
-        for (channel, part) in parts.chunks_mut(len.max(1)).enumerate().take(self.len()) {
+    /// The gradient from `start` on, channel by channel, in rows of `len` numbers, `stride` apart.
+    pub(super) fn fill(&self, start: usize, len: usize, rows: &mut [T], stride: usize) {
+        for (channel, part) in rows.chunks_mut(stride).enumerate().take(self.len()) {
+            let part = &mut part[..len];
             let (grad, raw) = (
                 &self.grads[channel][start..start + len],
                 &self.raw[channel][start..start + len],
@@ -156,16 +157,18 @@ pub fn pointwise_forward<T: Element>(
 ) -> Vec<Moments> {
     let (n_in, n_out, len) = (x.len(), y.len(), piece_len(x.len()));
     assert_eq!(w.len(), n_in * n_out);
+    let panels = Panels::new([n_out, n_in], |o, c| w[o * n_in + c], |_| T::zero());
+    let stride = row_stride(len);
     let pieces = pieces_mut(y, len);
     let mut moments = vec![vec![PartMoments::default(); n_out]; pieces.len()];
     let items = pieces.into_iter().zip(&mut moments).collect();
     for_each(
         items,
-        || Buffer::<T>::any(n_in * len),
+        || Buffer::<T>::any(n_in * stride),
         |scratch, index, (mut y, moments)| {
             let part = y.first().map_or(0, |y| y.len());
-            let x = read(x, activates, index * len, part, scratch);
-            product(&mut y, &x, w, [n_in, 1]);
+            read(x, activates, index * len, part, scratch, stride);
+            panels.product(Rows::new(scratch, stride, n_in, part), &mut y);
             for (moments, y) in moments.iter_mut().zip(&y) {
                 *moments = PartMoments::of(y);
             }
@@ -174,22 +177,23 @@ pub fn pointwise_forward<T: Element>(
     merge(&moments, n_out)
 }
 
-/// Pieces of the inputs from `start` on, through the ReLU if there is one.
-fn read<'a, T: Element>(
-    x: &[&'a [T]],
+/// Pieces of the inputs from `start` on, through the ReLU if there is one, as rows `stride` apart.
+fn read<T: Element>(
+    x: &[&[T]],
     activates: bool,
     start: usize,
     len: usize,
-    scratch: &'a mut [T],
-) -> Vec<&'a [T]> {
-    if !activates {
-        return x.iter().map(|x| &x[start..start + len]).collect();
+    rows: &mut [T],
+    stride: usize,
+) {
+    for (row, x) in rows.chunks_mut(stride).zip(x) {
+        let (row, x) = (&mut row[..len], &x[start..start + len]);
+        if activates {
+            rectify(row, x);
+        } else {
+            row.copy_from_slice(x);
+        }
     }
-    for (z, x) in scratch.chunks_mut(len.max(1)).zip(x) {
-        rectify(z, &x[start..start + len]);
-    }
-    let scratch: &'a [T] = scratch;
-    scratch.chunks(len.max(1)).take(x.len()).collect()
 }
 
 /// The moments of each channel from those of its pieces.
@@ -227,28 +231,30 @@ pub fn pointwise_backward<T: Element>(
         None => (0..n_pieces).map(|_| None).collect(),
     };
     let mut grad_w = vec![vec![0.0; if grads.w { w.len() } else { 0 }]; n_pieces];
+    let transposed = Panels::new([n_in, n_out], |c, o| w[o * n_in + c], |_| T::zero());
+    let stride = row_stride(len);
     let items = grad_x.into_iter().zip(&mut grad_w).collect();
     for_each(
         items,
         || {
             (
-                Buffer::<T>::any(n_out * len),
-                Buffer::<T>::any(n_in * len),
-                Buffer::<T>::any(n_in * len),
+                Buffer::<T>::any(n_out * stride),
+                Buffer::<T>::any(n_in * stride),
             )
         },
-        |(y, activated, products), index, (grad_x, grad_w)| {
+        |(y, rows), index, (grad_x, grad_w)| {
             let start = index * len;
             let part = len.min(plane_len - start);
-            grad_y.fill(start, part, y);
-            let y: Vec<&[T]> = y.chunks(part).take(n_out).collect();
+            grad_y.fill(start, part, y, stride);
+            let y = Rows::new(y, stride, n_out, part);
             if !grad_w.is_empty() {
-                let x = read(x, activates, start, part, activated);
-                add_outer(grad_w, &y, &x);
+                read(x, activates, start, part, rows, stride);
+                add_outer(grad_w, y, Rows::new(rows, stride, n_in, part));
             }
             if let Some(grad_x) = grad_x {
-                let mut rows: Vec<&mut [T]> = products.chunks_mut(part).take(n_in).collect();
-                product(&mut rows, &y, w, [1, n_in]);
+                let rows = rows.chunks_mut(stride).map(|row| &mut row[..part]);
+                let mut rows: Vec<&mut [T]> = rows.take(n_in).collect();
+                transposed.product(y, &mut rows);
                 for ((grad_x, row), x) in grad_x.into_iter().zip(rows).zip(x) {
                     if activates {
                         add_where_positive(grad_x, row, &x[start..start + part]);

@@ -3,10 +3,10 @@
 
 use super::combine::PartMoments;
 use super::pointwise::{NormGrad, merge, sum};
-use super::product::{add_outer, product};
 use super::stencil::{LANES, Stencil};
 use super::{Buffer, Moments, for_each, parts_mut, pieces_mut};
 use crate::Element;
+use crate::product::{Panels, Rows, add_outer, row_stride};
 
 /// Numbers that a piece of work keeps between its two convolutions.
 const TILE: usize = 1 << 15;
@@ -54,16 +54,19 @@ impl Unit {
         let (n_channels, n_out) = (z.len(), y.len());
         let rows = self.tile_rows(n_channels);
         let tile_len = rows * self.stencil.output().row_len();
+        let stride = row_stride(tile_len);
+        let weight = |o: usize, c: usize| pointwise[o * n_channels + c];
+        let panels = Panels::new([n_out, n_channels], weight, |_| T::zero());
         let tiles = pieces_mut(y, tile_len);
         let mut moments = vec![vec![PartMoments::default(); n_out]; tiles.len()];
         let items = tiles.into_iter().zip(&mut moments).collect();
         for_each(
             items,
-            || Buffer::<T>::any(n_channels * tile_len),
+            || Buffer::<T>::any(n_channels * stride),
             |scratch, index, (mut y, moments)| {
                 let len = y.first().map_or(0, |y| y.len());
-                let d = self.depthwise_tile(z, depthwise, index * rows, len, scratch);
-                product(&mut y, &d, pointwise, [n_channels, 1]);
+                let d = self.depthwise_tile(z, depthwise, index * rows, len, (scratch, stride));
+                panels.product(d, &mut y);
                 for (moments, y) in moments.iter_mut().zip(&y) {
                     *moments = PartMoments::of(y);
                 }
@@ -72,22 +75,21 @@ impl Unit {
         merge(&moments, n_out)
     }
 
-    /// What lies between the two convolutions, from output row `first` on.
+    /// What lies between the two convolutions, from output row `first` on, in rows of `scratch`.
     fn depthwise_tile<'a, T: Element>(
         &self,
         z: &[&[T]],
         depthwise: &[T],
         first: usize,
         len: usize,
-        scratch: &'a mut [T],
-    ) -> Vec<&'a [T]> {
+        (scratch, stride): (&'a mut [T], usize),
+    ) -> Rows<'a, T> {
         let n_taps = self.stencil.kernel_len();
-        let parts = scratch.chunks_mut(len.max(1)).zip(z);
+        let parts = scratch.chunks_mut(stride).zip(z);
         for ((part, z), w) in parts.zip(depthwise.chunks_exact(n_taps)) {
-            self.stencil.forward_rows(z, w, first, part);
+            self.stencil.forward_rows(z, w, first, &mut part[..len]);
         }
-        let scratch: &'a [T] = scratch;
-        scratch.chunks(len.max(1)).take(z.len()).collect()
+        Rows::new(scratch, stride, z.len(), len)
     }
 
     /// Adds the gradient of `z` to `grad_z`; the gradients of the weights are returned if they are wanted.
@@ -104,6 +106,9 @@ impl Unit {
         let (input, output) = (self.stencil.input(), self.stencil.output());
         let rows = self.tile_rows(n_channels);
         let tile_len = rows * output.row_len();
+        let stride = row_stride(tile_len);
+        let weight = |c: usize, o: usize| pointwise[o * n_channels + c];
+        let transposed = Panels::new([n_channels, n_out], weight, |_| T::zero());
 
         // The gradient of what lies between the convolutions.
         let mut between = Buffer::<T>::any(n_channels * output.len());
@@ -115,19 +120,19 @@ impl Unit {
             items,
             || {
                 (
-                    Buffer::<T>::any(n_out * tile_len),
-                    Buffer::<T>::any(n_channels * tile_len),
+                    Buffer::<T>::any(n_out * stride),
+                    Buffer::<T>::any(n_channels * stride),
                 )
             },
             |(y, d), index, (mut between, grad_pointwise)| {
                 let len = between.first().map_or(0, |part| part.len());
-                grad_y.fill(index * tile_len, len, y);
-                let y: Vec<&[T]> = y.chunks(len.max(1)).take(n_out).collect();
+                grad_y.fill(index * tile_len, len, y, stride);
+                let y = Rows::new(y, stride, n_out, len);
                 if wants_weights {
-                    let d = self.depthwise_tile(z, depthwise, index * rows, len, d);
-                    add_outer(grad_pointwise, &y, &d);
+                    let d = self.depthwise_tile(z, depthwise, index * rows, len, (d, stride));
+                    add_outer(grad_pointwise, y, d);
                 }
-                product(&mut between, &y, pointwise, [1, n_channels]);
+                transposed.product(y, &mut between);
             },
         );
         let between: Vec<&[T]> = between.chunks(output.len().max(1)).collect();
