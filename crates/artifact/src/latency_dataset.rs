@@ -118,7 +118,7 @@ pub struct MeasurementSettings {
     pub timing: TimingRecord,
     /// The device: `cpu`, `cuda:0`.
     pub device: String,
-    /// What ran the network: `candle-cpu`.
+    /// What ran the network: `native-cpu`; `candle-cpu` before there was a runtime of our own.
     pub runtime: String,
     /// What the latencies are corrected to; `None` where they are as they were taken (and before 1.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
