@@ -10,6 +10,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("space", &[]),
     ("artifact", &["space", "measure"]),
     ("kernels", &[]),
+    ("kernels-shim", &["kernels"]),
     ("images", &[]),
     ("measure", &[]),
     ("nn", &["space", "kernels"]),

@@ -25,10 +25,18 @@
 //! # }
 //! ```
 
+// In the crate `kernels-shim` the launches take the place of the CPU's paths.
+#![cfg_attr(shim, allow(dead_code, unused_imports, unused_macros))]
+
 mod element;
 mod error;
 mod gemm;
 mod geometry;
+#[cfg_attr(
+    not(any(feature = "cuda", shim)),
+    expect(unused_macros, unused_imports, dead_code)
+)]
+mod gpu;
 mod parallel;
 mod runs;
 
