@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("measure", &[]),
     ("nn", &["space", "kernels"]),
     ("latency", &["space"]),
-    ("runtime", &["space", "nn", "kernels"]),
+    ("runtime", &["space", "nn", "kernels", "measure"]),
     (
         "stage-profile",
         &["space", "artifact", "nn", "runtime", "measure"],

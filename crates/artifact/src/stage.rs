@@ -171,6 +171,19 @@ impl DeviceSpec {
     }
 }
 
+impl DeviceSpec {
+    /// The fingerprint of what times are taken on: of the machine, and of the GPU if it is one.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub fn fingerprint(&self, machine: String) -> Result<String, Error> {
+        Ok(match self.find()? {
+            Some(gpu) => format!("{machine}, {gpu}"),
+            None => machine,
+        })
+    }
+}
+
 /// The text names no device.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 #[error("`{0}` is no device; expected cpu, cuda or cuda:N")]

@@ -1,5 +1,8 @@
 //! The suite of `kernels` on the CUDA kernels, compiled for the processor; and both sides against each other.
 
+// The cases are there twice: once for each of the two crates that are compared.
+#![expect(clippy::duplicate_mod)]
+
 extern crate kernels_shim as kernels;
 
 #[path = "../../kernels/tests/suite/mod.rs"]

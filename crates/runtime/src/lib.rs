@@ -1,16 +1,20 @@
 //! Runs a derived network, or one of its cells, the way it will be deployed.
 //!
-//! Today there is one runtime, candle on the CPU: f32, running statistics in batch normalisation, no
-//! gradients, a fixed number of threads. A network is prepared once (weights and input in place) and
-//! run many times; what a stage times is [`Prepared::run`] inside [`Executor::install`].
+//! Today there is one runtime, candle, on the CPU or on a CUDA device: f32, running statistics in batch
+//! normalisation, no gradients, a fixed number of threads. A network is prepared once (weights and input in
+//! place) and run many times; what a stage times is [`Prepared::time`].
 
 use candle_core::{DType, Device, Result, Tensor};
+use measure::{Protocol, Timing};
 use nn::parameters::Builder;
 use nn::{DerivedNet, Pass, StandaloneCell};
 use space::{CellGenotype, CellSpec, Genotype, NetworkSpec};
 
 /// The name of the CPU runtime in data sets and manifests.
 pub const CANDLE_CPU: &str = "candle-cpu";
+
+/// The name of the CUDA runtime there.
+pub const CANDLE_CUDA: &str = "candle-cuda";
 
 /// The threads on which networks run: a pool of its own, so that what is timed does not depend on how
 /// many threads the rest of the process uses.
@@ -104,6 +108,22 @@ impl Prepared {
         })
     }
 
+    /// Times inferences: on the CPU by the clock, on CUDA by events on the stream of the work.
+    ///
+    /// # Errors
+    /// If an inference fails.
+    pub fn time(&self, executor: &Executor, protocol: &Protocol) -> Result<Timing> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(device) = self.inputs[0].device() {
+            let stream = device.cuda_stream();
+            let run = || self.run().map(drop).map_err(Failure);
+            return executor
+                .install(|| measure::cuda::time(&stream, protocol, run))
+                .map_err(|Failure(error)| error);
+        }
+        executor.install(|| measure::time(protocol, || self.run().map(drop)))
+    }
+
     /// One inference; the output stays on the device.
     pub fn run(&self) -> Result<Tensor> {
         let pass = Pass::inference();
@@ -112,6 +132,17 @@ impl Prepared {
             (Module::Cell(cell), [s0, s1]) => cell.forward(s0, s1, &pass),
             _ => unreachable!("a network has one input, a cell two"),
         }
+    }
+}
+
+/// The driver's errors as candle carries them.
+#[cfg(feature = "cuda")]
+struct Failure(candle_core::Error);
+
+#[cfg(feature = "cuda")]
+impl From<cudarc::driver::DriverError> for Failure {
+    fn from(error: cudarc::driver::DriverError) -> Self {
+        Self(candle_core::Error::wrap(error))
     }
 }
 
