@@ -8,13 +8,14 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 /// Which of our crates each crate may use. A crate that is not listed may use none and is an error.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("space", &[]),
-    ("artifact", &["space"]),
+    ("artifact", &["space", "measure"]),
     ("kernels", &[]),
+    ("kernels-shim", &["kernels"]),
     ("images", &[]),
     ("measure", &[]),
     ("nn", &["space", "kernels"]),
     ("latency", &["space"]),
-    ("runtime", &["space", "nn", "kernels"]),
+    ("runtime", &["space", "nn", "kernels", "measure"]),
     (
         "stage-profile",
         &["space", "artifact", "nn", "runtime", "measure"],

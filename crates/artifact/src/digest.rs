@@ -122,7 +122,8 @@ pub struct KeyParts {
     pub config: Value,
     /// What it reads.
     pub inputs: BTreeMap<String, Digest>,
-    /// The fingerprint of the machine, if what comes out is about the machine.
+    /// The fingerprint of the machine, if what comes out is about the machine; and the GPU that computes, if
+    /// one does.
     pub machine: Option<String>,
 }
 
@@ -157,6 +158,14 @@ impl KeyParts {
     #[must_use]
     pub fn machine(mut self, fingerprint: String) -> Self {
         self.machine = Some(fingerprint);
+        self
+    }
+
+    /// With the GPU that computes: it rounds otherwise than the processor, and takes other times.
+    #[must_use]
+    pub fn gpu(mut self, name: &str) -> Self {
+        let machine = self.machine.map(|fingerprint| format!("{fingerprint}, "));
+        self.machine = Some(machine.unwrap_or_default() + name);
         self
     }
 

@@ -22,10 +22,12 @@ pub enum Error {
     #[error(transparent)]
     Genotype(#[from] crate::genotype::ReadGenotypeError),
     /// The device is not there.
-    #[error("no device {device}: this program was built without CUDA support; use --device cpu")]
+    #[error("no device {device}: {reason}; use --device cpu, or see docs/gpu.md")]
     Device {
         /// The device asked for.
         device: crate::stage::DeviceSpec,
+        /// What is missing.
+        reason: String,
     },
     /// The thread pool exists already, with another number of threads.
     #[error("{wanted} threads were asked for, but the thread pool already runs {running}")]

@@ -38,6 +38,8 @@ pub struct StageSpec {
     pub inputs: &'static [Kind],
     /// What it writes.
     pub output: Kind,
+    /// Whether it computes on the device of `--device`, so that what comes out depends on it.
+    pub uses_device: bool,
 }
 
 /// Times sampled architectures on this machine.
@@ -47,6 +49,7 @@ pub const PROFILE: StageSpec = StageSpec {
     revision: 3,
     inputs: &[],
     output: Kind::LatencyDataset,
+    uses_device: true,
 };
 
 /// Fits the latency model.
@@ -56,6 +59,7 @@ pub const PREDICTOR: StageSpec = StageSpec {
     revision: 1,
     inputs: &[Kind::LatencyDataset],
     output: Kind::LatencyModel,
+    uses_device: false,
 };
 
 /// Searches for an architecture.
@@ -65,6 +69,7 @@ pub const SEARCH: StageSpec = StageSpec {
     revision: 3,
     inputs: &[Kind::LatencyModel],
     output: Kind::SearchResult,
+    uses_device: true,
 };
 
 /// Trains the found network from scratch, tests it and times it.
@@ -74,6 +79,7 @@ pub const EVALUATE: StageSpec = StageSpec {
     revision: 4,
     inputs: &[Kind::SearchResult],
     output: Kind::Evaluation,
+    uses_device: true,
 };
 
 /// Puts everything on one page.
@@ -88,6 +94,7 @@ pub const REPORT: StageSpec = StageSpec {
         Kind::Evaluation,
     ],
     output: Kind::Report,
+    uses_device: false,
 };
 
 /// The pipeline, in the order in which it runs.
@@ -137,6 +144,43 @@ impl fmt::Display for DeviceSpec {
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
         }
+    }
+}
+
+impl DeviceSpec {
+    /// Makes sure that the device is there: the CUDA device's description, `None` for the processor.
+    ///
+    /// # Errors
+    /// If this program was built without CUDA, or if the machine has no such device, [`Error::Device`].
+    pub fn find(&self) -> Result<Option<measure::gpu::Gpu>, Error> {
+        let Self::Cuda(index) = *self else {
+            return Ok(None);
+        };
+        let missing = |reason| Error::Device {
+            device: *self,
+            reason,
+        };
+        if !cfg!(feature = "cuda") {
+            return Err(missing(
+                "this program was built without CUDA (the feature `cuda`)".to_owned(),
+            ));
+        }
+        measure::gpu::find(index)
+            .map(Some)
+            .map_err(|error| missing(error.to_string()))
+    }
+}
+
+impl DeviceSpec {
+    /// The fingerprint of what times are taken on: of the machine, and of the GPU if it is one.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub fn fingerprint(&self, machine: String) -> Result<String, Error> {
+        Ok(match self.find()? {
+            Some(gpu) => format!("{machine}, {gpu}"),
+            None => machine,
+        })
     }
 }
 
@@ -324,6 +368,11 @@ where
     A: Artifact,
     E: From<Error>,
 {
+    // Before anything is looked up: a device that is not there is an error, cached or not.
+    let parts = match args.device.find()? {
+        Some(gpu) if uses_device(&parts.stage) => parts.gpu(&gpu.to_string()),
+        _ => parts,
+    };
     let key = parts.key();
     let store = Store::at(&args.store);
     if args.key_only {
@@ -335,13 +384,6 @@ where
             "parts": parts,
         });
         return Ok(print_line(&answer.to_string())?);
-    }
-    // Before anything is looked up: a device that is not there is an error, cached or not.
-    if args.device != DeviceSpec::Cpu {
-        return Err(Error::Device {
-            device: args.device,
-        }
-        .into());
     }
     if let Some(found) = store.find::<A>(&key)? {
         return Ok(announce(&found, args, true)?);
@@ -387,6 +429,12 @@ where
     };
     let published = store.publish(parts, origin, value)?;
     Ok(announce(&published, args, false)?)
+}
+
+fn uses_device(stage: &str) -> bool {
+    PIPELINE
+        .iter()
+        .any(|spec| spec.name == stage && spec.uses_device)
 }
 
 /// Prints where an artifact lies: its folder, or with `--json` one object.

@@ -25,10 +25,19 @@
 //! # }
 //! ```
 
+// In the crate `kernels-shim` the launches take the place of the CPU's paths.
+#![cfg_attr(shim, allow(dead_code, unused_imports, unused_macros))]
+
+mod device;
 mod element;
 mod error;
 mod gemm;
 mod geometry;
+#[cfg_attr(
+    not(any(feature = "cuda", shim)),
+    expect(unused_macros, unused_imports, dead_code)
+)]
+mod gpu;
 mod parallel;
 mod product;
 mod runs;
@@ -50,6 +59,7 @@ pub use avg_pool2d::avg_pool2d;
 pub use batch_norm::{BatchStatistics, batch_norm_eval, batch_norm_train};
 pub use conv2d::conv2d;
 pub use depthwise_conv2d::depthwise_conv2d;
+pub use device::cuda_device;
 pub use element::Element;
 pub use error::Error;
 pub use geometry::{Conv2dGeometry, Pool2dGeometry, Window};

@@ -4,12 +4,17 @@
 //! |---|---|
 //! | [`timing`] | warm-up, repeats, median and quantiles of a closure |
 //! | [`anchor`] | corrects for drift of the machine, and says which timings it disturbed |
+//! | `cuda` (feature `cuda`) | the same on a CUDA stream, by events |
 //! | [`machine`] | the machine of the timings, and a fingerprint of what stays the same on it |
+//! | [`gpu`] | the CUDA devices, as the driver tells them |
 //! | [`memory`] | the largest memory that the process has held |
 //!
 //! Nothing here knows a network, a file format or a thread pool: what is timed is a closure.
 
 pub mod anchor;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod gpu;
 pub mod machine;
 pub mod memory;
 pub mod timing;

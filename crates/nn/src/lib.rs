@@ -33,6 +33,8 @@ pub mod schedule;
 pub mod supernet;
 
 pub use architecture::{Architecture, ChannelRatio};
+pub use kernels::cuda_device;
+
 pub use derived::{DerivedNet, Logits, StandaloneCell};
 pub use inference::{InferenceCell, InferenceNet};
 pub use parameters::{Parameters, StateError};

@@ -95,6 +95,13 @@ impl Sgd {
             };
             let buffer = buffer_of(&mut self.buffers, name, var)?;
             let weight = var.as_detached_tensor();
+            if weight.device().is_cuda() {
+                // The same in operations that every device has.
+                let decayed = ((gradient * gradient_scale)? + (&weight * self.weight_decay)?)?;
+                buffer.set(&((buffer.as_detached_tensor() * self.momentum)? + decayed)?)?;
+                var.set(&(weight - (buffer.as_detached_tensor() * learning_rate)?)?)?;
+                continue;
+            }
             let gradient = gradient.contiguous()?;
             buffer.inplace_op3(&gradient, &weight, &update)?;
             weight.inplace_op2(&buffer.as_detached_tensor(), &AddScaled(-learning_rate))?;

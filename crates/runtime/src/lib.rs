@@ -2,10 +2,12 @@
 //!
 //! On the CPU that is our own runtime ([`nn::inference`]): f32, batch normalisation folded into the
 //! convolutions, a fixed number of threads. On another device the network runs there as candle runs it. A network
-//! is prepared once (weights packed, input in place) and run many times; what a stage times is [`Prepared::run`] inside [`Executor::install`].
+//! is prepared once (weights packed, input in place) and run many times; what a stage times is
+//! [`Prepared::time`].
 
 use candle_core::{DType, Device, Result, Tensor};
 use kernels::image::Maps;
+use measure::{Protocol, Timing};
 use nn::inference::CellOutput;
 use nn::parameters::Builder;
 use nn::{DerivedNet, InferenceCell, InferenceNet, Pass, StandaloneCell};
@@ -14,6 +16,9 @@ use space::{CellGenotype, CellSpec, Genotype, NetworkSpec};
 
 /// The name of the CPU runtime in data sets and manifests.
 pub const NATIVE_CPU: &str = "native-cpu";
+
+/// The name of the CUDA runtime there.
+pub const CANDLE_CUDA: &str = "candle-cuda";
 
 /// The threads on which networks run: a pool of its own, so that what is timed does not depend on how
 /// many threads the rest of the process uses.
@@ -130,6 +135,24 @@ impl Prepared {
         Ok(Self { module, batch_size })
     }
 
+    /// Times inferences: on the CPU by the clock, on CUDA by events on the stream of the work.
+    ///
+    /// # Errors
+    /// If an inference fails.
+    pub fn time(&self, executor: &Executor, protocol: &Protocol) -> Result<Timing> {
+        #[cfg(feature = "cuda")]
+        if let Module::DeviceNetwork(_, input) | Module::DeviceCell(_, [input, _]) = &self.module
+            && let Device::Cuda(device) = input.device()
+        {
+            let stream = device.cuda_stream();
+            let run = || self.run().map(drop).map_err(Failure);
+            return executor
+                .install(|| measure::cuda::time(&stream, protocol, run))
+                .map_err(|Failure(error)| error);
+        }
+        executor.install(|| measure::time(protocol, || self.run().map(drop)))
+    }
+
     /// One inference; the output stays on the device.
     pub fn run(&self) -> Result<Output> {
         let pass = Pass::inference();
@@ -166,6 +189,17 @@ pub enum Output {
     States(Vec<CellOutput>),
     /// A network's or a cell's on another device than the CPU.
     Tensor(Tensor),
+}
+
+/// The driver's errors as candle carries them.
+#[cfg(feature = "cuda")]
+struct Failure(candle_core::Error);
+
+#[cfg(feature = "cuda")]
+impl From<cudarc::driver::DriverError> for Failure {
+    fn from(error: cudarc::driver::DriverError) -> Self {
+        Self(candle_core::Error::wrap(error))
+    }
 }
 
 fn fixed_rng() -> nn::Rng {

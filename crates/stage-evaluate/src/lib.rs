@@ -23,11 +23,12 @@ use std::path::Path;
 
 use artifact::stage::EVALUATE;
 use artifact::{
-    Evaluation, KeyParts, MeasurementSettings, Opened, RunContext, SearchResult, SearchSummary,
-    TimingRecord,
+    DeviceSpec, Evaluation, KeyParts, MeasurementSettings, Opened, RunContext, SearchResult,
+    SearchSummary, TimingRecord,
 };
 use candle_core::Device;
 use images::Split;
+use measure::Machine;
 use rand_chacha::rand_core::SeedableRng;
 use space::{Counts, NetworkSpec, count_derived};
 
@@ -78,18 +79,19 @@ pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<Eva
     config.check()?;
     let search = &inputs.search_result.value;
     let network = NetworkSpec::try_from(&config.network)?;
-    let settings = settings(config, search)?;
+    let settings = settings(config, search, context.device)?;
     let progress = &context.progress;
     if search.settings.is_none() {
         progress.line("the search result does not say how its latencies were taken: timing one image on one thread");
     }
 
+    let device = open_device(context.device)?;
     // Others may compute while this trains, but not while it times.
     let trained = {
         let _computing = context.machine_use.compute()?;
         let data = Data::load(config)?;
         let genotype = &search.genotype;
-        let training = Training::open(config, genotype, &data, &Device::Cpu, &context.work_dir)?;
+        let training = Training::open(config, genotype, &data, &device, &context.work_dir)?;
         train(training, config, context)?
     };
     progress.line(&format!(
@@ -100,7 +102,11 @@ pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<Eva
     let weights = trained.weights()?;
     let latency = {
         let _timing = context.machine_use.time()?;
-        timing::time(trained.network, &settings, &config.timing, progress)?
+        let machine = context
+            .device
+            .fingerprint(Machine::detect().fingerprint())?;
+        let on = timing::Place { device, machine };
+        timing::time(trained.network, &on, &settings, &config.timing, progress)?
     };
 
     let Counts {
@@ -130,10 +136,28 @@ pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<Eva
     })
 }
 
+fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
+    match spec {
+        DeviceSpec::Cpu => Ok(Device::Cpu),
+        DeviceSpec::Cuda(index) => nn::cuda_device(index).map_err(|error| {
+            let reason = error.to_string();
+            artifact::Error::Device {
+                device: spec,
+                reason,
+            }
+            .into()
+        }),
+    }
+}
+
 /// What the latency of this evaluation is of: the network of the config under the protocol of the search
 /// result. A search result that does not tell its protocol (its predictor was fitted on foreign data)
 /// gets one image on one thread.
-fn settings(config: &Config, search: &SearchResult) -> Result<MeasurementSettings, Error> {
+fn settings(
+    config: &Config,
+    search: &SearchResult,
+    device: DeviceSpec,
+) -> Result<MeasurementSettings, Error> {
     let network = &config.network;
     let timing = match &search.settings {
         Some(profiled) if profiled.network != *network => {
@@ -154,8 +178,12 @@ fn settings(config: &Config, search: &SearchResult) -> Result<MeasurementSetting
     Ok(MeasurementSettings {
         network: network.clone(),
         timing,
-        device: "cpu".to_owned(),
-        runtime: runtime::NATIVE_CPU.to_owned(),
+        device: device.to_string(),
+        runtime: match device {
+            DeviceSpec::Cpu => runtime::NATIVE_CPU,
+            DeviceSpec::Cuda(_) => runtime::CANDLE_CUDA,
+        }
+        .to_owned(),
         anchor: search
             .settings
             .as_ref()

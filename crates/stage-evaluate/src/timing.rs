@@ -2,7 +2,7 @@
 
 use artifact::{MeasurementSettings, Progress, TimingResult};
 use candle_core::Device;
-use measure::{Anchor, Machine, Protocol, Timing};
+use measure::{Anchor, Protocol, Timing};
 use nn::DerivedNet;
 use runtime::{Executor, Prepared};
 use space::{Genotype, NetworkSpec};
@@ -23,6 +23,13 @@ struct Round {
     disturbed: bool,
 }
 
+/// Where the network runs.
+pub(crate) struct Place {
+    pub(crate) device: Device,
+    /// The fingerprint of machine and device.
+    pub(crate) machine: String,
+}
+
 /// Times the network in rounds, with the anchor network before and after each.
 ///
 /// The reference of the anchor is what it took when architectures were profiled, if that was on this
@@ -32,15 +39,16 @@ struct Round {
 /// latency counts.
 pub(crate) fn time(
     network: DerivedNet,
+    place: &Place,
     settings: &MeasurementSettings,
     config: &TimingConfig,
     progress: &Progress,
 ) -> Result<TimingResult, Error> {
     let spec = NetworkSpec::try_from(&settings.network)?;
-    let (record, device) = (&settings.timing, Device::Cpu);
+    let (record, device) = (&settings.timing, &place.device);
     let genotype = Genotype::named(ANCHOR).expect("the anchor is a published genotype");
-    let anchor = Prepared::network(&spec, &genotype, record.batch_size, &device)?;
-    let network = Prepared::trained(network, &spec, record.batch_size, &device)?;
+    let anchor = Prepared::network(&spec, &genotype, record.batch_size, device)?;
+    let network = Prepared::trained(network, &spec, record.batch_size, device)?;
     let executor =
         Executor::new(record.n_threads).map_err(|error| Error::Threads(Box::new(error)))?;
     let protocol = Protocol {
@@ -48,7 +56,7 @@ pub(crate) fn time(
         n_repeats: record.n_repeats,
     };
     let time = |prepared: &Prepared, what| {
-        let timing = executor.install(|| measure::time(&protocol, || prepared.run().map(drop)))?;
+        let timing = prepared.time(&executor, &protocol)?;
         if timing.p10_nanos == 0 {
             Err(Error::Unmeasurable { what })
         } else {
@@ -68,7 +76,14 @@ pub(crate) fn time(
     }
     bar.finish();
 
-    let reference = reference(&anchors, settings, config.max_disturbance, progress);
+    let max_disturbance = config.max_disturbance;
+    let reference = reference(
+        &anchors,
+        settings,
+        &place.machine,
+        max_disturbance,
+        progress,
+    );
     let rounds = timings
         .iter()
         .zip(anchors.windows(2))
@@ -100,12 +115,13 @@ pub(crate) fn time(
 fn reference(
     anchors: &[Timing],
     settings: &MeasurementSettings,
+    machine: &str,
     max_disturbance: f64,
     progress: &Progress,
 ) -> Anchor {
     let now = Anchor::new(anchors, max_disturbance);
     match &settings.anchor {
-        Some(profiled) if profiled.machine == Machine::detect().fingerprint() => {
+        Some(profiled) if profiled.machine == machine => {
             let then = Anchor::with_reference(profiled.median_nanos.max(1), max_disturbance);
             let ratio = now.reference_nanos() as f64 / then.reference_nanos() as f64;
             if (ratio - 1.0).abs() > MAX_UNREMARKED_DRIFT {
@@ -117,8 +133,8 @@ fn reference(
         }
         Some(_) => {
             progress.line(
-                "architectures were profiled on another machine: the predicted latency is that one's, the \
-                 measured latency this one's",
+                "architectures were profiled on another machine or device: the predicted latency is that one's, \
+                 the measured latency this one's",
             );
             now
         }
@@ -168,7 +184,14 @@ mod tests {
     fn latencies_are_corrected_to_the_profile_of_this_machine_and_no_other() {
         let anchors = [90, 100, 110].map(|nanos| Timing::from_nanos(vec![nanos]));
         let reference_nanos = |anchor| {
-            reference(&anchors, &settings(anchor), 0.05, &Progress::hidden()).reference_nanos()
+            reference(
+                &anchors,
+                &settings(anchor),
+                "here",
+                0.05,
+                &Progress::hidden(),
+            )
+            .reference_nanos()
         };
         let profiled = |machine| {
             Some(AnchorRecord {
@@ -178,10 +201,7 @@ mod tests {
         };
         assert_eq!(reference_nanos(None), 100);
         assert_eq!(reference_nanos(profiled("elsewhere".to_owned())), 100);
-        assert_eq!(
-            reference_nanos(profiled(Machine::detect().fingerprint())),
-            80
-        );
+        assert_eq!(reference_nanos(profiled("here".to_owned())), 80);
     }
 
     fn round(nanos: u64, disturbed: bool) -> Round {

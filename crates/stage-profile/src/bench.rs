@@ -23,7 +23,11 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    pub(crate) fn new(config: &Config, network: NetworkSpec) -> Result<Self, Error> {
+    pub(crate) fn new(
+        config: &Config,
+        network: NetworkSpec,
+        device: Device,
+    ) -> Result<Self, Error> {
         let &TimingRecord {
             batch_size,
             n_threads,
@@ -34,7 +38,6 @@ impl Bench {
             n_threads,
             source: Box::new(error),
         })?;
-        let device = Device::Cpu;
         let anchor = Genotype::named(ANCHOR).expect("the anchor is a published genotype");
         let anchor =
             Prepared::network(&network, &anchor, batch_size, &device).map_err(|source| {
@@ -81,9 +84,8 @@ impl Bench {
     }
 
     fn time(&self, prepared: &Prepared) -> Result<Timing, Untimed> {
-        let timing = self
-            .executor
-            .install(|| measure::time(&self.protocol, || prepared.run().map(drop)))
+        let timing = prepared
+            .time(&self.executor, &self.protocol)
             .map_err(Untimed::Tensor)?;
         // A clock that is too coarse must not pass for a fast network.
         if timing.p10_nanos > 0 {

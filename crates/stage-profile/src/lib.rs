@@ -37,7 +37,7 @@ pub use crate::profiling::Profiling;
 /// folder cannot be written to.
 pub fn run(config: &Config, context: &RunContext) -> Result<LatencyDataset, Error> {
     let _guard = context.machine_use.time()?;
-    Profiling::open(config, &context.work_dir, &context.progress)?.finish()
+    Profiling::open_on(context.device, config, &context.work_dir, &context.progress)?.finish()
 }
 
 /// Why there is no latency data set.

@@ -5,7 +5,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use artifact::stage::{Bar, Progress};
-use artifact::{AnchorRecord, CellSample, LatencyDataset, LatencySample, MeasurementSettings};
+use artifact::{
+    AnchorRecord, CellSample, DeviceSpec, LatencyDataset, LatencySample, MeasurementSettings,
+};
+use candle_core::Device;
 use measure::{Anchor, Drift, Machine, Timing};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -40,6 +43,7 @@ pub struct Profiling {
     journal: Journal,
     journal_path: PathBuf,
     settings: MeasurementSettings,
+    device: DeviceSpec,
     bar: Bar,
 }
 
@@ -104,6 +108,19 @@ impl Profiling {
     /// If the config does not suit this machine, if the folder cannot be written to or holds the journal
     /// of another run, or if the anchor cannot be timed.
     pub fn open(config: &Config, work_dir: &Path, progress: &Progress) -> Result<Self, Error> {
+        Self::open_on(DeviceSpec::Cpu, config, work_dir, progress)
+    }
+
+    /// [`open`](Self::open) on a device.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); and if there is no such device.
+    pub fn open_on(
+        device: DeviceSpec,
+        config: &Config,
+        work_dir: &Path,
+        progress: &Progress,
+    ) -> Result<Self, Error> {
         config.check(Machine::detect().n_logical_cpus)?;
         let network = NetworkSpec::try_from(&config.network)?;
         let positions = if config.cells {
@@ -132,7 +149,7 @@ impl Profiling {
             return Err(Error::ForeignJournal { path });
         }
 
-        let bench = Bench::new(config, network)?;
+        let bench = Bench::new(config, network, open_device(device)?)?;
         if !visits.is_empty() {
             progress.line(&format!(
                 "going on with {} of {n_visits} timed architectures",
@@ -166,10 +183,15 @@ impl Profiling {
             settings: MeasurementSettings {
                 network: config.network.clone(),
                 timing: config.timing.clone(),
-                device: "cpu".to_owned(),
-                runtime: runtime::NATIVE_CPU.to_owned(),
+                device: device.to_string(),
+                runtime: match device {
+                    DeviceSpec::Cpu => runtime::NATIVE_CPU,
+                    DeviceSpec::Cuda(_) => runtime::CANDLE_CUDA,
+                }
+                .to_owned(),
                 anchor: None,
             },
+            device,
             bar,
         })
     }
@@ -299,13 +321,27 @@ impl Profiling {
         }
         self.settings.anchor = Some(AnchorRecord {
             median_nanos: anchor.reference_nanos(),
-            machine: Machine::detect().fingerprint(),
+            machine: self.device.fingerprint(Machine::detect().fingerprint())?,
         });
         Ok(LatencyDataset {
             settings: Some(self.settings),
             samples,
             cells,
         })
+    }
+}
+
+fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
+    match spec {
+        DeviceSpec::Cpu => Ok(Device::Cpu),
+        DeviceSpec::Cuda(index) => nn::cuda_device(index).map_err(|error| {
+            let reason = error.to_string();
+            artifact::Error::Device {
+                device: spec,
+                reason,
+            }
+            .into()
+        }),
     }
 }
 

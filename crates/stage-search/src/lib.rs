@@ -18,7 +18,8 @@ use std::path::Path;
 
 use artifact::stage::SEARCH;
 use artifact::{
-    FloatTensors, KeyParts, LatencyModelArtifact, Opened, RunContext, SearchResult, TraceRow,
+    DeviceSpec, FloatTensors, KeyParts, LatencyModelArtifact, Opened, RunContext, SearchResult,
+    TraceRow,
 };
 use candle_core::Device;
 use images::{ImageSet, LoadOptions, Split};
@@ -93,7 +94,7 @@ pub fn run_until(
     };
     let set = load_images(config)?;
     let data = Data::new(&set, config)?;
-    let mut search = Search::new(config, &set, &Device::Cpu)?;
+    let mut search = Search::new(config, &set, &open_device(context.device)?)?;
     let mut trace = resume::load(&mut search, &context.work_dir)?;
     if !trace.is_empty() {
         context.progress.line(&format!(
@@ -137,6 +138,20 @@ pub fn run_until(
         alphas: resume::float_tensors(&search.architecture.parameters().state()?)?,
         trace,
     }))
+}
+
+fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
+    match spec {
+        DeviceSpec::Cpu => Ok(Device::Cpu),
+        DeviceSpec::Cuda(index) => nn::cuda_device(index).map_err(|error| {
+            let reason = error.to_string();
+            artifact::Error::Device {
+                device: spec,
+                reason,
+            }
+            .into()
+        }),
+    }
 }
 
 fn load_images(config: &Config) -> Result<ImageSet, Error> {

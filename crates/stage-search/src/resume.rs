@@ -6,7 +6,7 @@ use std::path::Path;
 
 use artifact::checkpoint::{Checkpoint, RawTensor};
 use artifact::{FloatTensor, FloatTensors, TraceRow};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde_json::json;
 
 use crate::error::Error;
@@ -60,7 +60,7 @@ pub(crate) fn load(search: &mut Search, dir: &Path) -> Result<Vec<TraceRow>, Err
                 .ok_or_else(|| misfit(format!("{name} is not f32")))?;
             Ok((
                 name.to_owned(),
-                Tensor::from_vec(values, raw.shape.clone(), &Device::Cpu)?,
+                Tensor::from_vec(values, raw.shape.clone(), &search.device)?,
             ))
         })
         .collect()

@@ -150,7 +150,7 @@ pub(crate) struct Search {
     /// The optimiser of alpha and beta.
     pub(crate) adam: Adam,
     config: Config,
-    device: Device,
+    pub(crate) device: Device,
 }
 
 impl Search {

@@ -6,9 +6,12 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Tensor, WithDType};
 use crate::Pool2dGeometry;
 use crate::element::{elements, with_element};
 use crate::error::dims4;
+use crate::gpu::on_gpu;
 pub use crate::max_pool2d::Shape;
 
 mod cpu;
+#[cfg(any(feature = "cuda", shim))]
+mod cuda;
 pub mod naive;
 
 const OP: &str = "avg_pool2d";
@@ -33,12 +36,15 @@ impl CustomOp1 for AvgPool2d {
         OP
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), x, T => {
             let y = cpu::forward::<T>(elements(x, layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(y), self.0.y()))
         })
     }
+
+    on_gpu!(self, x => Ok((cuda::forward(&x, &self.0)?, self.0.y())));
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         grad.contiguous()?
@@ -54,6 +60,7 @@ impl CustomOp1 for GradX {
         "avg_pool2d_grad_x"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         grad: &CpuStorage,
@@ -64,4 +71,6 @@ impl CustomOp1 for GradX {
             Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
         })
     }
+
+    on_gpu!(self, grad => Ok((cuda::grad_x(&grad, &self.0)?, self.0.x())));
 }

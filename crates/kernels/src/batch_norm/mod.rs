@@ -4,17 +4,18 @@
 //! bias is 0. In training, mean and (biased) variance are those of the batch, and the gradient goes through
 //! them; in evaluation they are given and constant. Statistics and the sums of the gradient are `f64`.
 
-use std::sync::Arc;
-
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Tensor, WithDType,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Tensor, WithDType,
 };
 
 use crate::Error;
 use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
+use crate::gpu::on_gpu;
 
 mod cpu;
+#[cfg(any(feature = "cuda", shim))]
+mod cuda;
 pub mod naive;
 
 /// Mean and variance of every channel over a batch. The variance is the biased one, which normalises;
@@ -51,23 +52,23 @@ pub fn batch_norm_train(
         .into());
     }
     let x = x.contiguous()?;
-    let table: Vec<Vec<f64>> = x.apply_op1_no_bwd(&Statistics(shape))?.to_vec2()?;
-    let [mean, var] =
-        <[Vec<f64>; 2]>::try_from(table).expect("the statistics are a table of two rows");
+    let table = x.apply_op1_no_bwd(&Statistics(shape))?;
+    let [mean, var] = [0, 1].map(|row| table.get(row));
+    let given = Given {
+        shape,
+        mean: mean?,
+        var: var?,
+        eps,
+        is_train: true,
+    };
+    let y = normalize(&x, affine, given)?;
+    let [mean, var] = <[Vec<f64>; 2]>::try_from(table.to_vec2()?)
+        .expect("the statistics are a table of two rows");
     let statistics = BatchStatistics {
         mean,
         var,
         count: shape.n * shape.len,
     };
-    let y = normalize(
-        &x,
-        affine,
-        BatchNorm {
-            shape,
-            channels: channels(&statistics.mean, &statistics.var, eps),
-            is_train: true,
-        },
-    )?;
     Ok((y, statistics))
 }
 
@@ -89,16 +90,14 @@ pub fn batch_norm_eval(
     let shape = Shape::of(OP, x, affine)?;
     check(OP, "mean", mean, &[shape.c], x)?;
     check(OP, "var", var, &[shape.c], x)?;
-    let [mean, var] = [mean, var].map(|t| t.to_dtype(DType::F64)?.to_vec1::<f64>());
-    normalize(
-        &x.contiguous()?,
-        affine,
-        BatchNorm {
-            shape,
-            channels: channels(&mean?, &var?, eps),
-            is_train: false,
-        },
-    )
+    let given = Given {
+        shape,
+        mean: mean.contiguous()?.detach(),
+        var: var.contiguous()?.detach(),
+        eps,
+        is_train: false,
+    };
+    normalize(&x.contiguous()?, affine, given)
 }
 
 /// Sizes of a batch normalisation.
@@ -156,35 +155,36 @@ pub struct Sums {
     pub grad_normalized: f64,
 }
 
-/// The channels without affine parameters.
-fn channels(mean: &[f64], var: &[f64], eps: f64) -> Arc<[Channel]> {
-    let channel = |(&mean, &var): (&f64, &f64)| Channel {
-        mean,
-        inv_std: 1.0 / (var + eps).sqrt(),
-        weight: 1.0,
-        bias: 0.0,
-    };
-    mean.iter().zip(var).map(channel).collect()
+/// The statistics that normalise, on the device of `x`.
+#[derive(Clone)]
+struct Given {
+    shape: Shape,
+    /// `[c]`: `f64` where it is that of the batch, else of the type of `x`.
+    mean: Tensor,
+    /// `[c]`, as the mean.
+    var: Tensor,
+    eps: f64,
+    /// Whether they are those of the batch, so that the gradient goes through them.
+    is_train: bool,
 }
 
-/// The channels with the given affine parameters.
-fn with_affine<T: WithDType>(channels: &[Channel], weight: &[T], bias: &[T]) -> Vec<Channel> {
-    let affine = weight
-        .iter()
-        .zip(bias)
-        .map(|(weight, bias)| (weight.to_f64(), bias.to_f64()));
-    channels
-        .iter()
-        .zip(affine)
-        .map(|(channel, (weight, bias))| Channel {
-            weight,
-            bias,
-            ..*channel
-        })
-        .collect()
+impl Given {
+    /// The channels without affine parameters.
+    #[cfg(not(shim))]
+    fn channels(&self) -> Result<Vec<Channel>> {
+        let [mean, var] = [&self.mean, &self.var].map(|t| t.to_dtype(DType::F64)?.to_vec1::<f64>());
+        let channel = |(mean, var): (f64, f64)| Channel {
+            mean,
+            inv_std: 1.0 / (var + self.eps).sqrt(),
+            weight: 1.0,
+            bias: 0.0,
+        };
+        Ok(mean?.into_iter().zip(var?).map(channel).collect())
+    }
 }
 
-fn normalize(x: &Tensor, affine: Option<(&Tensor, &Tensor)>, op: BatchNorm) -> Result<Tensor> {
+fn normalize(x: &Tensor, affine: Option<(&Tensor, &Tensor)>, given: Given) -> Result<Tensor> {
+    let op = BatchNorm(given);
     match affine {
         Some((weight, bias)) => x.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op),
         None => x.apply_op1(op),
@@ -199,6 +199,7 @@ impl CustomOp1 for Statistics {
         "batch_norm_statistics"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), x, T => {
             let BatchStatistics { mut mean, var, .. } = cpu::statistics::<T>(elements(x, layout)?, &self.0);
@@ -206,52 +207,32 @@ impl CustomOp1 for Statistics {
             Ok((CpuStorage::F64(mean), (2, self.0.c).into()))
         })
     }
+
+    on_gpu!(self, x => Ok((cuda::statistics(&x, &self.0)?, (2, self.0.c).into())));
 }
 
 /// The normalisation itself, with affine parameters as its second and third argument or without.
-struct BatchNorm {
-    shape: Shape,
-    channels: Arc<[Channel]>,
-    is_train: bool,
-}
+struct BatchNorm(Given);
 
 impl BatchNorm {
-    /// The gradient of `x`, and the sums that are the gradients of bias and weight.
+    /// The gradient of `x`, and the table `c 2` of [`Sums`] that holds the gradients of bias and weight.
     fn gradients(
         &self,
         x: &Tensor,
-        channels: Arc<[Channel]>,
+        weight: Option<&Tensor>,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Vec<Sums>)> {
-        let shape = self.shape;
-        let op = GradSums {
-            shape,
-            channels: channels.clone(),
+    ) -> Result<(Option<Tensor>, Tensor)> {
+        let grad = grad.contiguous()?;
+        let sums = grad.apply_op2_no_bwd(x, &GradSums(self.0.clone()))?;
+        let op = GradX {
+            given: self.0.clone(),
+            weight: weight.map(Tensor::detach),
         };
-        let table: Vec<Vec<f64>> = grad.apply_op2_no_bwd(x, &op)?.to_vec2()?;
-        let sums = table.into_iter().map(|row| Sums {
-            grad: row[0],
-            grad_normalized: row[1],
-        });
-        let sums: Vec<Sums> = sums.collect();
-        if !x.track_op() {
-            return Ok((None, sums));
-        }
-        // Nothing goes through statistics that are constants.
-        let through = if self.is_train {
-            sums.clone()
-        } else {
-            vec![Sums::default(); shape.c]
-        };
-        let grad_x = grad.apply_op2_no_bwd(
-            x,
-            &GradX {
-                shape,
-                channels,
-                sums: through,
-            },
-        )?;
-        Ok((Some(grad_x), sums))
+        let grad_x = x
+            .track_op()
+            .then(|| grad.apply_op3_no_bwd(x, &sums, &op))
+            .transpose()?;
+        Ok((grad_x, sums))
     }
 }
 
@@ -260,17 +241,18 @@ impl CustomOp1 for BatchNorm {
         "batch_norm"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!("batch_norm", x, T => {
-            let y = cpu::forward::<T>(elements(x, layout)?, &self.channels, &self.shape);
+            let y = cpu::forward::<T>(elements(x, layout)?, &self.0.channels()?, &self.0.shape);
             Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
         })
     }
 
+    on_gpu!(self, x => Ok((cuda::forward(&x, None, &self.0)?, x.layout.shape().clone())));
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self
-            .gradients(x, self.channels.clone(), &grad.contiguous()?)?
-            .0)
+        Ok(self.gradients(x, None, grad)?.0)
     }
 }
 
@@ -279,6 +261,7 @@ impl CustomOp3 for BatchNorm {
         "batch_norm_affine"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         x: &CpuStorage,
@@ -290,11 +273,19 @@ impl CustomOp3 for BatchNorm {
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!("batch_norm_affine", x, T => {
             let (weight, bias) = (elements::<T>(weight, weight_layout)?, elements::<T>(bias, bias_layout)?);
-            let channels = with_affine(&self.channels, weight, bias);
-            let y = cpu::forward::<T>(elements(x, x_layout)?, &channels, &self.shape);
+            let mut channels = self.0.channels()?;
+            for ((channel, weight), bias) in channels.iter_mut().zip(weight).zip(bias) {
+                (channel.weight, channel.bias) = (weight.to_f64(), bias.to_f64());
+            }
+            let y = cpu::forward::<T>(elements(x, x_layout)?, &channels, &self.0.shape);
             Ok((T::to_cpu_storage_owned(y), x_layout.shape().clone()))
         })
     }
+
+    on_gpu!(self, x, weight, bias => {
+        let y = cuda::forward(&x, Some((&weight, &bias)), &self.0)?;
+        Ok((y, x.layout.shape().clone()))
+    });
 
     fn bwd(
         &self,
@@ -304,38 +295,28 @@ impl CustomOp3 for BatchNorm {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [weight_values, bias_values] =
-            [weight, bias].map(|t| t.to_dtype(DType::F64)?.to_vec1::<f64>());
-        let channels = with_affine(&self.channels, &weight_values?, &bias_values?);
-        let (grad_x, sums) = self.gradients(x, channels.into(), &grad.contiguous()?)?;
-        let gradient = |like: &Tensor, of: fn(&Sums) -> f64| {
-            let values: Vec<f64> = sums.iter().map(of).collect();
-            let on_device = || {
-                Tensor::from_vec(values, self.shape.c, &Device::Cpu)?
-                    .to_dtype(like.dtype())?
-                    .to_device(like.device())
+        let (grad_x, sums) = self.gradients(x, Some(weight), grad)?;
+        let gradient = |like: &Tensor, column: usize| {
+            let column = || {
+                sums.narrow(1, column, 1)?
+                    .squeeze(1)?
+                    .to_dtype(like.dtype())
             };
-            like.track_op().then(on_device).transpose()
+            like.track_op().then(column).transpose()
         };
-        Ok((
-            grad_x,
-            gradient(weight, |sums| sums.grad_normalized)?,
-            gradient(bias, |sums| sums.grad)?,
-        ))
+        Ok((grad_x, gradient(weight, 1)?, gradient(bias, 0)?))
     }
 }
 
 /// [`Sums`] of every channel from the gradient and `x`, as a table `c 2` of `f64`.
-struct GradSums {
-    shape: Shape,
-    channels: Arc<[Channel]>,
-}
+struct GradSums(Given);
 
 impl CustomOp2 for GradSums {
     fn name(&self) -> &'static str {
         "batch_norm_grad_sums"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         grad: &CpuStorage,
@@ -345,36 +326,63 @@ impl CustomOp2 for GradSums {
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
             let (grad, x) = (elements::<T>(grad, grad_layout)?, elements(x, x_layout)?);
-            let sums = cpu::sums(grad, x, &self.channels, &self.shape);
+            let sums = cpu::sums(grad, x, &self.0.channels()?, &self.0.shape);
             let table = sums.iter().flat_map(|sums| [sums.grad, sums.grad_normalized]).collect();
-            Ok((CpuStorage::F64(table), (self.shape.c, 2).into()))
+            Ok((CpuStorage::F64(table), (self.0.shape.c, 2).into()))
         })
     }
+
+    on_gpu!(self, grad, x => Ok((cuda::sums(&grad, &x, &self.0)?, (self.0.shape.c, 2).into())));
 }
 
-/// The gradient of `x`.
+/// The gradient of `x` from that of the result, `x` and the table of [`GradSums`].
 struct GradX {
-    shape: Shape,
-    channels: Arc<[Channel]>,
-    sums: Vec<Sums>,
+    given: Given,
+    weight: Option<Tensor>,
 }
 
-impl CustomOp2 for GradX {
+impl CustomOp3 for GradX {
     fn name(&self) -> &'static str {
         "batch_norm_grad_x"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         grad: &CpuStorage,
         grad_layout: &Layout,
         x: &CpuStorage,
         x_layout: &Layout,
+        sums: &CpuStorage,
+        sums_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
+        let mut channels = self.given.channels()?;
+        if let Some(weight) = &self.weight {
+            let weight: Vec<f64> = weight.to_dtype(DType::F64)?.to_vec1()?;
+            for (channel, weight) in channels.iter_mut().zip(weight) {
+                channel.weight = weight;
+            }
+        }
+        // Nothing goes through statistics that are constants.
+        let sums: Vec<Sums> = elements::<f64>(sums, sums_layout)?
+            .chunks_exact(2)
+            .map(|row| match self.given.is_train {
+                true => Sums {
+                    grad: row[0],
+                    grad_normalized: row[1],
+                },
+                false => Sums::default(),
+            })
+            .collect();
         with_element!(self.name(), grad, T => {
             let (grad, x) = (elements::<T>(grad, grad_layout)?, elements(x, x_layout)?);
-            let grad_x = cpu::grad_x(grad, x, &self.channels, &self.sums, &self.shape);
+            let grad_x = cpu::grad_x(grad, x, &channels, &sums, &self.given.shape);
             Ok((T::to_cpu_storage_owned(grad_x), x_layout.shape().clone()))
         })
     }
+
+    on_gpu!(self, grad, x, sums => {
+        let grad_x = cuda::grad_x(&grad, &x, &sums, &self.given, self.weight.as_ref())?;
+        Ok((grad_x, x.layout.shape().clone()))
+    });
 }

@@ -7,9 +7,12 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Tensor, WithDType};
 
 use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
+use crate::gpu::on_gpu;
 use crate::{Conv2dGeometry, Window};
 
 mod cpu;
+#[cfg(any(feature = "cuda", shim))]
+mod cuda;
 pub mod naive;
 
 const OP: &str = "depthwise_conv2d";
@@ -65,6 +68,7 @@ impl CustomOp2 for DepthwiseConv2d {
         OP
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         x: &CpuStorage,
@@ -77,6 +81,8 @@ impl CustomOp2 for DepthwiseConv2d {
             Ok((T::to_cpu_storage_owned(y), self.0.y()))
         })
     }
+
+    on_gpu!(self, x, w => Ok((cuda::forward(&x, &w, &self.0)?, self.0.y())));
 
     fn bwd(
         &self,
@@ -105,6 +111,7 @@ impl CustomOp2 for GradX {
         "depthwise_conv2d_grad_x"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         grad: &CpuStorage,
@@ -117,6 +124,8 @@ impl CustomOp2 for GradX {
             Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
         })
     }
+
+    on_gpu!(self, grad, w => Ok((cuda::grad_x(&grad, &w, &self.0)?, self.0.x())));
 }
 
 struct GradW(Shape);
@@ -126,6 +135,7 @@ impl CustomOp2 for GradW {
         "depthwise_conv2d_grad_w"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         grad: &CpuStorage,
@@ -138,4 +148,6 @@ impl CustomOp2 for GradW {
             Ok((T::to_cpu_storage_owned(grad_w), self.0.w()))
         })
     }
+
+    on_gpu!(self, grad, x => Ok((cuda::grad_w(&grad, &x, &self.0)?, self.0.w())));
 }

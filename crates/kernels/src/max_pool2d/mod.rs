@@ -7,9 +7,12 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Tensor, With
 
 use crate::element::{elements, with_element};
 use crate::error::dims4;
+use crate::gpu::on_gpu;
 use crate::{Pool2dGeometry, Window};
 
 mod cpu;
+#[cfg(any(feature = "cuda", shim))]
+mod cuda;
 pub mod naive;
 
 const OP: &str = "max_pool2d";
@@ -62,12 +65,15 @@ impl CustomOp1 for MaxPool2d {
         OP
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), x, T => {
             let y = cpu::forward::<T>(elements(x, layout)?, &self.0);
             Ok((T::to_cpu_storage_owned(y), self.0.y()))
         })
     }
+
+    on_gpu!(self, x => Ok((cuda::forward(&x, &self.0)?, self.0.y())));
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         grad.contiguous()?
@@ -83,6 +89,7 @@ impl CustomOp2 for GradX {
         "max_pool2d_grad_x"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         grad: &CpuStorage,
@@ -95,4 +102,6 @@ impl CustomOp2 for GradX {
             Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
         })
     }
+
+    on_gpu!(self, grad, x => Ok((cuda::grad_x(&grad, &x, &self.0)?, self.0.x())));
 }

@@ -6,8 +6,11 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Tensor, WithDType};
 
 use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
+use crate::gpu::on_gpu;
 
 pub(crate) mod cpu;
+#[cfg(any(feature = "cuda", shim))]
+mod cuda;
 pub mod naive;
 
 const OP: &str = "pointwise_conv2d";
@@ -74,6 +77,7 @@ impl CustomOp2 for PointwiseConv2d {
         OP
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         x: &CpuStorage,
@@ -86,6 +90,8 @@ impl CustomOp2 for PointwiseConv2d {
             Ok((T::to_cpu_storage_owned(y), self.0.y()))
         })
     }
+
+    on_gpu!(self, x, w => Ok((cuda::forward(&x, &w, &self.0)?, self.0.y())));
 
     fn bwd(
         &self,
@@ -114,6 +120,7 @@ impl CustomOp2 for GradX {
         "pointwise_conv2d_grad_x"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         grad: &CpuStorage,
@@ -126,6 +133,8 @@ impl CustomOp2 for GradX {
             Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
         })
     }
+
+    on_gpu!(self, grad, w => Ok((cuda::grad_x(&grad, &w, &self.0)?, self.0.x())));
 }
 
 struct GradW(Shape);
@@ -135,6 +144,7 @@ impl CustomOp2 for GradW {
         "pointwise_conv2d_grad_w"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         grad: &CpuStorage,
@@ -147,4 +157,6 @@ impl CustomOp2 for GradW {
             Ok((T::to_cpu_storage_owned(grad_w), self.0.w()))
         })
     }
+
+    on_gpu!(self, grad, x => Ok((cuda::grad_w(&grad, &x, &self.0)?, self.0.w())));
 }

@@ -3,8 +3,11 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
 
 use crate::element::{elements, with_element};
+use crate::gpu::on_gpu;
 
 mod cpu;
+#[cfg(any(feature = "cuda", shim))]
+mod cuda;
 pub mod naive;
 
 /// `max(x, 0)` for `x` of any shape.
@@ -19,12 +22,15 @@ impl CustomOp1 for Relu {
         "relu"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         with_element!(self.name(), x, T => {
             let y = cpu::forward::<T>(elements(x, layout)?);
             Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
         })
     }
+
+    on_gpu!(self, x => Ok((cuda::forward(&x)?, x.layout.shape().clone())));
 
     fn bwd(&self, _x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         grad.contiguous()?.apply_op2_no_bwd(y, &ReluGradX).map(Some)
@@ -38,6 +44,7 @@ impl CustomOp2 for ReluGradX {
         "relu_grad_x"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         grad: &CpuStorage,
@@ -50,4 +57,6 @@ impl CustomOp2 for ReluGradX {
             Ok((T::to_cpu_storage_owned(grad_x), y_layout.shape().clone()))
         })
     }
+
+    on_gpu!(self, grad, y => Ok((cuda::grad_x(&grad, &y)?, y.layout.shape().clone())));
 }

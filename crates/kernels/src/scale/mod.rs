@@ -5,8 +5,11 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDTyp
 use crate::Error;
 use crate::element::{elements, with_element};
 use crate::error::check;
+use crate::gpu::on_gpu;
 
 mod cpu;
+#[cfg(any(feature = "cuda", shim))]
+mod cuda;
 pub mod naive;
 
 const OP: &str = "scale";
@@ -44,6 +47,7 @@ impl CustomOp2 for Scale {
         OP
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         x: &CpuStorage,
@@ -57,6 +61,8 @@ impl CustomOp2 for Scale {
             Ok((T::to_cpu_storage_owned(y), x_layout.shape().clone()))
         })
     }
+
+    on_gpu!(self, x, weight => Ok((cuda::forward(&x, &weight)?, x.layout.shape().clone())));
 
     fn bwd(
         &self,
@@ -94,6 +100,7 @@ impl CustomOp2 for Dot {
         "dot"
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         a: &CpuStorage,
@@ -106,4 +113,6 @@ impl CustomOp2 for Dot {
             Ok((T::to_cpu_storage_owned(vec![dot]), ().into()))
         })
     }
+
+    on_gpu!(self, a, b => Ok((cuda::dot(&a, &b)?, ().into())));
 }

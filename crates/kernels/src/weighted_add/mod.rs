@@ -5,9 +5,12 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDTyp
 
 use crate::element::{elements, with_element};
 use crate::error::check;
+use crate::gpu::on_gpu;
 use crate::scale::{check_weight, gradients};
 
 mod cpu;
+#[cfg(any(feature = "cuda", shim))]
+mod cuda;
 pub mod naive;
 
 const OP: &str = "weighted_add";
@@ -33,6 +36,7 @@ impl CustomOp3 for WeightedAdd {
         OP
     }
 
+    #[cfg(not(shim))]
     fn cpu_fwd(
         &self,
         acc: &CpuStorage,
@@ -48,6 +52,8 @@ impl CustomOp3 for WeightedAdd {
             Ok((T::to_cpu_storage_owned(y), acc_layout.shape().clone()))
         })
     }
+
+    on_gpu!(self, acc, x, weight => Ok((cuda::forward(&acc, &x, &weight)?, acc.layout.shape().clone())));
 
     fn bwd(
         &self,

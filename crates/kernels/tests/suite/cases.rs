@@ -1,9 +1,10 @@
 //! The operations at many sizes, each with its oracle, and the tools to run and compare them.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use kernels::{Conv2dGeometry, Pool2dGeometry, Window};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use super::kernels::{self, Conv2dGeometry, Pool2dGeometry, Window};
 
 /// How far a result may be off: the largest difference, relative to the largest absolute value of the
 /// reference tensor, or to 1, the size of the arguments, where that is more (gradients may cancel to nothing).

@@ -1,5 +1,8 @@
 //! What every operation must satisfy, on any device. A test file per device calls [`on_device!`].
 
+// The crate whose operations are tested.
+pub(crate) use ::kernels;
+
 pub(crate) mod cases;
 pub(crate) mod errors;
 pub(crate) mod laws;

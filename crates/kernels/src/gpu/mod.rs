@@ -1,0 +1,243 @@
+//! What the operations' `cuda.rs` files are written on: memory and launches of a device that runs CUDA C.
+//!
+//! Two storages are such a device: candle's CUDA storage ([`cuda`], feature `cuda`), and, in the test crate
+//! `kernels-shim` alone, the CPU storage with the kernels compiled for the processor (`shim`). So the tests there
+//! run the same launches with the same kernels.
+
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{DType, Layout, Result, Storage, Tensor};
+
+use crate::Window;
+
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(shim)]
+mod shim;
+
+/// Threads of a block, in every launch; `THREADS` of the prelude.
+const THREADS: usize = 256;
+
+/// Blocks that keep a large device busy: how far reductions are split.
+pub(crate) const BLOCKS_OF_A_REDUCTION: usize = 2048;
+
+/// The kernels of an operation: a `.cu` file, compiled behind the prelude.
+pub(crate) struct Source {
+    /// The operation.
+    pub(crate) op: &'static str,
+    /// The text.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    pub(crate) text: &'static str,
+}
+
+/// The `.cu` file of the operation whose folder this is in.
+macro_rules! source {
+    ($op:literal) => {
+        $crate::gpu::Source {
+            op: $op,
+            text: concat!(
+                include_str!("../gpu/prelude.cuh"),
+                include_str!(concat!($op, ".cu"))
+            ),
+        }
+    };
+}
+pub(crate) use source;
+
+/// An argument of a kernel, as it lies in memory.
+#[derive(Clone, Copy)]
+pub(crate) enum Arg {
+    /// `T *`.
+    Pointer(u64),
+    /// `int`.
+    Int(i32),
+    /// `double`, whatever the element type.
+    Double(f64),
+    /// `Window`.
+    Window([i32; 9]),
+}
+
+impl Arg {
+    /// A number of things; an error if an `int` does not hold it.
+    pub(crate) fn count(n: usize) -> Result<Self> {
+        match i32::try_from(n) {
+            Ok(n) => Ok(Self::Int(n)),
+            Err(_) => candle_core::bail!("{n} elements are too many for one launch on CUDA"),
+        }
+    }
+
+    /// The windows of an operation.
+    pub(crate) fn window(window: &Window) -> Self {
+        let ([h, w], [n_u, n_v], [out_h, out_w]) = (window.input, window.kernel, window.output());
+        let sizes = [
+            h,
+            w,
+            n_u,
+            n_v,
+            window.padding,
+            window.stride,
+            window.dilation,
+            out_h,
+            out_w,
+        ];
+        Self::Window(sizes.map(|size| size as i32))
+    }
+
+    /// Where the value lies.
+    #[cfg(shim)]
+    fn address(&self) -> *const std::ffi::c_void {
+        match self {
+            Self::Pointer(pointer) => std::ptr::from_ref(pointer).cast(),
+            Self::Int(int) => std::ptr::from_ref(int).cast(),
+            Self::Double(double) => std::ptr::from_ref(double).cast(),
+            Self::Window(window) => std::ptr::from_ref(window).cast(),
+        }
+    }
+}
+
+/// A storage whose device runs CUDA C.
+pub(crate) trait Gpu: BackendStorage {
+    /// The storage of a tensor, if it is of this kind.
+    fn of(storage: &Storage) -> Option<&Self>;
+
+    /// The address of the first element.
+    fn address(&self) -> Result<u64>;
+
+    /// Memory for `n` elements on the device of `self`, whatever they are.
+    fn alloc(&self, n: usize, dtype: DType) -> Result<Self>;
+
+    /// Runs a kernel, compiled for elements of `dtype`, on `n_blocks` blocks, in order with everything else
+    /// that the device is asked.
+    fn launch(
+        &self,
+        source: &Source,
+        kernel: &str,
+        dtype: DType,
+        n_blocks: usize,
+        args: &[Arg],
+    ) -> Result<()>;
+}
+
+/// An input of an operation.
+pub(crate) struct In<'a, S> {
+    pub(crate) storage: &'a S,
+    pub(crate) layout: &'a Layout,
+}
+
+impl<S: Gpu> In<'_, S> {
+    /// The element type, if there are kernels for it.
+    pub(crate) fn dtype(&self, op: &'static str) -> Result<DType> {
+        match self.storage.dtype() {
+            dtype @ (DType::F32 | DType::F64) => Ok(dtype),
+            other => Err(candle_core::Error::UnsupportedDTypeForOp(other, op).bt()),
+        }
+    }
+
+    /// The number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.layout.shape().elem_count()
+    }
+
+    /// The pointer to the first element.
+    pub(crate) fn arg(&self) -> Result<Arg> {
+        pointer(self.storage, self.layout)
+    }
+}
+
+/// The pointer to the first element of a contiguous tensor that an operation holds itself.
+pub(crate) fn held<S: Gpu>(tensor: &Tensor) -> Result<Arg> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match S::of(&storage) {
+        Some(storage) => pointer(storage, layout),
+        None => candle_core::bail!("the tensors of an operation lie on several devices"),
+    }
+}
+
+/// The pointer to all of a storage.
+pub(crate) fn whole<S: Gpu>(storage: &S) -> Result<Arg> {
+    Ok(Arg::Pointer(storage.address()?))
+}
+
+fn pointer<S: Gpu>(storage: &S, layout: &Layout) -> Result<Arg> {
+    let Some((start, _)) = layout.contiguous_offsets() else {
+        candle_core::bail!(
+            "expected a contiguous tensor, got strides {:?}",
+            layout.stride()
+        );
+    };
+    let offset = start * storage.dtype().size_in_bytes();
+    Ok(Arg::Pointer(storage.address()? + offset as u64))
+}
+
+/// The blocks that give each of `n` elements a thread.
+pub(crate) fn blocks_over(n: usize) -> usize {
+    n.div_ceil(THREADS)
+}
+
+/// How many parts a reduction over `n` things is split into, if each part takes `n_blocks` blocks: a
+/// function of the sizes alone, so that the order of the sum is always the same.
+pub(crate) fn n_parts(n: usize, n_blocks: usize) -> usize {
+    (BLOCKS_OF_A_REDUCTION / n_blocks.max(1)).clamp(1, n.max(1))
+}
+
+/// `out[i] = sum_p parts[p i]` by the kernel `sum_parts` of `source`, for `n` results of type `dtype`.
+pub(crate) fn sum_parts<S: Gpu>(
+    source: &Source,
+    parts: &S,
+    n_parts: usize,
+    n: usize,
+    kernels: DType,
+    dtype: DType,
+) -> Result<S> {
+    let out = parts.alloc(n, dtype)?;
+    let args = [
+        whole(parts)?,
+        whole(&out)?,
+        Arg::count(n_parts)?,
+        Arg::count(n)?,
+    ];
+    parts.launch(source, "sum_parts", kernels, blocks_over(n), &args)?;
+    Ok(out)
+}
+
+/// Memory on a device that is not set to anything.
+fn alloc_uninit<S: BackendStorage>(device: &S::Device, n: usize, dtype: DType) -> Result<S>
+where
+    S::Device: BackendDevice<Storage = S>,
+{
+    // SAFETY: every caller hands the memory to a kernel that writes all of it before anything reads.
+    unsafe { device.alloc_uninit(&n.into(), dtype) }
+}
+
+/// The GPU's side of a custom op: its `cuda_fwd`; in the crate `kernels-shim` its `cpu_fwd`, in whose place the
+/// CPU's stands elsewhere. The arguments become [`In`]s; the body gives storage and shape.
+macro_rules! on_gpu {
+    ($self:ident, $x:ident => $body:expr) => {
+        $crate::gpu::on_gpu!(@fwd $self, [$x: s0 l0] => $body);
+    };
+    ($self:ident, $x:ident, $y:ident => $body:expr) => {
+        $crate::gpu::on_gpu!(@fwd $self, [$x: s0 l0, $y: s1 l1] => $body);
+    };
+    ($self:ident, $x:ident, $y:ident, $z:ident => $body:expr) => {
+        $crate::gpu::on_gpu!(@fwd $self, [$x: s0 l0, $y: s1 l1, $z: s2 l2] => $body);
+    };
+    (@fwd $self:ident, [$($x:ident: $storage:ident $layout:ident),+] => $body:expr) => {
+        #[cfg(feature = "cuda")]
+        fn cuda_fwd(
+            &$self,
+            $($storage: &candle_core::CudaStorage, $layout: &Layout),+
+        ) -> Result<(candle_core::CudaStorage, candle_core::Shape)> {
+            $(let $x = $crate::gpu::In { storage: $storage, layout: $layout };)+
+            $body
+        }
+
+        #[cfg(shim)]
+        fn cpu_fwd(
+            &$self,
+            $($storage: &CpuStorage, $layout: &Layout),+
+        ) -> Result<(CpuStorage, candle_core::Shape)> {
+            $(let $x = $crate::gpu::In { storage: $storage, layout: $layout };)+
+            $body
+        }
+    };
+}
+pub(crate) use on_gpu;
