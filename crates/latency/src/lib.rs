@@ -5,6 +5,7 @@
 //! | [`model`] | what every latency model can do, and the numbers that it is stored as |
 //! | [`ridge`] | the additive control: one number per edge and primitive |
 //! | [`mlp`] | the multi-layer regressor of LA-DARTS (arXiv 2001.06392) |
+//! | [`structured`] | an ensemble of Gaussian processes that know how a cell hangs together |
 //! | [`figures`] | how well a model does: errors, ranks, the noise floor |
 //! | [`conformal`] | how sure a prediction is: bounds that hold as often as they say |
 //!
@@ -14,14 +15,18 @@
 
 mod adam;
 pub mod conformal;
+mod features;
 pub mod figures;
+mod linalg;
 pub mod mlp;
 pub mod model;
 mod network;
 pub mod ridge;
+pub mod structured;
 
 pub use crate::conformal::Conformal;
 pub use crate::figures::{Figures, noise_floor_mape};
-pub use crate::mlp::{Mlp, MlpConfig, cost_classes};
+pub use crate::mlp::{Mlp, MlpConfig};
 pub use crate::model::{FitError, LatencyModel, State, StateError, StateTensor};
 pub use crate::ridge::Ridge;
+pub use crate::structured::Structured;

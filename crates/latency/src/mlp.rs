@@ -20,7 +20,7 @@
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use space::{CellKind, SearchSpace};
+use space::Topology;
 
 use crate::adam::Adam;
 use crate::model::{FitError, LatencyModel, State, StateError, StateTensor, check_data};
@@ -121,15 +121,15 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// Fits codes of [`SearchSpace::darts`] to what the architectures took, in milliseconds.
+    /// Fits codes of [`Topology::darts`] to what the architectures took, in milliseconds.
     ///
-    /// Primitives share their cost as [`cost_classes`] says. The same arguments give the same bits,
+    /// Primitives share their cost as [`Topology::cost_classes`] says. The same arguments give the same bits,
     /// whatever else the process does.
     ///
     /// # Errors
     /// If the data or the configuration cannot be fitted, or if the fit diverges.
     pub fn fit(config: &MlpConfig, codes: &[Vec<f32>], millis: &[f64]) -> Result<Self, FitError> {
-        Self::fit_classes(config, &cost_classes(&SearchSpace::darts()), codes, millis)
+        Self::fit_classes(config, &Topology::darts().cost_classes(), codes, millis)
     }
 
     /// Fits codes of any layout. Numbers of a code whose entries in `classes` are equal are expected to
@@ -284,24 +284,6 @@ impl LatencyModel for Mlp {
     }
 }
 
-/// The class of each number of a code: one per primitive in normal cells, one per primitive on the edges
-/// of reduction cells that have stride 2, one per primitive on their other edges.
-pub fn cost_classes(space: &SearchSpace) -> Vec<usize> {
-    let n = space.n_primitives();
-    CellKind::ALL
-        .into_iter()
-        .flat_map(|kind| space.edges().iter().map(move |edge| (kind, edge)))
-        .flat_map(|(kind, edge)| {
-            let group = match kind {
-                CellKind::Normal => 0,
-                CellKind::Reduction if edge.source < 2 => 1,
-                CellKind::Reduction => 2,
-            };
-            (0..n).map(move |primitive| group * n + primitive)
-        })
-        .collect()
-}
-
 /// The code, then its weighted sum over each class.
 fn widen(code: &[f32], classes: &[usize]) -> Vec<f32> {
     let n_classes = classes.iter().max().map_or(0, |last| last + 1);
@@ -371,8 +353,6 @@ fn standard_deviation(values: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use space::Primitive;
-
     use super::*;
 
     /// Codes that choose one of four, three times. Latency is no sum: two choices of 3 cost extra.
@@ -581,27 +561,5 @@ mod tests {
         let (codes, _) = data();
         let mlp = Mlp::fit_classes(&config(), &CLASSES, &codes, &[7.0; 64]).unwrap();
         assert!((mlp.predict_millis(&codes[5]) - 7.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn classes_follow_primitive_cell_kind_and_stride() {
-        let space = SearchSpace::darts();
-        let classes = cost_classes(&space);
-        let class = |kind, node, source, primitive| {
-            classes[space.code_index(kind, space.edge_index(node, source), primitive)]
-        };
-        let (normal, reduction) = (CellKind::Normal, CellKind::Reduction);
-        let conv = Primitive::SepConv3x3;
-        assert_eq!(class(normal, 2, 0, conv), class(normal, 5, 4, conv));
-        assert_eq!(class(reduction, 2, 0, conv), class(reduction, 5, 1, conv));
-        assert_eq!(class(reduction, 3, 2, conv), class(reduction, 5, 4, conv));
-        assert_ne!(class(reduction, 5, 1, conv), class(reduction, 5, 2, conv));
-        assert_ne!(class(normal, 5, 1, conv), class(reduction, 5, 1, conv));
-        assert_ne!(
-            class(normal, 2, 0, conv),
-            class(normal, 2, 0, Primitive::SepConv5x5)
-        );
-        assert_eq!(classes.len(), space.code_len());
-        assert_eq!(classes.iter().max(), Some(&23));
     }
 }

@@ -21,6 +21,16 @@ pub trait LatencyModel {
     /// # Panics
     /// If the code is not [`code_len`](Self::code_len) long.
     fn gradient(&self, code: &[f32]) -> (f64, Vec<f32>);
+
+    /// The model's own doubt about a code, as a relative error; only ratios between codes mean anything
+    /// until a [`Conformal`](crate::Conformal) has calibrated it. 1 for a model that has none.
+    ///
+    /// # Panics
+    /// If the code is not [`code_len`](Self::code_len) long.
+    fn spread(&self, code: &[f32]) -> f64 {
+        assert_eq!(code.len(), self.code_len(), "length of the code");
+        1.0
+    }
 }
 
 /// The numbers of a model by name. [`Ridge`](crate::Ridge) and [`Mlp`](crate::Mlp) turn into a state and
@@ -194,6 +204,11 @@ pub enum FitError {
         /// The range, in words.
         expected: &'static str,
     },
+    /// The covariance of the architectures cannot be inverted.
+    #[error(
+        "the covariance of the architectures is not positive definite; a latency may be out of all proportion"
+    )]
+    Singular,
     /// The fit ran away.
     #[error("a weight is not finite after epoch {epoch}; lower the learning rate")]
     NonFinite {

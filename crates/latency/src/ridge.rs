@@ -3,6 +3,7 @@
 //! The sum of a latency per gene is nearly exact for kernels that run one after another, so every other
 //! model has to beat this one.
 
+use crate::linalg::{Cholesky, dot};
 use crate::model::{FitError, LatencyModel, State, StateError, StateTensor, check_data};
 
 /// latency = intercept + weights · code, the weights of least squares with a penalty on their squares.
@@ -225,67 +226,6 @@ impl NormalEquations {
             })
             .sum()
     }
-}
-
-/// The lower triangle L of a positive definite matrix L Lᵀ, row-major.
-struct Cholesky {
-    lower: Vec<f64>,
-    n: usize,
-}
-
-impl Cholesky {
-    /// Factors a matrix in place, of which only the lower triangle is read; `None` if it is not
-    /// positive definite to working precision.
-    fn new(mut matrix: Vec<f64>, n: usize) -> Option<Self> {
-        for i in 0..n {
-            let (above, row) = matrix.split_at_mut(i * n);
-            for j in 0..i {
-                let other = &above[j * n..][..=j];
-                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
-            }
-            let pivot = row[i] - dot(&row[..i], &row[..i]);
-            if pivot.is_nan() || pivot <= row[i] * f64::EPSILON {
-                return None;
-            }
-            row[i] = pivot.sqrt();
-        }
-        Some(Self { lower: matrix, n })
-    }
-
-    /// Solves L x = b, in place.
-    fn solve_lower(&self, x: &mut [f64]) {
-        for i in 0..self.n {
-            let row = &self.lower[i * self.n..][..=i];
-            x[i] = (x[i] - dot(&row[..i], &x[..i])) / row[i];
-        }
-    }
-
-    /// Solves L Lᵀ x = b, in place.
-    fn solve(&self, x: &mut [f64]) {
-        self.solve_lower(x);
-        for i in (0..self.n).rev() {
-            let row = &self.lower[i * self.n..][..=i];
-            let solved = x[i] / row[i];
-            x[i] = solved;
-            x.iter_mut()
-                .zip(&row[..i])
-                .for_each(|(x, l)| *x -= solved * l);
-        }
-    }
-}
-
-/// A dot product in four partial sums, which the compiler can keep in vector registers.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let (a_chunks, a_rest) = a.as_chunks::<4>();
-    let (b_chunks, b_rest) = b.as_chunks::<4>();
-    let mut sums = [0.0; 4];
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for lane in 0..4 {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]

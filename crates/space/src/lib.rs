@@ -7,6 +7,8 @@
 //! | [`space`](mod@space) | all genotypes: edges, codes, sampling, derivation from continuous weights |
 //! | [`network`] | where the cells of a network stand: widths and resolutions |
 //! | [`count`] | parameters and multiply-adds, exactly |
+//! | [`topology`] | what a model of latency has to know of a space, DARTS or NAS-Bench-201 |
+//! | [`nas_bench_201`] | architectures of NAS-Bench-201 in their published form |
 //!
 //! Nothing here knows tensors, files, serde or a clock.
 //!
@@ -22,9 +24,11 @@
 
 pub mod count;
 pub mod genotype;
+pub mod nas_bench_201;
 pub mod network;
 pub mod primitive;
 pub mod space;
+pub mod topology;
 
 pub use crate::count::{Counts, count_auxiliary_params, count_derived, count_supernet_params};
 pub use crate::genotype::{
@@ -33,3 +37,4 @@ pub use crate::genotype::{
 pub use crate::network::{CellSpec, NetworkSpec, NetworkSpecError, Stem};
 pub use crate::primitive::Primitive;
 pub use crate::space::{DecodeError, Edge, SearchSpace};
+pub use crate::topology::{Connection, Topology};

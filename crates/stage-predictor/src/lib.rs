@@ -257,7 +257,7 @@ impl StageError for Error {
             Self::TooFew { .. } => ExitCode::Input,
             Self::Fit(error) => match error {
                 FitError::Setting { .. } => ExitCode::Usage,
-                FitError::NonFinite { .. } => ExitCode::Numbers,
+                FitError::NonFinite { .. } | FitError::Singular => ExitCode::Numbers,
                 FitError::TooFew { .. }
                 | FitError::Unpaired { .. }
                 | FitError::CodeLength { .. }

@@ -1,0 +1,737 @@
+//! The structured model: knows how a cell hangs together, and learns from few architectures what of it
+//! matters on a device.
+//!
+//! Latency is a Gaussian process (Rasmussen and Williams 2006) over the features of a code
+//! ([`features`](crate::features)): a sum of independent functions, each with its own kernel. Linear ones
+//! say that an operation costs the same wherever it is kept (`Counts`), or on this edge (`Edges`), or
+//! where its result is used (`Reaching`, `Effective`); smooth ones say how these interact. How much each function
+//! contributes is learnt: the variances are those under which the measured latencies are most likely
+//! once their mean is taken out (restricted maximum likelihood), found by a multiplicative fixed point
+//! (Zhou et al. 2019). So data that call for a sum of costs get one, and a function that explains nothing
+//! fades out.
+//!
+//! * **Outliers.** A latency that lies far from what the others say of it is given more noise (Student's t with 4
+//!   degrees of freedom, by reweighting), where that helps.
+//! * **An ensemble.** Compilers differ in what they drop, so there are several *experts*, each with other
+//!   functions, each with and without the treatment of outliers. Their weights fall with their relative error
+//!   on architectures that are left out, one at a time, which a Gaussian process tells without another fit.
+//! * **Doubt.** How far the experts lie apart, and how noisy the data are, is the
+//!   [`spread`](LatencyModel::spread) of a prediction.
+//!
+//! The functions are linear in what was measured, the value and its gradient take microseconds.
+
+use space::Topology;
+
+use crate::features::{Features, Group};
+use crate::linalg::{Cholesky, Matrix, dot, product};
+use crate::model::{FitError, LatencyModel, State, StateError, StateTensor, check_data};
+
+/// The form of a function of features u, scaled to a mean square of 1 around their mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Shape {
+    /// u · v: a weighted sum.
+    Linear,
+    /// exp(-|u - v|² / 2 l²): very smooth.
+    Gauss,
+    /// (1 + r) exp(-r), r = √3 |u - v| / l: with kinks almost allowed (Matérn, 3/2).
+    Matern,
+}
+
+/// l, in units of the features' spread.
+const LENGTH: f64 = 1.5;
+
+impl Shape {
+    /// The kernel, from |u|², |v|² and u · v.
+    fn value(self, uu: f64, vv: f64, uv: f64) -> f64 {
+        let square = (uu + vv - 2.0 * uv).max(0.0);
+        match self {
+            Self::Linear => uv,
+            Self::Gauss => (-square / (2.0 * LENGTH * LENGTH)).exp(),
+            Self::Matern => {
+                let r = (3.0 * square).sqrt() / LENGTH;
+                (1.0 + r) * (-r).exp()
+            }
+        }
+    }
+
+    /// For kernels of the distance: g with dk/du = -g · (u - v).
+    fn slope(self, uu: f64, vv: f64, uv: f64) -> f64 {
+        let square = (uu + vv - 2.0 * uv).max(0.0);
+        match self {
+            Self::Linear => 0.0,
+            Self::Gauss => self.value(uu, vv, uv) / (LENGTH * LENGTH),
+            Self::Matern => 3.0 / (LENGTH * LENGTH) * (-(3.0 * square).sqrt() / LENGTH).exp(),
+        }
+    }
+}
+
+/// A function that latency may contain.
+type Term = (Shape, &'static [Group]);
+
+/// All functions; the first three belong to every expert.
+const TERMS: [Term; 14] = [
+    (Shape::Linear, &[Group::Edges]),
+    (Shape::Linear, &[Group::Counts]),
+    (Shape::Gauss, &[Group::Edges]),
+    (Shape::Linear, &[Group::Shared]),
+    (Shape::Gauss, &[Group::Counts]),
+    (Shape::Linear, &[Group::Reaching]),
+    (Shape::Linear, &[Group::ReachingCounts]),
+    (Shape::Matern, &[Group::Reaching]),
+    (Shape::Linear, &[Group::Effective]),
+    (Shape::Linear, &[Group::EffectiveCounts]),
+    (Shape::Linear, &[Group::Nodes]),
+    (Shape::Matern, &[Group::Effective]),
+    (Shape::Gauss, &[Group::EffectiveCounts, Group::Nodes]),
+    (Shape::Matern, &[Group::Paths]),
+];
+
+/// The terms of each expert beside the first three. Terms of features that a space does not have are left out,
+/// and then experts that do not differ.
+const EXPERTS: [&[usize]; 5] = [
+    &[],
+    &[3, 4],
+    &[5, 6, 7],
+    &[8, 9, 10, 11, 12, 13],
+    &[5, 6, 7, 8, 9, 10, 11, 12, 13],
+];
+
+/// The fewest architectures that a fit makes sense for.
+const MIN_ARCHITECTURES: usize = 8;
+/// Of more architectures than this, evenly chosen ones are used: the effort grows with the cube.
+pub const MAX_ARCHITECTURES: usize = 1500;
+/// The variances are learnt on as many architectures, evenly chosen, for the same reason.
+const VARIANCE_ARCHITECTURES: usize = 300;
+/// Steps of the fixed point at first, and after each reweighting.
+const STEPS: [usize; 2] = [40, 10];
+const REWEIGHTINGS: usize = 2;
+/// Degrees of freedom of the noise of experts that treat outliers.
+const FREEDOM: f64 = 4.0;
+/// How fast an expert's weight falls with its error relative to the best one's.
+const SELECTIVITY: f64 = 20.0;
+
+/// A term, ready to be evaluated.
+struct Function {
+    shape: Shape,
+    /// The gates of its features, and of each the mean and the reciprocal scale.
+    gates: Vec<usize>,
+    means: Vec<f64>,
+    scales: Vec<f64>,
+    /// The scaled features of the architectures, `n d`, and their squared lengths.
+    rows: Vec<f64>,
+    squares: Vec<f64>,
+}
+
+impl Function {
+    /// The function of a term; `None` if the space does not have its features.
+    fn new(features: &Features, (shape, groups): Term, values: &[Vec<f64>]) -> Option<Self> {
+        let n = values.len() as f64;
+        let (mut gates, mut means, mut scales) = (vec![], vec![], vec![]);
+        for &group in groups {
+            let of_group = features.group(group);
+            if of_group.is_empty() {
+                return None;
+            }
+            let mean = |gate: usize| values.iter().map(|row| row[gate]).sum::<f64>() / n;
+            let group_means: Vec<f64> = of_group.iter().map(|&gate| mean(gate)).collect();
+            let square: f64 = values
+                .iter()
+                .flat_map(|row| {
+                    let pairs = of_group.iter().zip(&group_means);
+                    pairs.map(|(&gate, mean)| (row[gate] - mean).powi(2))
+                })
+                .sum::<f64>()
+                / n;
+            let scale = if square > 1e-12 {
+                (square * groups.len() as f64).sqrt()
+            } else {
+                1.0
+            };
+            gates.extend(of_group);
+            scales.extend(of_group.iter().map(|_| 1.0 / scale));
+            means.extend(group_means);
+        }
+        let mut function = Self {
+            shape,
+            gates,
+            means,
+            scales,
+            rows: vec![],
+            squares: vec![],
+        };
+        for values in values {
+            let row = function.scaled(values);
+            function.squares.push(dot(&row, &row));
+            function.rows.extend(row);
+        }
+        Some(function)
+    }
+
+    fn scaled(&self, values: &[f64]) -> Vec<f64> {
+        let gates = self.gates.iter().zip(&self.means).zip(&self.scales);
+        gates
+            .map(|((&gate, mean), scale)| (values[gate] - mean) * scale)
+            .collect()
+    }
+
+    fn row(&self, index: usize) -> &[f64] {
+        &self.rows[index * self.gates.len()..][..self.gates.len()]
+    }
+
+    /// The kernel between all architectures of a list.
+    fn gram(&self, of: &[usize]) -> Vec<f64> {
+        let (n, d) = (of.len(), self.gates.len());
+        let rows: Vec<f64> = of
+            .iter()
+            .flat_map(|&index| self.row(index))
+            .copied()
+            .collect();
+        let rows = Matrix::new(&rows, n, d);
+        let mut gram = product(rows, rows.transposed());
+        if self.shape != Shape::Linear {
+            for (i, row) in gram.chunks_exact_mut(n).enumerate() {
+                for (value, &j) in row.iter_mut().zip(of) {
+                    *value = self
+                        .shape
+                        .value(self.squares[of[i]], self.squares[j], *value);
+                }
+            }
+        }
+        gram
+    }
+}
+
+/// One Gaussian process.
+#[derive(Clone, Debug)]
+struct Expert {
+    /// The variance of each function, 0 for those that are not its own.
+    variances: Vec<f64>,
+    /// The variance of the noise of an architecture that is no outlier.
+    noise: f64,
+    /// The coefficient of each architecture.
+    alphas: Vec<f64>,
+    mean: f64,
+    /// The mean relative error on architectures left out.
+    left_out_mape: f64,
+    weight: f64,
+}
+
+/// A fitted structured model.
+pub struct Structured {
+    features: Features,
+    codes: Vec<Vec<f32>>,
+    functions: Vec<Function>,
+    experts: Vec<Expert>,
+    /// Of each function and expert, functions outermost: a linear one's weights, or another one's
+    /// coefficients.
+    coefficients: Vec<Vec<Vec<f64>>>,
+    /// The same, weighted over the experts.
+    blend: Vec<Vec<f64>>,
+    /// Half of the smallest latency seen: predictions fade out below it and stay positive.
+    floor: f64,
+}
+
+impl Structured {
+    /// Fits codes of a space to what the architectures took, in milliseconds.
+    ///
+    /// The same arguments give the same bits. Of more than [`MAX_ARCHITECTURES`] architectures evenly chosen
+    /// ones are used.
+    ///
+    /// # Errors
+    /// If there are fewer than 8 architectures, or if the data cannot be fitted.
+    pub fn fit(topology: &Topology, codes: &[Vec<f32>], millis: &[f64]) -> Result<Self, FitError> {
+        let code_len = check_data(codes, millis, MIN_ARCHITECTURES)?;
+        if code_len != topology.code_len() {
+            return Err(FitError::CodeLength {
+                index: 0,
+                expected: topology.code_len(),
+                found: code_len,
+            });
+        }
+        let used = evenly(codes.len(), MAX_ARCHITECTURES);
+        let codes: Vec<Vec<f32>> = used.iter().map(|&index| codes[index].clone()).collect();
+        let millis: Vec<f64> = used.iter().map(|&index| millis[index]).collect();
+
+        let (features, functions, views) = prepare(topology, &codes);
+        let trainer = Trainer::new(&functions, &millis);
+        let mut experts = Vec::new();
+        for view in &views {
+            experts.extend(trainer.fit(view)?);
+        }
+        weigh(&mut experts);
+        let fitted = Self::assemble(features, codes, functions, experts, &millis);
+        // What is stored has the precision of the state; so has this one.
+        let state = fitted.state();
+        Ok(Self::from_state(topology, &state).expect("a state of its own"))
+    }
+
+    fn assemble(
+        features: Features,
+        codes: Vec<Vec<f32>>,
+        functions: Vec<Function>,
+        experts: Vec<Expert>,
+        millis: &[f64],
+    ) -> Self {
+        let floor = millis.iter().copied().fold(f64::INFINITY, f64::min) / 2.0;
+        let coefficients: Vec<Vec<Vec<f64>>> = functions
+            .iter()
+            .enumerate()
+            .map(|(index, function)| {
+                let of_expert = |expert: &Expert| {
+                    let variance = expert.variances[index];
+                    let alphas: Vec<f64> = expert.alphas.iter().map(|a| variance * a).collect();
+                    if function.shape == Shape::Linear {
+                        let (n, d) = (alphas.len(), function.gates.len());
+                        let rows = Matrix::new(&function.rows, n, d);
+                        product(Matrix::new(&alphas, 1, n), rows)
+                    } else {
+                        alphas
+                    }
+                };
+                experts.iter().map(of_expert).collect()
+            })
+            .collect();
+        let blend = coefficients
+            .iter()
+            .map(|of_function| {
+                let mut sum = vec![0.0; of_function[0].len()];
+                for (coefficients, expert) in of_function.iter().zip(&experts) {
+                    sum.iter_mut()
+                        .zip(coefficients)
+                        .for_each(|(sum, c)| *sum += expert.weight * c);
+                }
+                sum
+            })
+            .collect();
+        Self {
+            features,
+            codes,
+            functions,
+            experts,
+            coefficients,
+            blend,
+            floor,
+        }
+    }
+
+    /// The mean relative error on architectures left out, of each expert with its weight.
+    pub fn experts(&self) -> impl Iterator<Item = (f64, f64)> {
+        let experts = self.experts.iter();
+        experts.map(|expert| (expert.left_out_mape, expert.weight))
+    }
+
+    /// The blend before the floor, and its gradient.
+    fn blended(&self, code: &[f32], with_gradient: bool) -> (f64, Vec<f32>) {
+        let values = self.features.values(code);
+        let means = self
+            .experts
+            .iter()
+            .map(|expert| expert.weight * expert.mean);
+        let mut millis: f64 = means.sum();
+        let mut grads = vec![0.0; if with_gradient { values.len() } else { 0 }];
+        for (function, coefficients) in self.functions.iter().zip(&self.blend) {
+            let u = function.scaled(&values);
+            let mut grad_u = vec![0.0; u.len()];
+            if function.shape == Shape::Linear {
+                millis += dot(&u, coefficients);
+                grad_u.copy_from_slice(coefficients);
+            } else {
+                let uu = dot(&u, &u);
+                let mut pull = 0.0;
+                for (index, coefficient) in coefficients.iter().enumerate() {
+                    let (v, vv) = (function.row(index), function.squares[index]);
+                    let uv = dot(&u, v);
+                    millis += coefficient * function.shape.value(uu, vv, uv);
+                    if with_gradient {
+                        let slope = coefficient * function.shape.slope(uu, vv, uv);
+                        pull += slope;
+                        grad_u
+                            .iter_mut()
+                            .zip(v)
+                            .for_each(|(grad, v)| *grad += slope * v);
+                    }
+                }
+                grad_u
+                    .iter_mut()
+                    .zip(&u)
+                    .for_each(|(grad, u)| *grad -= pull * u);
+            }
+            if with_gradient {
+                let gates = function.gates.iter().zip(&function.scales);
+                for ((&gate, scale), grad) in gates.zip(&grad_u) {
+                    grads[gate] += grad * scale;
+                }
+            }
+        }
+        let grad_code = if with_gradient {
+            self.features.pull_back(&values, grads)
+        } else {
+            vec![]
+        };
+        (millis, grad_code)
+    }
+
+    /// The numbers of the model: the `codes` of its architectures, of each expert `alphas` (with what 32 bits leave
+    /// of them in `alphas_rest`), `means`, `variances` (experts by functions), `noises`, `weights` and
+    /// `left_out_mapes`, and the `floor`.
+    pub fn state(&self) -> State {
+        let (n, n_experts) = (self.codes.len(), self.experts.len());
+        let per_expert = |of: &dyn Fn(&Expert) -> f64| {
+            StateTensor::vector(self.experts.iter().map(|e| of(e) as f32).collect())
+        };
+        let alphas: Vec<f64> = self.experts.iter().flat_map(|e| e.alphas.clone()).collect();
+        let high: Vec<f32> = alphas.iter().map(|&a| a as f32).collect();
+        let rest = alphas.iter().zip(&high);
+        let rest = rest
+            .map(|(a, &high)| (a - f64::from(high)) as f32)
+            .collect();
+        let variances = self.experts.iter().flat_map(|e| &e.variances);
+        State::from(
+            [
+                (
+                    "codes",
+                    StateTensor::new(vec![n, self.features.code_len()], self.codes.concat()),
+                ),
+                ("alphas", StateTensor::new(vec![n_experts, n], high)),
+                ("alphas_rest", StateTensor::new(vec![n_experts, n], rest)),
+                (
+                    "variances",
+                    StateTensor::new(
+                        vec![n_experts, self.functions.len()],
+                        variances.map(|&v| v as f32).collect(),
+                    ),
+                ),
+                ("means", per_expert(&|e| e.mean)),
+                ("noises", per_expert(&|e| e.noise)),
+                ("weights", per_expert(&|e| e.weight)),
+                ("left_out_mapes", per_expert(&|e| e.left_out_mape)),
+                ("floor", StateTensor::scalar(self.floor as f32)),
+            ]
+            .map(|(name, tensor)| (name.to_owned(), tensor)),
+        )
+    }
+
+    /// The model of a state, for codes of the space that it was fitted in.
+    ///
+    /// # Errors
+    /// If a tensor is missing, does not fit the others or the space, or holds a number that is not finite.
+    pub fn from_state(topology: &Topology, state: &State) -> Result<Self, StateError> {
+        let find = |name: &str, axes: &[Option<usize>]| {
+            let tensor = StateTensor::find(state, name)?;
+            Ok::<_, StateError>((tensor.expect_axes(name, axes)?, tensor.shape[0]))
+        };
+        let code_len = topology.code_len();
+        let (codes, n) = find("codes", &[None, Some(code_len)])?;
+        let codes: Vec<Vec<f32>> = codes.chunks_exact(code_len).map(<[f32]>::to_vec).collect();
+        let (features, functions, _) = prepare(topology, &codes);
+        let (weights, n_experts) = find("weights", &[None])?;
+        let one = [Some(n_experts)];
+        let (means, _) = find("means", &one)?;
+        let (noises, _) = find("noises", &one)?;
+        let (left_out_mapes, _) = find("left_out_mapes", &one)?;
+        let (alphas, _) = find("alphas", &[Some(n_experts), Some(n)])?;
+        let (rest, _) = find("alphas_rest", &[Some(n_experts), Some(n)])?;
+        let (variances, _) = find("variances", &[Some(n_experts), Some(functions.len())])?;
+        let floor = f64::from(StateTensor::find_scalar(state, "floor")?);
+        let experts = (0..n_experts)
+            .map(|expert| Expert {
+                variances: variances[expert * functions.len()..][..functions.len()]
+                    .iter()
+                    .map(|&v| f64::from(v))
+                    .collect(),
+                noise: f64::from(noises[expert]),
+                alphas: alphas[expert * n..][..n]
+                    .iter()
+                    .zip(&rest[expert * n..][..n])
+                    .map(|(&high, &rest)| f64::from(high) + f64::from(rest))
+                    .collect(),
+                mean: f64::from(means[expert]),
+                left_out_mape: f64::from(left_out_mapes[expert]),
+                weight: f64::from(weights[expert]),
+            })
+            .collect();
+        Ok(Self::assemble(
+            features,
+            codes,
+            functions,
+            experts,
+            &[2.0 * floor],
+        ))
+    }
+}
+
+impl LatencyModel for Structured {
+    fn code_len(&self) -> usize {
+        self.features.code_len()
+    }
+
+    fn predict_millis(&self, code: &[f32]) -> f64 {
+        positive(self.blended(code, false).0, self.floor).0
+    }
+
+    fn gradient(&self, code: &[f32]) -> (f64, Vec<f32>) {
+        let (millis, mut grad_code) = self.blended(code, true);
+        let (millis, slope) = positive(millis, self.floor);
+        grad_code.iter_mut().for_each(|g| *g *= slope as f32);
+        (millis, grad_code)
+    }
+
+    /// The experts' disagreement and the noise of the data, over the prediction.
+    fn spread(&self, code: &[f32]) -> f64 {
+        let values = self.features.values(code);
+        let mut said: Vec<f64> = self.experts.iter().map(|expert| expert.mean).collect();
+        for (function, coefficients) in self.functions.iter().zip(&self.coefficients) {
+            let u = function.scaled(&values);
+            let kernel = if function.shape == Shape::Linear {
+                u
+            } else {
+                let uu = dot(&u, &u);
+                let rows = function.squares.iter().enumerate();
+                rows.map(|(index, &vv)| {
+                    let uv = dot(&u, function.row(index));
+                    function.shape.value(uu, vv, uv)
+                })
+                .collect()
+            };
+            for (said, coefficients) in said.iter_mut().zip(coefficients) {
+                *said += dot(&kernel, coefficients);
+            }
+        }
+        let weighted = |of: &dyn Fn(usize) -> f64| -> f64 {
+            let experts = self.experts.iter().enumerate();
+            experts.map(|(index, e)| e.weight * of(index)).sum()
+        };
+        let mean = weighted(&|index| said[index]);
+        let variance = weighted(&|index| (said[index] - mean).powi(2) + self.experts[index].noise);
+        (variance.sqrt() / positive(mean, self.floor).0).max(1e-6)
+    }
+}
+
+/// A latency that stays positive: below the floor it fades out like an exponential, with the same slope
+/// where the two meet. The value and its slope.
+fn positive(millis: f64, floor: f64) -> (f64, f64) {
+    if millis >= floor {
+        (millis, 1.0)
+    } else {
+        let factor = (millis / floor - 1.0).exp();
+        (floor * factor, factor)
+    }
+}
+
+/// `n` indices or `max`, whichever is fewer, in even steps.
+fn evenly(n: usize, max: usize) -> Vec<usize> {
+    let m = n.min(max);
+    (0..m).map(|index| index * n / m).collect()
+}
+
+/// The features of a space, the functions that it has, and the functions of each expert.
+fn prepare(topology: &Topology, codes: &[Vec<f32>]) -> (Features, Vec<Function>, Vec<Vec<usize>>) {
+    let features = Features::new(topology);
+    let values: Vec<Vec<f64>> = codes.iter().map(|code| features.values(code)).collect();
+    let mut places = [None; TERMS.len()];
+    let mut functions = Vec::new();
+    for (term, place) in TERMS.into_iter().zip(&mut places) {
+        if let Some(function) = Function::new(&features, term, &values) {
+            *place = Some(functions.len());
+            functions.push(function);
+        }
+    }
+    let mut views: Vec<Vec<usize>> = Vec::new();
+    for terms in EXPERTS {
+        let view: Vec<usize> = [0, 1, 2]
+            .iter()
+            .chain(terms)
+            .filter_map(|&term| places[term])
+            .collect();
+        if !views.contains(&view) {
+            views.push(view);
+        }
+    }
+    (features, functions, views)
+}
+
+/// Gives experts weights that fall with their errors and sum to 1.
+fn weigh(experts: &mut [Expert]) {
+    let least = experts
+        .iter()
+        .map(|expert| expert.left_out_mape)
+        .fold(f64::INFINITY, f64::min)
+        .max(1e-9);
+    let mut sum = 0.0;
+    for expert in &mut *experts {
+        expert.weight = (-SELECTIVITY * (expert.left_out_mape / least - 1.0)).exp();
+        sum += expert.weight;
+    }
+    experts.iter_mut().for_each(|expert| expert.weight /= sum);
+}
+
+/// What the fits of all experts share.
+struct Trainer<'a> {
+    millis: &'a [f64],
+    variance: f64,
+    /// The kernels between all architectures, and between those that variances are learnt on.
+    grams: Vec<Vec<f64>>,
+    few: Vec<usize>,
+    few_grams: Vec<Vec<f64>>,
+}
+
+/// The process given the variances.
+struct Solution {
+    mean: f64,
+    alphas: Vec<f64>,
+    /// The diagonal of the precision, the mean taken out.
+    precisions: Vec<f64>,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(functions: &[Function], millis: &'a [f64]) -> Self {
+        let n = millis.len() as f64;
+        let mean = millis.iter().sum::<f64>() / n;
+        let variance = millis.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / n;
+        let all: Vec<usize> = (0..millis.len()).collect();
+        let few = evenly(millis.len(), VARIANCE_ARCHITECTURES);
+        Self {
+            millis,
+            // Latencies that are all the same are a model, too.
+            variance: variance.max(1e-12 * mean * mean),
+            grams: functions.iter().map(|f| f.gram(&all)).collect(),
+            few_grams: functions.iter().map(|f| f.gram(&few)).collect(),
+            few,
+        }
+    }
+
+    /// The expert of these functions that takes every latency for what it is, and the one that treats outliers.
+    fn fit(&self, view: &[usize]) -> Result<[Expert; 2], FitError> {
+        let n = self.millis.len();
+        let mut variances = vec![self.variance / view.len() as f64; view.len()];
+        variances.push(0.1 * self.variance);
+        let mut noise_factors = vec![1.0; n];
+        self.learn(view, &mut variances, &noise_factors, STEPS[0])?;
+        let mut solution = self.solve(view, &variances, &noise_factors)?;
+        let plain = self.expert(view, &variances, &solution);
+        for _ in 0..REWEIGHTINGS {
+            let noise = variances[view.len()];
+            for (index, factor) in noise_factors.iter_mut().enumerate() {
+                let precision = solution.precisions[index];
+                let error = solution.alphas[index] / precision;
+                // The variance of the error if the latency were no outlier.
+                let expected = (1.0 / precision - noise * *factor).max(0.0) + noise;
+                *factor = (FREEDOM + error * error / expected) / (FREEDOM + 1.0);
+            }
+            self.learn(view, &mut variances, &noise_factors, STEPS[1])?;
+            solution = self.solve(view, &variances, &noise_factors)?;
+        }
+        Ok([plain, self.expert(view, &variances, &solution)])
+    }
+
+    /// Moves the variances, the noise's last, towards the most likely ones.
+    fn learn(
+        &self,
+        view: &[usize],
+        variances: &mut [f64],
+        noise_factors: &[f64],
+        n_steps: usize,
+    ) -> Result<(), FitError> {
+        let n = self.few.len();
+        let grams: Vec<&[f64]> = view.iter().map(|&f| &self.few_grams[f][..]).collect();
+        let factors: Vec<f64> = self.few.iter().map(|&i| noise_factors[i]).collect();
+        let millis: Vec<f64> = self.few.iter().map(|&i| self.millis[i]).collect();
+        for _ in 0..n_steps {
+            let (precision, sums, total) = inverse(&grams, variances, &factors)?;
+            let mean = dot(&sums, &millis) / total;
+            let centred: Vec<f64> = millis.iter().map(|y| y - mean).collect();
+            let alphas = product(Matrix::new(&precision, n, n), Matrix::new(&centred, n, 1));
+            // Of each function αᵀ K α, the data's side, and the trace of (precision K), the model's.
+            let update = |variance: &mut f64, data: f64, model: f64| {
+                let ratio = (data / model.max(f64::MIN_POSITIVE)).clamp(1e-4, 1e4);
+                *variance = (*variance * ratio.sqrt()).max(1e-9 * self.variance);
+            };
+            for (gram, variance) in grams.iter().zip(&mut *variances) {
+                let (mut data, mut model) = (0.0, 0.0);
+                for i in 0..n {
+                    let row = &gram[i * n..][..n];
+                    data += alphas[i] * dot(row, &alphas);
+                    model += dot(row, &precision[i * n..][..n]) - sums[i] / total * dot(row, &sums);
+                }
+                update(variance, data, model);
+            }
+            let (mut data, mut model) = (0.0, 0.0);
+            for i in 0..n {
+                data += factors[i] * alphas[i] * alphas[i];
+                model += factors[i] * (precision[i * n + i] - sums[i] * sums[i] / total);
+            }
+            update(&mut variances[view.len()], data, model);
+        }
+        Ok(())
+    }
+
+    fn solve(
+        &self,
+        view: &[usize],
+        variances: &[f64],
+        noise_factors: &[f64],
+    ) -> Result<Solution, FitError> {
+        let n = self.millis.len();
+        let grams: Vec<&[f64]> = view.iter().map(|&f| &self.grams[f][..]).collect();
+        let (precision, sums, total) = inverse(&grams, variances, noise_factors)?;
+        let mean = dot(&sums, self.millis) / total;
+        let centred: Vec<f64> = self.millis.iter().map(|y| y - mean).collect();
+        Ok(Solution {
+            mean,
+            alphas: product(Matrix::new(&precision, n, n), Matrix::new(&centred, n, 1)),
+            precisions: (0..n)
+                .map(|i| precision[i * n + i] - sums[i] * sums[i] / total)
+                .collect(),
+        })
+    }
+
+    fn expert(&self, view: &[usize], variances: &[f64], solution: &Solution) -> Expert {
+        let mut all = vec![0.0; self.grams.len()];
+        for (&function, &variance) in view.iter().zip(variances) {
+            all[function] = variance;
+        }
+        // The error on an architecture left out is its coefficient over its precision.
+        let errors = solution.alphas.iter().zip(&solution.precisions);
+        let errors = errors.zip(self.millis).map(|((a, p), y)| (a / p).abs() / y);
+        Expert {
+            variances: all,
+            noise: variances[view.len()],
+            alphas: solution.alphas.clone(),
+            mean: solution.mean,
+            left_out_mape: errors.sum::<f64>() / self.millis.len() as f64,
+            weight: 0.0,
+        }
+    }
+}
+
+/// The inverse of Σ variance · gram + noise, its sums by row, and its sum.
+fn inverse(
+    grams: &[&[f64]],
+    variances: &[f64],
+    noise_factors: &[f64],
+) -> Result<(Vec<f64>, Vec<f64>, f64), FitError> {
+    let n = noise_factors.len();
+    let mut covariance = vec![0.0; n * n];
+    for (gram, &variance) in grams.iter().zip(variances) {
+        for i in 0..n {
+            let row = &mut covariance[i * n..][..=i];
+            row.iter_mut()
+                .zip(&gram[i * n..])
+                .for_each(|(sum, k)| *sum += variance * k);
+        }
+    }
+    let trace: f64 = covariance.iter().step_by(n + 1).sum();
+    let jitter = 1e-10 * trace / n as f64;
+    for (i, factor) in noise_factors.iter().enumerate() {
+        covariance[i * n + i] += variances[grams.len()] * factor + jitter;
+    }
+    let precision = Cholesky::new(covariance, n)
+        .ok_or(FitError::Singular)?
+        .inverse();
+    let sums: Vec<f64> = precision
+        .chunks_exact(n)
+        .map(|row| row.iter().sum())
+        .collect();
+    let total = sums.iter().sum();
+    Ok((precision, sums, total))
+}
