@@ -344,10 +344,15 @@ fn optional<T: Column>(
     }
 }
 
-fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
+/// The cells of each row, of both kinds.
+pub(crate) fn cells_of_genes(table: &Table) -> Result<[Vec<CellGenotype>; 2], Error> {
     let [normal, reduction] =
         CellKind::ALL.map(|kind| cells_in(table, |index| gene_column(kind, index)));
-    let (normal, reduction) = (normal?, reduction?);
+    Ok([normal?, reduction?])
+}
+
+fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
+    let [normal, reduction] = cells_of_genes(table)?;
     let median: Vec<f64> = table.get("latency_median_millis")?;
     if let Some(row) = median.iter().position(|&millis| millis <= 0.0) {
         let found = median[row];

@@ -21,8 +21,11 @@ const VALIDATION: &str = "validation.json";
 pub struct ModelCard {
     /// What the latencies are of; `None` if a foreign data set did not say.
     pub settings: Option<MeasurementSettings>,
-    /// The model that `search` is to use: `mlp` or `ridge`.
+    /// The model that `search` is to use: `structured`, `mlp` or `ridge`.
     pub chosen: String,
+    /// Why that one; empty before format 1.2.
+    #[serde(default)]
+    pub reason: String,
     /// The median of the training latencies, in milliseconds: what a prediction is divided by in a loss.
     pub reference_millis: f64,
     /// Architectures that it was fitted on.
@@ -53,6 +56,18 @@ pub struct FiguresRecord {
     pub spearman: f64,
     /// Kendall's rank correlation, tau-b.
     pub kendall: f64,
+    /// How much slower the architecture is that is predicted to be the fastest than the truly fastest, over the
+    /// latter; `None` before format 1.2.
+    #[serde(default)]
+    pub regret: Option<f64>,
+    /// Mean absolute error over the measured latency of the training architectures, each predicted without
+    /// itself; `None` before format 1.2.
+    #[serde(default)]
+    pub left_out_mape: Option<f64>,
+    /// The share that lies in its 90 % interval, calibrated on the training architectures; `None` before format
+    /// 1.2.
+    #[serde(default)]
+    pub coverage_90: Option<f64>,
 }
 
 /// One held-out architecture.
@@ -63,13 +78,17 @@ pub struct HeldOut {
     pub measured_millis: f64,
     /// What each model predicts, in milliseconds.
     pub predicted_millis: BTreeMap<String, f64>,
+    /// The spread of each prediction: the model's own doubt, as a relative error. Empty before format 1.2, when no
+    /// model had any.
+    #[serde(default)]
+    pub spread: BTreeMap<String, f64>,
 }
 
 /// The models on held-out architectures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Validation {
-    /// The figures of each model, by name: `mlp`, `ridge`.
+    /// The figures of each model, by name: `structured`, `mlp`, `ridge`.
     pub models: BTreeMap<String, FiguresRecord>,
     /// The MAPE that a perfect model would have against one measurement; `None` without repeats.
     pub noise_floor_mape: Option<f64>,
@@ -84,7 +103,7 @@ pub struct Validation {
 pub struct LatencyModelArtifact {
     /// What it predicts.
     pub card: ModelCard,
-    /// The state of each model, `mlp/…` and `ridge/…`.
+    /// The state of each model, `structured/…`, `mlp/…` and `ridge/…`.
     pub tensors: FloatTensors,
     /// How well it does.
     pub validation: Validation,
@@ -92,7 +111,7 @@ pub struct LatencyModelArtifact {
 
 impl Artifact for LatencyModelArtifact {
     const KIND: Kind = Kind::LatencyModel;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 1);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 2);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

@@ -51,6 +51,7 @@
 //! | [`digest`] | what came out, and what was asked |
 //! | [`store`], [`manifest`], [`format`](mod@format) | where artifacts lie, how they are published and checked |
 //! | [`checkpoint`] | the state of a run that is not finished |
+//! | [`cost_table`] | tables of measured costs that others published |
 //! | [`latency_dataset`], [`latency_model`], [`search_result`], [`evaluation`], [`report`] | the kinds |
 //! | [`genotype`] | genotypes in JSON and on the command line |
 //!
@@ -59,6 +60,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod cost_table;
 pub mod digest;
 mod disk;
 pub mod error;
@@ -80,6 +82,7 @@ mod tensors;
 
 pub use crate::checkpoint::{Checkpoint, RawTensor};
 pub use crate::config::ConfigError;
+pub use crate::cost_table::CostTable;
 pub use crate::digest::{Digest, Key, KeyParts, digest_files};
 pub use crate::error::Error;
 pub use crate::evaluation::{EpochRow, Evaluation, SearchSummary, TimingResult};

@@ -475,7 +475,11 @@ pub fn announce<A: Artifact>(
     }
 }
 
-fn print_line(line: &str) -> Result<(), Error> {
+/// Prints the result of a command on standard output.
+///
+/// # Errors
+/// If standard output is closed.
+pub fn print_line(line: &str) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")
         .and_then(|()| stdout.flush())

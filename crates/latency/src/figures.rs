@@ -21,6 +21,15 @@ pub struct Figures {
     pub spearman: f64,
     /// Kendall's tau-b. 0 where one side is constant.
     pub kendall: f64,
+    /// How much slower the architecture is that is predicted to be the fastest than the truly fastest, over
+    /// the latter.
+    pub regret: f64,
+}
+
+/// The mean of |predicted - measured| / measured.
+pub fn mape(predicted: &[f64], measured: &[f64]) -> f64 {
+    let errors = predicted.iter().zip(measured);
+    errors.map(|(p, m)| (p - m).abs() / m).sum::<f64>() / measured.len() as f64
 }
 
 impl Figures {
@@ -52,14 +61,24 @@ impl Figures {
             n,
             mae_millis: mean(&|p, m| (p - m).abs()),
             rmse_millis: mean(&|p, m| (p - m).powi(2)).sqrt(),
-            mape: mean(&ape),
+            mape: mape(predicted, measured),
             median_ape: (apes[(n - 1) / 2] + apes[n / 2]) / 2.0,
             within_5_percent: mean(&|p, m| f64::from(u8::from(ape(p, m) <= 0.05))),
             within_10_percent: mean(&|p, m| f64::from(u8::from(ape(p, m) <= 0.1))),
             spearman: pearson(&ranks(predicted), &ranks(measured)),
             kendall: kendall(predicted, measured),
+            regret: regret(predicted, measured),
         }
     }
+}
+
+fn regret(predicted: &[f64], measured: &[f64]) -> f64 {
+    let pairs = predicted.iter().zip(measured);
+    let (_, chosen) = pairs
+        .min_by(|a, b| a.0.total_cmp(b.0))
+        .expect("at least one pair");
+    let fastest = measured.iter().copied().fold(f64::INFINITY, f64::min);
+    chosen / fastest - 1.0
 }
 
 /// The rank of each value from 0, equal values at the mean of their ranks.

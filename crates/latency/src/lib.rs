@@ -25,8 +25,8 @@ pub mod ridge;
 pub mod structured;
 
 pub use crate::conformal::Conformal;
-pub use crate::figures::{Figures, noise_floor_mape};
+pub use crate::figures::{Figures, mape, noise_floor_mape};
 pub use crate::mlp::{Mlp, MlpConfig};
-pub use crate::model::{FitError, LatencyModel, State, StateError, StateTensor};
+pub use crate::model::{FitError, LatencyModel, LeftOut, State, StateError, StateTensor};
 pub use crate::ridge::Ridge;
 pub use crate::structured::Structured;

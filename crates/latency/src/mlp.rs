@@ -23,7 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use space::Topology;
 
 use crate::adam::Adam;
-use crate::model::{FitError, LatencyModel, State, StateError, StateTensor, check_data};
+use crate::model::{FitError, LatencyModel, LeftOut, State, StateError, StateTensor, check_data};
 use crate::network::{Network, Trace};
 use crate::ridge::Ridge;
 
@@ -143,6 +143,20 @@ impl Mlp {
         codes: &[Vec<f32>],
         millis: &[f64],
     ) -> Result<Self, FitError> {
+        Ok(Self::fit_left_out(config, classes, codes, millis)?.0)
+    }
+
+    /// As [`fit_classes`](Self::fit_classes), and tells what the member and the linear path that have not
+    /// seen an architecture say of it.
+    ///
+    /// # Errors
+    /// As [`fit_classes`](Self::fit_classes).
+    pub fn fit_left_out(
+        config: &MlpConfig,
+        classes: &[usize],
+        codes: &[Vec<f32>],
+        millis: &[f64],
+    ) -> Result<(Self, LeftOut), FitError> {
         config.check()?;
         let code_len = check_data(codes, millis, 2 * config.n_members)?;
         if code_len != classes.len() {
@@ -167,6 +181,7 @@ impl Mlp {
         // of a linear path that has not seen them either: the share is the slope between the two.
         let (mut products, mut squares) = (0.0, 0.0);
         let mut members = Vec::with_capacity(config.n_members);
+        let mut left_out = vec![(0.0, 0.0); codes.len()];
         for member in 0..config.n_members {
             let seen = |&index: &usize| folds[index] != member;
             let train: Vec<usize> = (0..codes.len()).filter(seen).collect();
@@ -185,6 +200,7 @@ impl Mlp {
             for index in (0..codes.len()).filter(|index| !seen(index)) {
                 let said = scale * f64::from(network.forward(&codes[index], &mut trace));
                 products += said * residual(index);
+                left_out[index] = (millis[index] - residual(index), said);
                 squares += said * said;
             }
             members.push(network);
@@ -199,11 +215,16 @@ impl Mlp {
             network.scale_output((share * scale / config.n_members as f64) as f32);
             network.fold_inputs(classes, SHARING);
         }
-        Ok(Self {
+        let left_out = LeftOut {
+            predicted: left_out.iter().map(|(l, said)| l + share * said).collect(),
+            spread: vec![1.0; codes.len()],
+        };
+        let mlp = Self {
             linear: linear.fold_inputs(classes, SHARING),
             members,
             share: share as f32,
-        })
+        };
+        Ok((mlp, left_out))
     }
 
     /// How much of what the hidden layers learnt proved true of architectures that were left out, a

@@ -33,6 +33,15 @@ pub trait LatencyModel {
     }
 }
 
+/// What a model says of the architectures that it is fitted on, each by a fit that has not seen it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeftOut {
+    /// The latency of each, in milliseconds.
+    pub predicted: Vec<f64>,
+    /// The [`spread`](LatencyModel::spread) of each.
+    pub spread: Vec<f64>,
+}
+
 /// The numbers of a model by name. [`Ridge`](crate::Ridge) and [`Mlp`](crate::Mlp) turn into a state and
 /// back without a change in what they predict.
 pub type State = BTreeMap<String, StateTensor>;

@@ -4,7 +4,7 @@
 //! model has to beat this one.
 
 use crate::linalg::{Cholesky, dot};
-use crate::model::{FitError, LatencyModel, State, StateError, StateTensor, check_data};
+use crate::model::{FitError, LatencyModel, LeftOut, State, StateError, StateTensor, check_data};
 
 /// latency = intercept + weights · code, the weights of least squares with a penalty on their squares.
 ///
@@ -44,21 +44,39 @@ impl Ridge {
     /// # Errors
     /// If the data cannot be fitted, if the grid is empty, or if a penalty is not positive.
     pub fn fit_cv(codes: &[Vec<f32>], millis: &[f64], grid: &[f64]) -> Result<Self, FitError> {
+        Ok(Self::fit_left_out(codes, millis, grid)?.0)
+    }
+
+    /// As [`fit_cv`](Self::fit_cv), and tells what the model says of each architecture when that one is left
+    /// out.
+    ///
+    /// # Errors
+    /// As [`fit_cv`](Self::fit_cv).
+    pub fn fit_left_out(
+        codes: &[Vec<f32>],
+        millis: &[f64],
+        grid: &[f64],
+    ) -> Result<(Self, LeftOut), FitError> {
         let normal = NormalEquations::new(codes, millis)?;
-        let mut best: Option<(f64, Self)> = None;
+        let mut best: Option<(f64, Self, Vec<f64>)> = None;
         for &l2 in grid {
             let (ridge, factor) = normal.solve(l2)?;
-            let error = normal.left_out_error(&ridge, &factor);
-            if best.as_ref().is_none_or(|(least, _)| error < *least) {
-                best = Some((error, ridge));
+            let errors = normal.left_out_errors(&ridge, &factor);
+            let error = errors.iter().map(|error| error * error).sum();
+            if best.as_ref().is_none_or(|(least, ..)| error < *least) {
+                best = Some((error, ridge, errors));
             }
         }
-        let (_, ridge) = best.ok_or(FitError::Setting {
+        let (_, ridge, errors) = best.ok_or(FitError::Setting {
             name: "the number of penalties",
             value: 0.0,
             expected: "at least 1",
         })?;
-        Ok(ridge)
+        let left_out = LeftOut {
+            predicted: millis.iter().zip(&errors).map(|(y, e)| y - e).collect(),
+            spread: vec![1.0; millis.len()],
+        };
+        Ok((ridge, left_out))
     }
 
     /// The penalty of the fit.
@@ -211,8 +229,8 @@ impl NormalEquations {
         Ok((ridge, factor))
     }
 
-    /// Σ (residual / (1 - leverage))²; the leverage of c is 1/n + cᵀ (gram + l2)⁻¹ c.
-    fn left_out_error(&self, ridge: &Ridge, factor: &Cholesky) -> f64 {
+    /// residual / (1 - leverage) of each architecture; the leverage of c is 1/n + cᵀ (gram + l2)⁻¹ c.
+    fn left_out_errors(&self, ridge: &Ridge, factor: &Cholesky) -> Vec<f64> {
         let weights: Vec<f64> = ridge.weights.iter().map(|&w| f64::from(w)).collect();
         let n = self.targets.len() as f64;
         let mut whitened = vec![0.0; weights.len()];
@@ -222,9 +240,9 @@ impl NormalEquations {
                 whitened.copy_from_slice(row);
                 factor.solve_lower(&mut whitened);
                 let leverage = 1.0 / n + dot(&whitened, &whitened);
-                ((target - dot(&weights, row)) / (1.0 - leverage)).powi(2)
+                (target - dot(&weights, row)) / (1.0 - leverage)
             })
-            .sum()
+            .collect()
     }
 }
 
@@ -297,7 +315,8 @@ mod tests {
         let normal = NormalEquations::new(&codes, &millis).unwrap();
         for l2 in [0.1, 1.0, 30.0] {
             let (ridge, factor) = normal.solve(l2).unwrap();
-            let short = normal.left_out_error(&ridge, &factor);
+            let short = normal.left_out_errors(&ridge, &factor);
+            let short: f64 = short.iter().map(|error| error * error).sum();
             let long: f64 = (0..codes.len())
                 .map(|left_out| {
                     let (mut codes, mut millis) = (codes.clone(), millis.clone());

@@ -23,8 +23,9 @@
 use space::Topology;
 
 use crate::features::{Features, Group};
+use crate::figures::mape;
 use crate::linalg::{Cholesky, Matrix, dot, product};
-use crate::model::{FitError, LatencyModel, State, StateError, StateTensor, check_data};
+use crate::model::{FitError, LatencyModel, LeftOut, State, StateError, StateTensor, check_data};
 
 /// The form of a function of features u, scaled to a mean square of 1 around their mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +70,7 @@ impl Shape {
 type Term = (Shape, &'static [Group]);
 
 /// All functions; the first three belong to every expert.
-const TERMS: [Term; 14] = [
+const TERMS: [Term; 15] = [
     (Shape::Linear, &[Group::Edges]),
     (Shape::Linear, &[Group::Counts]),
     (Shape::Gauss, &[Group::Edges]),
@@ -83,6 +84,7 @@ const TERMS: [Term; 14] = [
     (Shape::Linear, &[Group::Nodes]),
     (Shape::Matern, &[Group::Effective]),
     (Shape::Gauss, &[Group::EffectiveCounts, Group::Nodes]),
+    (Shape::Linear, &[Group::Paths]),
     (Shape::Matern, &[Group::Paths]),
 ];
 
@@ -92,8 +94,8 @@ const EXPERTS: [&[usize]; 5] = [
     &[],
     &[3, 4],
     &[5, 6, 7],
-    &[8, 9, 10, 11, 12, 13],
-    &[5, 6, 7, 8, 9, 10, 11, 12, 13],
+    &[8, 9, 10, 11, 12, 13, 14],
+    &[5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
 ];
 
 /// The fewest architectures that a fit makes sense for.
@@ -240,6 +242,21 @@ impl Structured {
     /// # Errors
     /// If there are fewer than 8 architectures, or if the data cannot be fitted.
     pub fn fit(topology: &Topology, codes: &[Vec<f32>], millis: &[f64]) -> Result<Self, FitError> {
+        Ok(Self::fit_left_out(topology, codes, millis)?.0)
+    }
+
+    /// Fits, and tells what the model says of each architecture when that one is left out.
+    ///
+    /// The variances and weights are still those of all of them, so the errors are a little too small where
+    /// architectures are few. Architectures that the fit does not use are predicted as they are.
+    ///
+    /// # Errors
+    /// As [`fit`](Self::fit).
+    pub fn fit_left_out(
+        topology: &Topology,
+        codes: &[Vec<f32>],
+        millis: &[f64],
+    ) -> Result<(Self, LeftOut), FitError> {
         let code_len = check_data(codes, millis, MIN_ARCHITECTURES)?;
         if code_len != topology.code_len() {
             return Err(FitError::CodeLength {
@@ -249,20 +266,46 @@ impl Structured {
             });
         }
         let used = evenly(codes.len(), MAX_ARCHITECTURES);
+        let all_codes = codes;
         let codes: Vec<Vec<f32>> = used.iter().map(|&index| codes[index].clone()).collect();
         let millis: Vec<f64> = used.iter().map(|&index| millis[index]).collect();
 
         let (features, functions, views) = prepare(topology, &codes);
         let trainer = Trainer::new(&functions, &millis);
-        let mut experts = Vec::new();
+        let (mut experts, mut left_out) = (Vec::new(), Vec::new());
         for view in &views {
-            experts.extend(trainer.fit(view)?);
+            for (expert, predicted) in trainer.fit(view)? {
+                experts.push(expert);
+                left_out.push(predicted);
+            }
         }
         weigh(&mut experts);
         let fitted = Self::assemble(features, codes, functions, experts, &millis);
         // What is stored has the precision of the state; so has this one.
-        let state = fitted.state();
-        Ok(Self::from_state(topology, &state).expect("a state of its own"))
+        let fitted = Self::from_state(topology, &fitted.state()).expect("a state of its own");
+
+        let mut predicted: Vec<f64> = all_codes
+            .iter()
+            .map(|code| fitted.predict_millis(code))
+            .collect();
+        let mut spread: Vec<f64> = all_codes.iter().map(|code| fitted.spread(code)).collect();
+        for (place, &index) in used.iter().enumerate() {
+            let said: Vec<f64> = left_out.iter().map(|of_expert| of_expert[place]).collect();
+            (predicted[index], spread[index]) = fitted.agree(&said);
+        }
+        Ok((fitted, LeftOut { predicted, spread }))
+    }
+
+    /// What the experts say together, and its spread.
+    fn agree(&self, said: &[f64]) -> (f64, f64) {
+        let weighted = |of: &dyn Fn(usize) -> f64| -> f64 {
+            let experts = self.experts.iter().enumerate();
+            experts.map(|(index, e)| e.weight * of(index)).sum()
+        };
+        let mean = weighted(&|index| said[index]);
+        let variance = weighted(&|index| (said[index] - mean).powi(2) + self.experts[index].noise);
+        let millis = positive(mean, self.floor).0;
+        (millis, (variance.sqrt() / millis).max(1e-6))
     }
 
     fn assemble(
@@ -497,13 +540,7 @@ impl LatencyModel for Structured {
                 *said += dot(&kernel, coefficients);
             }
         }
-        let weighted = |of: &dyn Fn(usize) -> f64| -> f64 {
-            let experts = self.experts.iter().enumerate();
-            experts.map(|(index, e)| e.weight * of(index)).sum()
-        };
-        let mean = weighted(&|index| said[index]);
-        let variance = weighted(&|index| (said[index] - mean).powi(2) + self.experts[index].noise);
-        (variance.sqrt() / positive(mean, self.floor).0).max(1e-6)
+        self.agree(&said).1
     }
 }
 
@@ -601,7 +638,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The expert of these functions that takes every latency for what it is, and the one that treats outliers.
-    fn fit(&self, view: &[usize]) -> Result<[Expert; 2], FitError> {
+    fn fit(&self, view: &[usize]) -> Result<[(Expert, Vec<f64>); 2], FitError> {
         let n = self.millis.len();
         let mut variances = vec![self.variance / view.len() as f64; view.len()];
         variances.push(0.1 * self.variance);
@@ -685,22 +722,26 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    fn expert(&self, view: &[usize], variances: &[f64], solution: &Solution) -> Expert {
+    fn expert(&self, view: &[usize], variances: &[f64], solution: &Solution) -> (Expert, Vec<f64>) {
         let mut all = vec![0.0; self.grams.len()];
         for (&function, &variance) in view.iter().zip(variances) {
             all[function] = variance;
         }
         // The error on an architecture left out is its coefficient over its precision.
         let errors = solution.alphas.iter().zip(&solution.precisions);
-        let errors = errors.zip(self.millis).map(|((a, p), y)| (a / p).abs() / y);
-        Expert {
+        let left_out: Vec<f64> = errors
+            .zip(self.millis)
+            .map(|((a, p), y)| y - a / p)
+            .collect();
+        let expert = Expert {
             variances: all,
             noise: variances[view.len()],
             alphas: solution.alphas.clone(),
             mean: solution.mean,
-            left_out_mape: errors.sum::<f64>() / self.millis.len() as f64,
+            left_out_mape: mape(&left_out, self.millis),
             weight: 0.0,
-        }
+        };
+        (expert, left_out)
     }
 }
 

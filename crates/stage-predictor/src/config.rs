@@ -15,7 +15,7 @@ pub struct Config {
     pub seed: u64,
     /// The ratio of architectures that are held out for validation.
     pub held_out: f64,
-    /// The model that the search will use; the other is its control.
+    /// The model that the search will use; the others are its controls.
     pub model: Model,
     /// The multi-layer regressor.
     pub mlp: MlpSettings,
@@ -23,10 +23,14 @@ pub struct Config {
     pub ridge: RidgeSettings,
 }
 
-/// Which of the two models.
+/// Which model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Model {
+    /// The one with the smallest error on training architectures left out.
+    Auto,
+    /// [`latency::Structured`].
+    Structured,
     /// [`latency::Mlp`].
     Mlp,
     /// [`latency::Ridge`].
@@ -37,9 +41,20 @@ impl Model {
     /// The name in files, figures and tensor names.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
+            Self::Structured => "structured",
             Self::Mlp => "mlp",
             Self::Ridge => "ridge",
         }
+    }
+}
+
+impl Model {
+    /// The model of that [`name`](Self::name).
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Auto, Self::Structured, Self::Mlp, Self::Ridge]
+            .into_iter()
+            .find(|model| model.name() == name)
     }
 }
 

@@ -1,12 +1,15 @@
 //! Stage `predictor`: fits the latency model.
 //!
-//! Reads a latency data set, holds a part of its architectures out, fits the multi-layer regressor and
-//! its control, the additive ridge model, on the rest, and judges both by the part held out, beside
+//! Reads a latency data set, holds a part of its architectures out, fits the structured model, the
+//! multi-layer regressor and the additive ridge on the rest, chooses the one with the smallest error on
+//! training architectures left out, and judges all by the part held out, beside
 //! the noise floor: the error that a perfect model would still have, from architectures that were timed
 //! twice. The models that are stored are the models that were judged; they are not fitted again on all
 //! architectures, so that the figures are theirs. Architectures whose timing was disturbed take no
 //! part. The same data set, config and seed give the same bytes.
 
+mod bench;
+mod candidates;
 mod config;
 mod split;
 mod table;
@@ -18,15 +21,19 @@ use artifact::{
     Digest, FiguresRecord, FloatTensor, HeldOut, LatencyDataset, LatencyModelArtifact,
     LatencySample, ModelCard, Validation,
 };
-use latency::{Figures, FitError, LatencyModel, Mlp, Ridge, State, noise_floor_mape};
-use space::{Genotype, SearchSpace};
+use latency::{Figures, FitError, State, noise_floor_mape};
+use space::{Genotype, SearchSpace, Topology};
 
+pub use crate::bench::{BenchConfig, BenchResult, bench, fit};
+use crate::candidates::Candidate;
 pub use crate::config::{Config, MlpSettings, Model, RidgeSettings};
 use crate::split::{Split, split};
 use crate::table::Table;
 
 /// The fewest undisturbed architectures that the stage makes a model of.
 pub const MIN_ARCHITECTURES: usize = 20;
+/// The fewest rows of a table that a model is fitted on.
+pub const MIN_BENCH_ARCHITECTURES: usize = 10;
 
 /// What the stage reads.
 pub struct Inputs {
@@ -62,7 +69,7 @@ impl Inputs {
     }
 }
 
-/// Fits both models and judges them.
+/// Fits all models, chooses one, and judges them.
 ///
 /// # Errors
 /// If the data set is too small or holds impossible numbers, if a setting is out of its range, or if a
@@ -106,32 +113,50 @@ pub fn run(
     let (train_codes, train_millis) = part(&train);
     let (held_out_codes, measured) = part(&held_out);
 
-    let bar = context.progress.bar("fitting models", 2);
-    let ridge = Ridge::fit_cv(&train_codes, &train_millis, &config.ridge.l2)?;
-    bar.inc(1);
-    let mlp = Mlp::fit(&config.mlp(), &train_codes, &train_millis)?;
-    bar.inc(1);
+    let bar = context.progress.bar("fitting models", 3);
+    let candidates = candidates::fit_all(
+        &Topology::darts(),
+        &config.mlp(),
+        &config.ridge.l2,
+        &train_codes,
+        &train_millis,
+        || bar.inc(1),
+    )?;
     bar.finish();
+    let (chosen, reason) = candidates::choose(&candidates, config.model);
 
-    let predict = |model: &dyn LatencyModel| -> Vec<f64> {
-        held_out_codes
-            .iter()
-            .map(|code| model.predict_millis(code))
-            .collect()
-    };
-    let predictions = [(Model::Mlp, predict(&mlp)), (Model::Ridge, predict(&ridge))];
+    let judged: Vec<Judged<'_>> = candidates
+        .iter()
+        .map(|candidate| Judged {
+            candidate,
+            predicted: held_out_codes
+                .iter()
+                .map(|code| candidate.model.predict_millis(code))
+                .collect(),
+            spread: held_out_codes
+                .iter()
+                .map(|code| candidate.model.spread(code))
+                .collect(),
+        })
+        .collect();
     let pairs: Vec<(f64, f64)> = samples
         .iter()
         .filter_map(|sample| Some((sample.median_millis, sample.repeat_median_millis?)))
         .collect();
     let validation = Validation {
-        models: predictions
+        models: judged
             .iter()
-            .map(|(model, predicted)| {
-                (
-                    model.name().to_owned(),
-                    record(Figures::compute(predicted, &measured)),
-                )
+            .map(|judged| {
+                let coverage = judged.candidate.conformal(&train_millis).map(|conformal| {
+                    let candidate = judged.candidate;
+                    candidate.coverage_90(&conformal, &held_out_codes, &measured)
+                });
+                let figures = FiguresRecord {
+                    left_out_mape: Some(judged.candidate.left_out_mape),
+                    coverage_90: coverage,
+                    ..record(Figures::compute(&judged.predicted, &measured))
+                };
+                (judged.name(), figures)
             })
             .collect(),
         noise_floor_mape: (!pairs.is_empty()).then(|| noise_floor_mape(&pairs)),
@@ -140,16 +165,21 @@ pub fn run(
             .enumerate()
             .map(|(row, &measured_millis)| HeldOut {
                 measured_millis,
-                predicted_millis: predictions
+                predicted_millis: judged
                     .iter()
-                    .map(|(model, predicted)| (model.name().to_owned(), predicted[row]))
+                    .map(|judged| (judged.name(), judged.predicted[row]))
+                    .collect(),
+                spread: judged
+                    .iter()
+                    .map(|judged| (judged.name(), judged.spread[row]))
                     .collect(),
             })
             .collect(),
     };
     let card = ModelCard {
         settings,
-        chosen: config.model.name().to_owned(),
+        chosen: chosen.kind.name().to_owned(),
+        reason,
         reference_millis: median(&train_millis),
         n_train: train.len(),
         n_test: held_out.len(),
@@ -162,14 +192,28 @@ pub fn run(
     };
     context.progress.line(&table.to_string());
 
-    let tensors = named(Model::Mlp, mlp.state())
-        .chain(named(Model::Ridge, ridge.state()))
+    let tensors = candidates
+        .into_iter()
+        .flat_map(|candidate| named(candidate.kind, candidate.state))
         .collect();
     Ok(LatencyModelArtifact {
         card,
         tensors,
         validation,
     })
+}
+
+/// What a candidate says of the architectures held out.
+struct Judged<'a> {
+    candidate: &'a Candidate,
+    predicted: Vec<f64>,
+    spread: Vec<f64>,
+}
+
+impl Judged<'_> {
+    fn name(&self) -> String {
+        self.candidate.kind.name().to_owned()
+    }
 }
 
 /// The tensors of a model under names such as `mlp/…`.
@@ -193,6 +237,7 @@ fn record(figures: Figures) -> FiguresRecord {
         within_10_percent,
         spearman,
         kendall,
+        regret,
     } = figures;
     FiguresRecord {
         n,
@@ -204,6 +249,9 @@ fn record(figures: Figures) -> FiguresRecord {
         within_10_percent,
         spearman,
         kendall,
+        regret: Some(regret),
+        left_out_mape: None,
+        coverage_90: None,
     }
 }
 
@@ -244,6 +292,17 @@ pub enum Error {
         /// Disturbed ones.
         n_disturbed: usize,
     },
+    /// A table does not hold the rows that were asked for.
+    #[error(
+        "{n_train} architectures to fit of {found} that have a cost; a fit needs at least \
+         {MIN_BENCH_ARCHITECTURES}, a bench also some to judge by: change --train"
+    )]
+    Train {
+        /// Rows to fit.
+        n_train: usize,
+        /// Rows with a cost.
+        found: usize,
+    },
     /// A model could not be fitted.
     #[error("cannot fit a latency model")]
     Fit(#[from] FitError),
@@ -253,7 +312,9 @@ impl StageError for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Artifact(error) => error.exit_code(),
-            Self::HeldOut { .. } | Self::NothingToFit { .. } => ExitCode::Usage,
+            Self::HeldOut { .. } | Self::NothingToFit { .. } | Self::Train { .. } => {
+                ExitCode::Usage
+            }
             Self::TooFew { .. } => ExitCode::Input,
             Self::Fit(error) => match error {
                 FitError::Setting { .. } => ExitCode::Usage,

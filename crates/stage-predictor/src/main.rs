@@ -1,47 +1,25 @@
 //! The binary of the stage `predictor`.
 
-use std::path::PathBuf;
+mod args;
+
 use std::process::ExitCode;
 
 use artifact::KeyParts;
 use artifact::stage::{self, StageArgs};
-use clap::{Parser, Subcommand};
-use stage_predictor::{Config, Error, Inputs};
+use clap::Parser;
+use stage_predictor::{Config, Error, Inputs, bench, fit};
 
-/// Fits a latency model on timed architectures
-#[derive(Parser)]
-#[command(name = "predictor", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Fit the models, judge them by held-out architectures, and print the folder of the latency model
-    #[command(visible_alias = "fit")]
-    Run {
-        #[command(flatten)]
-        args: StageArgs,
-        #[command(flatten)]
-        source: Source,
-    },
-}
-
-#[derive(clap::Args)]
-#[group(required = true, multiple = false)]
-struct Source {
-    /// The folder of the latency data set that the stage profile wrote
-    #[arg(long, value_name = "DIR")]
-    latency_dataset: Option<PathBuf>,
-    /// A Parquet file of another origin, with the columns of docs/formats.md
-    #[arg(long, value_name = "FILE")]
-    data: Option<PathBuf>,
-}
+use crate::args::{Cli, Command, Source};
 
 fn main() -> ExitCode {
-    let Command::Run { args, source } = Cli::parse().command;
-    stage::main(|| run(&args, source))
+    match Cli::parse().command {
+        Command::Run { args, source } => stage::main(|| run(&args, source)),
+        Command::Fit(args) => match args.as_stage() {
+            Some((args, source)) => stage::main(|| run(&args, source)),
+            None => stage::main(|| args.table.answer(fit)),
+        },
+        Command::Bench(args) => stage::main(|| args.answer(bench)),
+    }
 }
 
 fn run(args: &StageArgs, source: Source) -> Result<(), Error> {

@@ -30,14 +30,14 @@ impl fmt::Display for Table<'_> {
         )?;
         writeln!(
             f,
-            "{:11} {:>9} {:>8} {:>8} {:>8} {:>9} {:>8}",
-            "", "MAE ms", "MAPE", "±5 %", "±10 %", "Spearman", "Kendall"
+            "{:11} {:>9} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8}",
+            "", "MAE ms", "MAPE", "±5 %", "±10 %", "Spearman", "Kendall", "left out", "in 90 %"
         )?;
         let percent = |ratio: f64| format!("{:.2} %", 100.0 * ratio);
         for (name, figures) in &self.validation.models {
             writeln!(
                 f,
-                "{:11} {:9.4} {:>8} {:>8} {:>8} {:9.4} {:8.4}{}",
+                "{:11} {:9.4} {:>8} {:>8} {:>8} {:9.4} {:8.4} {:>8} {:>8}{}",
                 name,
                 figures.mae_millis,
                 percent(figures.mape),
@@ -45,9 +45,12 @@ impl fmt::Display for Table<'_> {
                 percent(figures.within_10_percent),
                 figures.spearman,
                 figures.kendall,
+                figures.left_out_mape.map_or(String::new(), percent),
+                figures.coverage_90.map_or(String::new(), percent),
                 if name == chosen { "  ← chosen" } else { "" },
             )?;
         }
+        writeln!(f, "{chosen}: {}", self.card.reason)?;
         match self.validation.noise_floor_mape {
             Some(floor) => {
                 write!(f, "{:11} {:9} {:>8}  ", "noise floor", "", percent(floor))?;

@@ -23,7 +23,7 @@ use artifact::{
 };
 use candle_core::Device;
 use images::{ImageSet, LoadOptions, Split};
-use latency::{LatencyModel, Mlp, Ridge, State, StateTensor};
+use latency::{LatencyModel, Mlp, Ridge, State, StateTensor, Structured};
 use space::CellKind;
 
 pub use crate::config::{
@@ -177,6 +177,8 @@ fn latency_model(opened: &Opened<LatencyModelArtifact>) -> Result<Box<dyn Latenc
     let path = opened.dir.display().to_string();
     let state = state_of(tensors, &card.chosen);
     let model: Result<Box<dyn LatencyModel>, latency::StateError> = match card.chosen.as_str() {
+        "structured" => Structured::from_state(&space::Topology::darts(), &state)
+            .map(|model| Box::new(model) as _),
         "mlp" => Mlp::from_state(&state).map(|model| Box::new(model) as _),
         "ridge" => Ridge::from_state(&state).map(|model| Box::new(model) as _),
         other => {

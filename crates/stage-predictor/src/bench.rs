@@ -1,0 +1,251 @@
+//! Models judged on tables of measured costs, whoever measured them.
+
+use std::fmt;
+use std::path::Path;
+
+use artifact::CostTable;
+use latency::{Figures, MlpConfig, Ridge};
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::Serialize;
+use space::Topology;
+
+use crate::Error;
+use crate::candidates::{self, Candidate};
+use crate::config::Model;
+
+/// What a model is to be fitted on, and judged by.
+#[derive(Clone, Debug)]
+pub struct BenchConfig<'a> {
+    /// The table, Parquet.
+    pub data: &'a Path,
+    /// The space of its architectures.
+    pub topology: &'a Topology,
+    /// The column of the cost.
+    pub target: &'a str,
+    /// How many architectures to fit, drawn with the seed; all if `None`.
+    pub n_train: Option<usize>,
+    /// The seed of the draw and of the regressor.
+    pub seed: u64,
+    /// Rows that cost less do not count.
+    pub min_value: Option<f64>,
+    /// The model, or `auto`.
+    pub model: Model,
+}
+
+/// How a model does on architectures that it was not fitted on. Ratios, from 0 to 1.
+#[derive(Clone, Debug, Serialize)]
+pub struct BenchResult {
+    /// The model that was chosen.
+    pub model: String,
+    /// Why that one.
+    pub reason: String,
+    /// Architectures that it was fitted on.
+    pub n_train: usize,
+    /// Architectures that the figures are of.
+    pub n_test: usize,
+    /// Mean of |predicted - measured| / measured.
+    pub mape: f64,
+    /// Its median.
+    pub median_ape: f64,
+    /// The share that is predicted to within 5 %.
+    pub within_5_percent: f64,
+    /// The share that is predicted to within 10 %.
+    pub within_10_percent: f64,
+    /// Spearman's rank correlation.
+    pub spearman: f64,
+    /// Kendall's rank correlation, tau-b.
+    pub kendall: f64,
+    /// How much more the architecture costs that is predicted to be the cheapest than the truly cheapest, over
+    /// the latter.
+    pub regret: f64,
+    /// The share that lies in its 90 % interval; `null` if there is none.
+    pub coverage_90: Option<f64>,
+    /// Seconds that the fit of the chosen model took.
+    pub fit_secs: f64,
+}
+
+impl fmt::Display for BenchResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |ratio: f64| format!("{:.2} %", 100.0 * ratio);
+        writeln!(f, "{} ({})", self.model, self.reason)?;
+        writeln!(
+            f,
+            "{} architectures fitted in {:.2} s, {} predicted",
+            self.n_train, self.fit_secs, self.n_test
+        )?;
+        writeln!(
+            f,
+            "MAPE {}, median {}, within 5 % {}, within 10 % {}",
+            percent(self.mape),
+            percent(self.median_ape),
+            percent(self.within_5_percent),
+            percent(self.within_10_percent)
+        )?;
+        write!(
+            f,
+            "Spearman {:.4}, Kendall {:.4}, regret {}",
+            self.spearman,
+            self.kendall,
+            percent(self.regret)
+        )?;
+        match self.coverage_90 {
+            Some(coverage) => write!(f, ", in the 90 % interval {}", percent(coverage)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl BenchResult {
+    pub(crate) fn new(
+        model: &str,
+        reason: String,
+        n_train: usize,
+        figures: Figures,
+        coverage_90: Option<f64>,
+        fit_secs: f64,
+    ) -> Self {
+        let Figures {
+            n,
+            mape,
+            median_ape,
+            within_5_percent,
+            within_10_percent,
+            spearman,
+            kendall,
+            regret,
+            ..
+        } = figures;
+        Self {
+            model: model.to_owned(),
+            reason,
+            n_train,
+            n_test: n,
+            mape,
+            median_ape,
+            within_5_percent,
+            within_10_percent,
+            spearman,
+            kendall,
+            regret,
+            coverage_90,
+            fit_secs,
+        }
+    }
+}
+
+/// Fits on some rows of a table and judges on all others.
+///
+/// # Errors
+/// If the table cannot be read or holds too few architectures, or if a fit fails.
+pub fn bench(config: &BenchConfig<'_>) -> Result<BenchResult, Error> {
+    let rows = Rows::read(config)?;
+    let n_train = config.n_train.unwrap_or(rows.codes.len() * 4 / 5);
+    if n_train < crate::MIN_BENCH_ARCHITECTURES || n_train >= rows.codes.len() {
+        return Err(Error::Train {
+            n_train,
+            found: rows.codes.len(),
+        });
+    }
+    let (train, test) = rows.draw(n_train, config.seed);
+    let (candidates, chosen, reason) = fit_on(config, &train)?;
+    let chosen = &candidates[chosen];
+    let predicted: Vec<f64> = test
+        .codes
+        .iter()
+        .map(|code| chosen.model.predict_millis(code))
+        .collect();
+    let coverage = chosen
+        .conformal(&train.costs)
+        .map(|conformal| chosen.coverage_90(&conformal, &test.codes, &test.costs));
+    Ok(BenchResult::new(
+        chosen.kind.name(),
+        reason,
+        n_train,
+        Figures::compute(&predicted, &test.costs),
+        coverage,
+        chosen.fit_secs,
+    ))
+}
+
+/// Fits on rows of a table, all of them if not told how many, and judges by the same rows, each left out.
+///
+/// # Errors
+/// As [`bench`].
+pub fn fit(config: &BenchConfig<'_>) -> Result<BenchResult, Error> {
+    let rows = Rows::read(config)?;
+    let n_train = config.n_train.unwrap_or(rows.codes.len());
+    if n_train < crate::MIN_BENCH_ARCHITECTURES || n_train > rows.codes.len() {
+        return Err(Error::Train {
+            n_train,
+            found: rows.codes.len(),
+        });
+    }
+    let (train, _) = rows.draw(n_train, config.seed);
+    let (candidates, chosen, reason) = fit_on(config, &train)?;
+    let chosen = &candidates[chosen];
+    Ok(BenchResult::new(
+        chosen.kind.name(),
+        reason,
+        n_train,
+        Figures::compute(&chosen.left_out.predicted, &train.costs),
+        None,
+        chosen.fit_secs,
+    ))
+}
+
+fn fit_on(
+    config: &BenchConfig<'_>,
+    train: &Rows,
+) -> Result<(Vec<Candidate>, usize, String), Error> {
+    let mlp = MlpConfig {
+        seed: config.seed,
+        ..MlpConfig::default()
+    };
+    let candidates = candidates::fit_all(
+        config.topology,
+        &mlp,
+        &Ridge::L2_GRID,
+        &train.codes,
+        &train.costs,
+        || {},
+    )?;
+    let (chosen, reason) = candidates::choose(&candidates, config.model);
+    let kind = chosen.kind;
+    let chosen = candidates.iter().position(|c| c.kind == kind);
+    Ok((candidates, chosen.expect("one of them"), reason))
+}
+
+/// Architectures and what they cost.
+pub(crate) struct Rows {
+    pub(crate) codes: Vec<Vec<f32>>,
+    pub(crate) costs: Vec<f64>,
+}
+
+impl Rows {
+    /// The rows of a table that have a cost, in order.
+    fn read(config: &BenchConfig<'_>) -> Result<Self, Error> {
+        let table = CostTable::read_parquet(config.data, config.topology)?;
+        let costs = table.costs(config.target)?;
+        let (codes, costs) = table
+            .codes()
+            .iter()
+            .zip(costs)
+            .filter_map(|(code, cost)| Some((code.clone(), cost?)))
+            .filter(|(_, cost)| config.min_value.is_none_or(|least| *cost >= least))
+            .unzip();
+        Ok(Self { codes, costs })
+    }
+
+    /// `n` rows drawn with the seed, and the others.
+    fn draw(&self, n: usize, seed: u64) -> (Self, Self) {
+        let mut order: Vec<usize> = (0..self.codes.len()).collect();
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        let part = |indices: &[usize]| Self {
+            codes: indices.iter().map(|&i| self.codes[i].clone()).collect(),
+            costs: indices.iter().map(|&i| self.costs[i]).collect(),
+        };
+        (part(&order[..n]), part(&order[n..]))
+    }
+}
