@@ -123,6 +123,17 @@ impl StateTensor {
     }
 }
 
+/// A latency that stays positive: below the floor it fades out like an exponential, with the same slope
+/// where the two meet. The value and its slope.
+pub(crate) fn positive(millis: f64, floor: f64) -> (f64, f64) {
+    if millis >= floor {
+        (millis, 1.0)
+    } else {
+        let factor = (millis / floor - 1.0).exp();
+        (floor * factor, factor)
+    }
+}
+
 /// Checks what every fit asks of its data; the length of the codes.
 pub(crate) fn check_data(
     codes: &[Vec<f32>],

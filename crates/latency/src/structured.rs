@@ -25,7 +25,9 @@ use space::Topology;
 use crate::features::{Features, Group};
 use crate::figures::mape;
 use crate::linalg::{Cholesky, Matrix, dot, product};
-use crate::model::{FitError, LatencyModel, LeftOut, State, StateError, StateTensor, check_data};
+use crate::model::{
+    FitError, LatencyModel, LeftOut, State, StateError, StateTensor, check_data, positive,
+};
 
 /// The form of a function of features u, scaled to a mean square of 1 around their mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -544,17 +546,6 @@ impl LatencyModel for Structured {
     }
 }
 
-/// A latency that stays positive: below the floor it fades out like an exponential, with the same slope
-/// where the two meet. The value and its slope.
-fn positive(millis: f64, floor: f64) -> (f64, f64) {
-    if millis >= floor {
-        (millis, 1.0)
-    } else {
-        let factor = (millis / floor - 1.0).exp();
-        (floor * factor, factor)
-    }
-}
-
 /// `n` indices or `max`, whichever is fewer, in even steps.
 fn evenly(n: usize, max: usize) -> Vec<usize> {
     let m = n.min(max);
@@ -775,4 +766,223 @@ fn inverse(
         .collect();
     let total = sums.iter().sum();
     Ok((precision, sums, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use rand_distr::{Distribution, StandardNormal};
+
+    use super::*;
+    use crate::figures::Figures;
+
+    /// Architectures of NAS-Bench-201.
+    fn codes(n: usize, seed: u64) -> Vec<Vec<f32>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        (0..n)
+            .map(|_| {
+                let mut code = vec![0.0; 30];
+                for edge in 0..6 {
+                    code[5 * edge + rng.random_range(0..5)] = 1.0;
+                }
+                code
+            })
+            .collect()
+    }
+
+    /// What a device with a compiler takes: operations whose result is used, and 10 ms for the rest.
+    fn compiled(code: &[f32]) -> f64 {
+        let features = Features::new(&Topology::nas_bench_201());
+        let values = features.values(code);
+        let costs = [0.0, 0.5, 3.0, 7.0, 1.5].iter().cycle();
+        let gates = features.group(Group::Reaching).iter().zip(costs);
+        10.0 + gates.map(|(&gate, cost)| cost * values[gate]).sum::<f64>()
+    }
+
+    fn measure(n: usize, noise: f64) -> (Vec<Vec<f32>>, Vec<f64>) {
+        let codes = codes(n, 1);
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let millis = codes
+            .iter()
+            .map(|code| {
+                let normal: f64 = StandardNormal.sample(&mut rng);
+                compiled(code) * (1.0 + noise * normal)
+            })
+            .collect();
+        (codes, millis)
+    }
+
+    fn fit(n: usize, noise: f64) -> Structured {
+        let (codes, millis) = measure(n, noise);
+        Structured::fit(&Topology::nas_bench_201(), &codes, &millis).unwrap()
+    }
+
+    fn judge(model: &Structured) -> Figures {
+        let codes = codes(500, 7);
+        let truth: Vec<f64> = codes.iter().map(|code| compiled(code)).collect();
+        let predicted: Vec<f64> = codes
+            .iter()
+            .map(|code| model.predict_millis(code))
+            .collect();
+        Figures::compute(&predicted, &truth)
+    }
+
+    #[test]
+    fn dead_code_is_seen_through_with_fifty_architectures() {
+        let figures = judge(&fit(50, 0.01));
+        assert!(
+            figures.mape < 0.02 && figures.spearman > 0.99,
+            "{figures:?}"
+        );
+    }
+
+    #[test]
+    fn a_few_wild_latencies_do_no_harm() {
+        let (codes, mut millis) = measure(100, 0.01);
+        millis.iter_mut().step_by(12).for_each(|y| *y *= 2.5);
+        let model = Structured::fit(&Topology::nas_bench_201(), &codes, &millis).unwrap();
+        let figures = judge(&model);
+        assert!(figures.mape < 0.03, "{figures:?}");
+    }
+
+    #[test]
+    fn latencies_that_are_all_the_same_are_a_model_too() {
+        let model = Structured::fit(&Topology::nas_bench_201(), &codes(20, 3), &[7.0; 20]);
+        let said = model.unwrap().predict_millis(&codes(1, 4)[0]);
+        assert!((said - 7.0).abs() < 1e-3, "{said}");
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let model = fit(60, 0.02);
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        for _ in 0..5 {
+            let code: Vec<f32> = (0..30).map(|_| rng.random_range(0.05..0.4)).collect();
+            let (value, grad) = model.gradient(&code);
+            assert!((value - model.predict_millis(&code)).abs() < 1e-9 * value);
+            for index in 0..30 {
+                let step = 1.0 / 128.0;
+                let [low, high] = [-step, step].map(|step| {
+                    let mut code = code.clone();
+                    code[index] += step;
+                    (model.predict_millis(&code), f64::from(code[index]))
+                });
+                let slope = (high.0 - low.0) / (high.1 - low.1);
+                let grad = f64::from(grad[index]);
+                assert!(
+                    (slope - grad).abs() < 5e-3 * (1.0 + grad.abs()),
+                    "{slope} {grad}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn leaving_out_by_precision_is_leaving_out_for_real() {
+        let (codes, millis) = measure(24, 0.05);
+        let (_, functions, views) = prepare(&Topology::nas_bench_201(), &codes);
+        let trainer = Trainer::new(&functions, &millis);
+        let view = views.last().unwrap();
+        let [(expert, left_out), _] = trainer.fit(view).unwrap();
+        let mut variances: Vec<f64> = view.iter().map(|&f| expert.variances[f]).collect();
+        variances.push(expert.noise);
+        for out in 0..24 {
+            // The same process, with so much noise on one latency that it says nothing.
+            let mut factors = vec![1.0; 24];
+            factors[out] = 1e9 * trainer.variance / expert.noise;
+            let solution = trainer.solve(view, &variances, &factors).unwrap();
+            let said = solution.mean
+                + view
+                    .iter()
+                    .map(|&f| {
+                        let row = &trainer.grams[f][out * 24..][..24];
+                        expert.variances[f] * dot(row, &solution.alphas)
+                    })
+                    .sum::<f64>();
+            assert!(
+                (said - left_out[out]).abs() < 1e-4 * said,
+                "{said} {}",
+                left_out[out]
+            );
+        }
+    }
+
+    #[test]
+    fn the_spread_is_wider_where_data_are_noisier_and_covers_what_it_says() {
+        let (codes, millis) = measure(120, 0.05);
+        let topology = Topology::nas_bench_201();
+        let (noisy, left_out) = Structured::fit_left_out(&topology, &codes, &millis).unwrap();
+        let (quiet, code) = (fit(120, 0.005), &super::tests::codes(1, 11)[0]);
+        assert!(noisy.spread(code) > 2.0 * quiet.spread(code));
+        let conformal =
+            crate::Conformal::fit(&left_out.predicted, &left_out.spread, &millis).unwrap();
+        let mut rng = ChaCha8Rng::seed_from_u64(12);
+        let fresh = super::tests::codes(1000, 13);
+        let n_covered = fresh
+            .iter()
+            .filter(|code| {
+                let normal: f64 = StandardNormal.sample(&mut rng);
+                let measured = compiled(code) * (1.0 + 0.05 * normal);
+                let (predicted, spread) = (noisy.predict_millis(code), noisy.spread(code));
+                let (low, high) = conformal.interval(predicted, spread, 0.9);
+                (low..=high).contains(&measured)
+            })
+            .count();
+        assert!((820..970).contains(&n_covered), "{n_covered}");
+    }
+
+    #[test]
+    fn a_state_makes_the_same_model() {
+        let model = fit(40, 0.02);
+        let again = Structured::from_state(&Topology::nas_bench_201(), &model.state()).unwrap();
+        for code in codes(20, 9) {
+            assert_eq!(model.gradient(&code), again.gradient(&code));
+            assert_eq!(model.spread(&code), again.spread(&code));
+        }
+        assert_eq!(model.state(), again.state());
+    }
+
+    #[test]
+    fn a_broken_state_is_named() {
+        let topology = Topology::nas_bench_201();
+        let good = fit(10, 0.02).state();
+        let message = |topology: &Topology, change: &dyn Fn(&mut State)| {
+            let mut state = good.clone();
+            change(&mut state);
+            let broken = Structured::from_state(topology, &state);
+            broken.err().unwrap().to_string()
+        };
+        assert_eq!(
+            message(&topology, &|state| drop(state.remove("alphas_rest"))),
+            "the state has no tensor `alphas_rest`"
+        );
+        assert_eq!(
+            message(&Topology::darts(), &|_| {}),
+            "tensor `codes` has shape [10, 30], expected [any, 224]"
+        );
+        assert_eq!(
+            message(&topology, &|state| {
+                state.get_mut("floor").unwrap().values[0] = f32::NAN;
+            }),
+            "tensor `floor` holds a number that is not finite"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_fitted_is_refused() {
+        let (codes, millis) = measure(10, 0.01);
+        let refusal = |topology: &Topology, n: usize| {
+            let model = Structured::fit(topology, &codes[..n], &millis[..n]);
+            model.err().unwrap().to_string()
+        };
+        assert_eq!(
+            refusal(&Topology::nas_bench_201(), 7),
+            "the fit needs at least 8 architectures, there are 7; profile more"
+        );
+        assert_eq!(
+            refusal(&Topology::darts(), 10),
+            "code 0 holds 30 numbers, expected 224"
+        );
+    }
 }

@@ -1,11 +1,12 @@
 //! The command line of the stage `predictor`.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use artifact::stage::{self, DeviceSpec, StageArgs};
 use clap::{Parser, Subcommand};
 use space::Topology;
-use stage_predictor::{BenchConfig, BenchResult, Error, Model};
+use stage_predictor::{BenchConfig, BenchResult, Error, Model, TransferConfig};
 
 /// Fits a latency model on timed architectures
 #[derive(Parser)]
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Fit(FitArgs),
     /// Fit some rows of a table of measured costs, and judge the model by all others
     Bench(TableArgs),
+    /// Make the model of a new device from those of others and a few architectures, which it chooses
+    Transfer(TransferArgs),
 }
 
 #[derive(clap::Args)]
@@ -126,11 +129,87 @@ impl TableArgs {
             min_value: self.min_value,
             model: self.model,
         })?;
-        Ok(stage::print_line(&if self.json {
-            serde_json::to_string(&result).expect("numbers and strings are JSON")
-        } else {
-            result.to_string()
-        })?)
+        print(&result, self.json)
+    }
+}
+
+/// A new device, the devices that are known, and what is timed.
+#[derive(clap::Args)]
+pub(crate) struct TransferArgs {
+    /// A Parquet file: an architecture per row, a device per column
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// The space of its architectures: darts (columns as in docs/formats.md) or nas-bench-201 (column arch)
+    #[arg(long, value_parser = topology)]
+    space: Topology,
+    /// The column of the new device
+    #[arg(long, value_name = "COLUMN")]
+    target: String,
+    /// The columns of the devices that are known
+    #[arg(long, value_name = "A,B,…", value_delimiter = ',', required = true)]
+    sources: Vec<String>,
+    /// How many architectures are timed on the new device, 3 to 400
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    train: usize,
+    /// The seed of the draw of architectures that may be timed
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Leave out rows whose target costs less
+    #[arg(long, value_name = "X")]
+    min_value: Option<f64>,
+    /// The rows that may be timed and that the sources are fitted on, such as 0..900 [default: all]
+    #[arg(long, value_name = "A..B", value_parser = rows)]
+    pool: Option<Range<usize>>,
+    /// The rows to judge by [default: all that are not timed]
+    #[arg(long, value_name = "A..B", value_parser = rows)]
+    test: Option<Range<usize>>,
+    /// Only the middle part of pool and test by cost counts, such as 0.8
+    #[arg(long, value_name = "RATIO", default_value_t = 1.0, value_parser = ratio)]
+    middle: f64,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl TransferArgs {
+    /// Does it, judges it, and prints the result.
+    pub(crate) fn answer(&self) -> Result<(), Error> {
+        let result = stage_predictor::transfer(&TransferConfig {
+            data: &self.data,
+            topology: &self.space,
+            target: &self.target,
+            sources: &self.sources,
+            n_train: self.train,
+            seed: self.seed,
+            min_value: self.min_value,
+            pool: self.pool.clone(),
+            test: self.test.clone(),
+            middle: self.middle,
+        })?;
+        print(&result, self.json)
+    }
+}
+
+fn print(result: &BenchResult, json: bool) -> Result<(), Error> {
+    Ok(stage::print_line(&if json {
+        serde_json::to_string(result).expect("numbers and strings are JSON")
+    } else {
+        result.to_string()
+    })?)
+}
+
+fn rows(text: &str) -> Result<Range<usize>, String> {
+    let (start, end) = text
+        .split_once("..")
+        .ok_or("expected two numbers, such as 0..900")?;
+    let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is no row"));
+    Ok(number(start)?..number(end)?)
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(ratio) if ratio > 0.0 && ratio <= 1.0 => Ok(ratio),
+        _ => Err("expected a ratio above 0, at most 1".to_owned()),
     }
 }
 

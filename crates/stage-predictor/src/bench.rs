@@ -1,10 +1,12 @@
 //! Models judged on tables of measured costs, whoever measured them.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
+use std::time::Instant;
 
 use artifact::CostTable;
-use latency::{Figures, MlpConfig, Ridge};
+use latency::{Conformal, Figures, LatencyModel, MlpConfig, Ridge, Structured, Transfer};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -32,6 +34,129 @@ pub struct BenchConfig<'a> {
     pub min_value: Option<f64>,
     /// The model, or `auto`.
     pub model: Model,
+}
+
+/// How a source device's latency is brought to a new device, and judged there.
+#[derive(Clone, Debug)]
+pub struct TransferConfig<'a> {
+    /// The table, Parquet.
+    pub data: &'a Path,
+    /// The space of its architectures.
+    pub topology: &'a Topology,
+    /// The column of the new device.
+    pub target: &'a str,
+    /// The columns of the devices that are known.
+    pub sources: &'a [String],
+    /// How many architectures are timed on the new device.
+    pub n_train: usize,
+    /// The seed of the draw of architectures that may be timed.
+    pub seed: u64,
+    /// Rows whose target costs less do not count.
+    pub min_value: Option<f64>,
+    /// The rows of the file that may be timed and that the sources are fitted on; all if `None`.
+    pub pool: Option<Range<usize>>,
+    /// The rows of the file to judge by; all that are not timed if `None`.
+    pub test: Option<Range<usize>>,
+    /// The middle part of pool and test by cost that counts, a ratio; 1 for all.
+    pub middle: f64,
+}
+
+/// As many architectures, drawn with the seed, are considered for being timed on the new device.
+const CANDIDATES: usize = 400;
+/// As many rows, drawn with the seed, each source is fitted on.
+const SOURCE_ARCHITECTURES: usize = 300;
+
+/// Fits the sources, chooses architectures, fits what they cost on the new device, and judges on others.
+///
+/// # Errors
+/// If the table cannot be read or holds too few architectures, or if a fit fails.
+pub fn transfer(config: &TransferConfig<'_>) -> Result<BenchResult, Error> {
+    let table = CostTable::read_parquet(config.data, config.topology)?;
+    let costs = table.costs(config.target)?;
+    let counts = |row: usize| {
+        costs[row].is_some_and(|cost| config.min_value.is_none_or(|least| cost >= least))
+    };
+    let cost_of = |row: usize| costs[row].unwrap_or_default();
+    let middle = |range: &Option<Range<usize>>| {
+        let all = 0..costs.len();
+        let range = range.clone().unwrap_or(all.clone());
+        let mut rows: Vec<usize> = all
+            .filter(|row| range.contains(row) && counts(*row))
+            .collect();
+        rows.sort_by(|&a, &b| cost_of(a).total_cmp(&cost_of(b)));
+        let cut = (rows.len() as f64 * (1.0 - config.middle) / 2.0).round() as usize;
+        let mut rows = rows[cut..rows.len() - cut].to_vec();
+        rows.sort_unstable();
+        rows
+    };
+    let mut pool = middle(&config.pool);
+    pool.shuffle(&mut ChaCha8Rng::seed_from_u64(config.seed));
+    if config.n_train < 3 || config.n_train > pool.len().min(CANDIDATES) {
+        return Err(Error::Train {
+            n_train: config.n_train,
+            found: pool.len(),
+        });
+    }
+    let codes_of = |rows: &[usize]| -> Vec<Vec<f32>> {
+        rows.iter().map(|&row| table.codes()[row].clone()).collect()
+    };
+
+    let started = Instant::now();
+    let mut sources = Vec::new();
+    for name in config.sources {
+        let costs = table.costs(name)?;
+        let known: Vec<(usize, f64)> = (0..costs.len())
+            .filter(|row| config.pool.as_ref().is_none_or(|pool| pool.contains(row)))
+            .filter_map(|row| Some((row, costs[row]?)))
+            .collect();
+        let mut known = known;
+        known.shuffle(&mut ChaCha8Rng::seed_from_u64(config.seed));
+        known.truncate(SOURCE_ARCHITECTURES);
+        let (rows, costs): (Vec<usize>, Vec<f64>) = known.into_iter().unzip();
+        let model = Structured::fit(config.topology, &codes_of(&rows), &costs)?;
+        sources.push(Box::new(model) as Box<dyn LatencyModel>);
+    }
+    let candidates = &pool[..pool.len().min(CANDIDATES)];
+    let transfer = Transfer::new(sources, &codes_of(candidates))?;
+    let timed: Vec<usize> = transfer
+        .choose(config.n_train)
+        .into_iter()
+        .map(|index| candidates[index])
+        .collect();
+    let timed_costs: Vec<f64> = timed.iter().map(|&row| cost_of(row)).collect();
+    let (model, left_out) = transfer.fit(&codes_of(&timed), &timed_costs)?;
+    let fit_secs = started.elapsed().as_secs_f64();
+
+    let test: Vec<usize> = middle(&config.test)
+        .into_iter()
+        .filter(|row| !timed.contains(row))
+        .collect();
+    if test.is_empty() {
+        return Err(Error::Train {
+            n_train: config.n_train,
+            found: pool.len(),
+        });
+    }
+    let measured: Vec<f64> = test.iter().map(|&row| cost_of(row)).collect();
+    let predicted: Vec<f64> = test
+        .iter()
+        .map(|&row| model.predict_millis(&table.codes()[row]))
+        .collect();
+    let conformal = Conformal::fit(&left_out.predicted, &left_out.spread, &timed_costs)?;
+    let pairs = predicted.iter().zip(&measured);
+    let covered = pairs.filter(|&(&predicted, measured)| {
+        let (low, high) = conformal.interval(predicted, 1.0, 0.9);
+        (low..=high).contains(measured)
+    });
+    let coverage = covered.count() as f64 / measured.len() as f64;
+    Ok(BenchResult::new(
+        "transfer",
+        format!("from {}", config.sources.join(", ")),
+        config.n_train,
+        Figures::compute(&predicted, &measured),
+        Some(coverage),
+        fit_secs,
+    ))
 }
 
 /// How a model does on architectures that it was not fitted on. Ratios, from 0 to 1.

@@ -24,7 +24,7 @@ use artifact::{
 use latency::{Figures, FitError, State, noise_floor_mape};
 use space::{Genotype, SearchSpace, Topology};
 
-pub use crate::bench::{BenchConfig, BenchResult, bench, fit};
+pub use crate::bench::{BenchConfig, BenchResult, TransferConfig, bench, fit, transfer};
 use crate::candidates::Candidate;
 pub use crate::config::{Config, MlpSettings, Model, RidgeSettings};
 use crate::split::{Split, split};

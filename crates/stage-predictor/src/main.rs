@@ -18,6 +18,7 @@ fn main() -> ExitCode {
             Some((args, source)) => stage::main(|| run(&args, source)),
             None => stage::main(|| args.table.answer(fit)),
         },
+        Command::Transfer(args) => stage::main(|| args.answer()),
         Command::Bench(args) => stage::main(|| args.answer(bench)),
     }
 }

@@ -12,14 +12,14 @@ use artifact::{
     Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Opened, Store, open,
     stage,
 };
-use latency::{LatencyModel, Mlp, Ridge, State, StateTensor};
+use latency::{LatencyModel, Mlp, Ridge, State, StateTensor, Structured};
 use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use space::{CellKind, Genotype, Primitive, SearchSpace};
+use space::{CellKind, Genotype, Primitive, SearchSpace, Topology};
 
 const CONFIG: &str = "\
 seed = 0
@@ -236,7 +236,7 @@ fn state(model: &LatencyModelArtifact, prefix: &str) -> State {
 }
 
 #[test]
-fn both_models_are_fitted_and_judged_by_what_was_held_out() {
+fn all_models_are_fitted_and_judged_by_what_was_held_out() {
     let place = Place::with(dataset(300));
     let answer = place.run(&[]);
     let Opened { value: model, .. } = answer.model();
@@ -255,7 +255,8 @@ fn both_models_are_fitted_and_judged_by_what_was_held_out() {
 
     let validation = &model.validation;
     let names: Vec<&String> = validation.models.keys().collect();
-    assert_eq!(names, ["mlp", "ridge"]);
+    assert_eq!(names, ["mlp", "ridge", "structured"]);
+    assert_eq!(card.reason, "mlp is what the config asks for");
     for (name, figures) in &validation.models {
         assert_eq!(figures.n, 75);
         assert!(
@@ -268,7 +269,10 @@ fn both_models_are_fitted_and_judged_by_what_was_held_out() {
     assert!((0.001..0.005).contains(&floor), "{floor}");
 
     // What is stored is what was judged.
-    let models: [(&str, &dyn LatencyModel); 2] = [
+    let structured = Structured::from_state(&Topology::darts(), &state(&model, "structured/"));
+    let structured = structured.unwrap();
+    let models: [(&str, &dyn LatencyModel); 3] = [
+        ("structured", &structured),
         ("mlp", &Mlp::from_state(&state(&model, "mlp/")).unwrap()),
         (
             "ridge",
@@ -285,6 +289,7 @@ fn both_models_are_fitted_and_judged_by_what_was_held_out() {
         assert!(held_out.insert(index) && !samples[index].disturbed);
         let code = SearchSpace::darts().encode(&samples[index].genotype);
         for (name, model) in models {
+            assert_eq!(row.spread[name], model.spread(&code));
             let (stored, now) = (row.predicted_millis[name], model.predict_millis(&code));
             assert!(
                 (stored - now).abs() <= 1e-6 * stored,
@@ -489,8 +494,14 @@ fn a_config_mistake_is_shown_with_its_place() {
         &["predictor.toml:2:1", "heldout", "expected", "`held_out`"],
     );
     broken("n_epochs = 10", "n_epochs = \"ten\"").failed(2, &["predictor.toml:7:12", "\"ten\""]);
-    broken("model = \"mlp\"", "model = \"lstm\"")
-        .failed(2, &["predictor.toml:3:9", "lstm", "`mlp` or `ridge`"]);
+    broken("model = \"mlp\"", "model = \"lstm\"").failed(
+        2,
+        &[
+            "predictor.toml:3:9",
+            "lstm",
+            "`auto`, `structured`, `mlp`, `ridge`",
+        ],
+    );
 
     fs::write(&file, CONFIG).unwrap();
     for (set, says) in [
@@ -527,4 +538,190 @@ fn a_device_or_store_that_is_not_there_is_named() {
     place
         .run(&[])
         .failed(2, &[place.path("store").to_str().unwrap(), "--store"]);
+}
+
+/// A table of 400 architectures of NAS-Bench-201 and three devices, one with gaps.
+fn write_costs(file: &Path) {
+    let names = [
+        "none",
+        "skip_connect",
+        "nor_conv_1x1",
+        "nor_conv_3x3",
+        "avg_pool_3x3",
+    ];
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let (mut archs, mut columns) = (Vec::new(), [vec![], vec![], vec![]]);
+    for row in 0..400 {
+        let ops: [usize; 6] = std::array::from_fn(|_| rng.random_range(0..5));
+        let name = |edge: usize| names[ops[edge]];
+        archs.push(format!(
+            "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|",
+            name(0),
+            name(1),
+            name(2),
+            name(3),
+            name(4),
+            name(5)
+        ));
+        for (device, column) in columns.iter_mut().enumerate() {
+            let costs = [0.0, 0.3, 1.0 + device as f64, 4.0, 0.8];
+            let sum: f64 = ops.iter().map(|&op| costs[op]).sum();
+            let noise = 1.0 + 0.01 * (2.0 * rng.random::<f64>() - 1.0);
+            let gap = device == 2 && row % 4 == 0;
+            column.push((!gap).then_some((2.0 + sum) * noise));
+        }
+    }
+    let mut arrays: Vec<(&str, ArrayRef)> = vec![("arch", Arc::new(StringArray::from(archs)))];
+    for (name, column) in ["a_ms", "b_ms", "c_ms"].into_iter().zip(columns) {
+        arrays.push((name, Arc::new(Float64Array::from(column))));
+    }
+    let batch = RecordBatch::try_from_iter_with_nullable(
+        arrays.into_iter().map(|(name, array)| (name, array, true)),
+    )
+    .unwrap();
+    let mut writer =
+        ArrowWriter::try_new(File::create(file).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+fn predictor(arguments: &[&str], file: &Path) -> std::process::Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_predictor"));
+    command.arg(arguments[0]).arg("--data").arg(file);
+    command.args(&arguments[1..]).output().unwrap()
+}
+
+#[test]
+fn a_table_of_costs_is_benched_fitted_and_transferred() {
+    let place = Place::new();
+    let file = place.path("costs.parquet");
+    write_costs(&file);
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let output = predictor(arguments, &file);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let space = ["--space", "nas-bench-201", "--json"];
+    let with = |first: &str, rest: &[&'static str]| {
+        let arguments = [&[first], &space[..], rest].concat();
+        json(&arguments)
+    };
+    let answer = with(
+        "bench",
+        &["--target", "c_ms", "--train", "60", "--seed", "1"],
+    );
+    assert_eq!(answer["n_train"], 60);
+    assert_eq!(answer["n_test"], 240, "gaps do not count");
+    assert_eq!(answer["model"], "structured");
+    assert!(
+        answer["reason"].as_str().unwrap().contains("ridge"),
+        "{answer}"
+    );
+    for (figure, low, high) in [
+        ("mape", 0.001, 0.03),
+        ("median_ape", 0.001, 0.03),
+        ("within_5_percent", 0.9, 1.0),
+        ("within_10_percent", 0.95, 1.0),
+        ("spearman", 0.98, 1.0),
+        ("kendall", 0.9, 1.0),
+        ("regret", 0.0, 0.2),
+        ("coverage_90", 0.75, 1.0),
+    ] {
+        let value = answer[figure].as_f64().unwrap();
+        assert!((low..=high).contains(&value), "{figure}: {answer}");
+    }
+    let again = with(
+        "bench",
+        &["--target", "c_ms", "--train", "60", "--seed", "1"],
+    );
+    assert_eq!(again["mape"], answer["mape"]);
+    let other = with(
+        "bench",
+        &["--target", "c_ms", "--train", "60", "--seed", "2"],
+    );
+    assert_ne!(other["mape"], answer["mape"]);
+    let ridge = with(
+        "bench",
+        &["--target", "c_ms", "--train", "60", "--model", "ridge"],
+    );
+    assert_eq!(ridge["model"], "ridge");
+    let dear = with(
+        "bench",
+        &["--target", "c_ms", "--train", "60", "--min-value", "10"],
+    );
+    assert!(dear["n_test"].as_u64().unwrap() < 200, "{dear}");
+
+    let fitted = with("fit", &["--target", "a_ms", "--train", "50"]);
+    assert_eq!(
+        (&fitted["n_train"], &fitted["n_test"]),
+        (&50.into(), &50.into())
+    );
+    assert!(fitted["mape"].as_f64().unwrap() < 0.05, "{fitted}");
+
+    let moved = with(
+        "transfer",
+        &[
+            "--target",
+            "c_ms",
+            "--sources",
+            "a_ms,b_ms",
+            "--train",
+            "10",
+            "--pool",
+            "0..200",
+            "--test",
+            "200..400",
+        ],
+    );
+    assert_eq!(
+        (&moved["n_train"], &moved["n_test"]),
+        (&10.into(), &150.into())
+    );
+    assert!(moved["spearman"].as_f64().unwrap() > 0.97, "{moved}");
+}
+
+#[test]
+fn a_table_that_cannot_be_used_is_named() {
+    let place = Place::new();
+    let file = place.path("costs.parquet");
+    write_costs(&file);
+    let failed = |arguments: &[&str], code: i32, says: &[&str]| {
+        let output = predictor(arguments, &file);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        for text in says {
+            assert!(stderr.contains(text), "`{text}` is not in {stderr}");
+        }
+    };
+    let space = ["--space", "nas-bench-201"];
+    let bench = |rest: &[&'static str]| [&["bench"], &space[..], rest].concat();
+    failed(
+        &bench(&["--target", "d_ms"]),
+        3,
+        &["costs.parquet", "no column d_ms", "a_ms"],
+    );
+    failed(&bench(&["--target", "arch"]), 3, &["column arch"]);
+    failed(
+        &bench(&["--target", "a_ms", "--train", "400"]),
+        2,
+        &["--train"],
+    );
+    failed(
+        &bench(&["--target", "a_ms", "--train", "9"]),
+        2,
+        &["at least 10"],
+    );
+    failed(
+        &["bench", "--space", "darts", "--target", "a_ms"],
+        3,
+        &["no column normal_0"],
+    );
+    failed(
+        &["bench", "--space", "mars", "--target", "a_ms"],
+        2,
+        &["nas-bench-201"],
+    );
+    fs::write(&file, "no parquet").unwrap();
+    failed(&bench(&["--target", "a_ms"]), 3, &["costs.parquet"]);
 }

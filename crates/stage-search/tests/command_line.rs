@@ -215,6 +215,7 @@ fn latency_model(store: &Path) -> PathBuf {
         card: ModelCard {
             settings: None,
             chosen: "ridge".to_owned(),
+            reason: String::new(),
             reference_millis: 5.0,
             n_train: 300,
             n_test: 0,

@@ -130,17 +130,22 @@ impl Sample for LatencyModelArtifact {
             within_10_percent: 1.0,
             spearman: -0.5,
             kendall: 0.0,
+            regret: Some(0.25),
+            left_out_mape: Some(0.02),
+            coverage_90: Some(0.5),
         };
         let held_out = |measured_millis: f64| HeldOut {
             measured_millis,
             predicted_millis: [("mlp", 1.01), ("ridge", 0.97)]
                 .map(|(name, ratio)| (name.to_owned(), measured_millis * ratio))
                 .into(),
+            spread: [("mlp".to_owned(), 1.0), ("ridge".to_owned(), 0.75)].into(),
         };
         Self {
             card: ModelCard {
                 settings: Some(settings()),
                 chosen: "mlp".to_owned(),
+                reason: "smallest error".to_owned(),
                 reference_millis: 20.3,
                 n_train: 8,
                 n_test: 2,
