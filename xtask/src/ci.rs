@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{layers, stage};
+use crate::{cuda, layers, stage};
 
 /// Runs all checks and stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
@@ -22,6 +22,8 @@ pub(crate) fn run() -> Result<()> {
         "warnings",
     ];
     step("clippy", cargo(&clippy))?;
+    cuda::check()?;
+    cuda::compile_kernels()?;
     // nextest where it is installed; cargo's own runner needs nothing but the toolchain.
     let tests: &[&str] = if has_nextest() {
         &[
@@ -83,7 +85,7 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     command
 }
 
-fn step(name: &str, mut command: Command) -> Result<()> {
+pub(crate) fn step(name: &str, mut command: Command) -> Result<()> {
     eprintln!("== {name}");
     let status = command
         .status()

@@ -30,7 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["space", "artifact", "nn", "images", "runtime", "measure"],
     ),
     ("stage-report", &["artifact", "space"]),
-    ("xtask", &["artifact"]),
+    ("xtask", &["artifact", "measure"]),
 ];
 
 /// The packages of the end-to-end tests and of the benches, which may use everything but xtask.

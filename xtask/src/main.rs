@@ -4,6 +4,9 @@
 
 mod bench;
 mod ci;
+mod cuda;
+mod doctor;
+mod gpu_check;
 mod layers;
 mod pipeline;
 mod plan;
@@ -65,6 +68,15 @@ enum Command {
         #[command(subcommand)]
         command: bench::BenchCommand,
     },
+    /// What this machine has, what will work, what will not and why
+    Doctor,
+    /// Lint the CUDA code with a stand-in for nvcc, and compile every kernel with NVRTC: no GPU needed
+    Cuda,
+    /// On a machine with a GPU: the kernel suite and a profile on CUDA; writes target/gpu-check/gpu-check.json
+    GpuCheck {
+        #[command(flatten)]
+        args: PipelineArgs,
+    },
     /// Check that every crate uses only what ARCHITECTURE.md lets it use
     Layers,
     /// Everything that must hold before a change lands: format, layers, clippy, tests, docs
@@ -79,6 +91,14 @@ fn main() -> ExitCode {
         Command::Why { stage, args } => why::run(&stage, &args),
         Command::Reference { dir } => ci::reference(&dir),
         Command::Bench { command } => bench::run(&command),
+        Command::Doctor => doctor::run(),
+        Command::Cuda => cuda::check().and_then(|()| cuda::compile_kernels()),
+        Command::GpuCheck { mut args } => {
+            if args.device == "cpu" {
+                args.device = "cuda".to_owned();
+            }
+            gpu_check::run(&args)
+        }
         Command::Layers => layers::run(),
         Command::Ci => ci::run(),
     };
@@ -86,6 +106,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A stage that failed has said why on stderr; its exit code is handed on.
+            if let Some(error) = error.downcast_ref::<stage::NoDevice>() {
+                eprintln!("error: {error}");
+                return artifact::ExitCode::Device.into();
+            }
             if let Some(failed) = error.downcast_ref::<stage::Failed>() {
                 eprintln!("{failed}");
                 return ExitCode::from(failed.code);

@@ -12,7 +12,7 @@ use crate::{stage, why};
 
 /// Runs every step and prints the table, or with `json` the object, on stdout.
 pub(crate) fn run(args: &PipelineArgs, json: bool) -> Result<()> {
-    let bin_dir = stage::build()?;
+    let bin_dir = stage::build_for(args)?;
     let started = Instant::now();
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
     let steps = steps();
@@ -88,7 +88,7 @@ pub(crate) fn steps_of(stage_name: &str) -> Result<Vec<Step>> {
 /// Runs the steps of one stage on cached inputs; stdout carries the artifacts' folders.
 pub(crate) fn run_stage(stage_name: &str, args: &PipelineArgs) -> Result<()> {
     let wanted = steps_of(stage_name)?;
-    let bin_dir = stage::build()?;
+    let bin_dir = stage::build_for(args)?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
     for step in steps() {
         let name = step.name();

@@ -10,7 +10,7 @@ use crate::{stage, why};
 
 /// Prints one line per step on stdout.
 pub(crate) fn run(args: &PipelineArgs) -> Result<()> {
-    let bin_dir = stage::build()?;
+    let bin_dir = stage::build_for(args)?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
     for step in steps() {
         let name = step.name();

@@ -7,11 +7,13 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
+use artifact::DeviceSpec;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::ci::cargo;
-use crate::preset::{PipelineArgs, Step};
+use crate::cuda;
+use crate::preset::{PipelineArgs, Step, usage};
 
 /// A stage that ended with an exit code other than 0.
 #[derive(Debug)]
@@ -59,6 +61,41 @@ pub(crate) struct Done {
     pub(crate) path: PathBuf,
     /// Whether it was there already.
     pub(crate) cached: bool,
+}
+
+/// There is no such device.
+#[derive(Debug)]
+pub(crate) struct NoDevice {
+    device: DeviceSpec,
+    reason: String,
+}
+
+impl std::fmt::Display for NoDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { device, reason } = self;
+        write!(
+            f,
+            "no device {device}: {reason}; use --device cpu, or see docs/gpu.md"
+        )
+    }
+}
+
+impl std::error::Error for NoDevice {}
+
+/// Builds the stage binaries for a device and returns the folder that holds them.
+pub(crate) fn build_for(args: &PipelineArgs) -> Result<PathBuf> {
+    match args.device.parse::<DeviceSpec>() {
+        // Building takes minutes and a toolkit, so the device is looked for first.
+        Ok(device @ DeviceSpec::Cuda(index)) => match measure::gpu::find(index) {
+            Ok(_) => cuda::build(),
+            Err(error) => {
+                let reason = error.to_string();
+                Err(NoDevice { device, reason }.into())
+            }
+        },
+        Ok(DeviceSpec::Cpu) => build(),
+        Err(error) => Err(usage(error.to_string())),
+    }
 }
 
 /// Builds the stage binaries and returns the folder that holds them.

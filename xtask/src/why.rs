@@ -13,7 +13,7 @@ use crate::stage::{self, KeyAnswer};
 /// Explains every step of a stage on stdout.
 pub(crate) fn run(stage_name: &str, args: &PipelineArgs) -> Result<()> {
     let wanted = steps_of(stage_name)?;
-    let bin_dir = stage::build()?;
+    let bin_dir = stage::build_for(args)?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
     for step in steps() {
         let name = step.name();

@@ -73,7 +73,7 @@ impl fmt::Display for NoGpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoDriver { reason } => {
-                write!(f, "NVIDIA's CUDA driver is not installed ({reason})")
+                write!(f, "NVIDIA's CUDA driver does not load ({DRIVER}: {reason})")
             }
             Self::BadDriver { function } => {
                 write!(f, "{DRIVER} is no CUDA driver: it has no {function}")
@@ -122,7 +122,7 @@ pub fn find(index: usize) -> Result<Gpu, NoGpu> {
 pub fn driver() -> Result<Driver, NoGpu> {
     // SAFETY: NVIDIA's driver library may be loaded at any time and from any thread.
     let library = unsafe { Library::new(DRIVER) }.map_err(|error| NoGpu::NoDriver {
-        reason: error.to_string(),
+        reason: std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string),
     })?;
     ask(&library)
 }
@@ -219,7 +219,7 @@ mod tests {
                 NoGpu::NoDriver {
                     reason: "no such file".to_owned(),
                 },
-                "not installed",
+                "does not load",
             ),
             (
                 NoGpu::Call {
