@@ -62,7 +62,7 @@ pub const PREDICTOR: StageSpec = StageSpec {
 pub const SEARCH: StageSpec = StageSpec {
     name: "search",
     package: "stage-search",
-    revision: 2,
+    revision: 3,
     inputs: &[Kind::LatencyModel],
     output: Kind::SearchResult,
 };
@@ -71,7 +71,7 @@ pub const SEARCH: StageSpec = StageSpec {
 pub const EVALUATE: StageSpec = StageSpec {
     name: "evaluate",
     package: "stage-evaluate",
-    revision: 3,
+    revision: 4,
     inputs: &[Kind::SearchResult],
     output: Kind::Evaluation,
 };
