@@ -89,7 +89,7 @@ type StepRow = (
 const STEPS: [StepRow; 7] = [
     ("profile",   None,                &[],                           &[]),
     ("predictor", None,                &["profile"],                  &[]),
-    ("search",    Some(BASELINE),      &["predictor"],                &["lambda=0.0"]),
+    ("search",    Some(BASELINE),      &["predictor"],                &["objective=penalty", "lambda=0.0", "target.latency=none"]),
     ("search",    Some(LATENCY_AWARE), &["predictor"],                &[]),
     ("evaluate",  Some(BASELINE),      &["search (baseline)"],        &[]),
     ("evaluate",  Some(LATENCY_AWARE), &["search (latency-aware)"],   &[]),

@@ -194,10 +194,13 @@ fn parse(text: &str) -> Result<Value, String> {
     }
 }
 
-/// Whether the text needs no quotes: names, paths.
+/// Whether the text needs no quotes: names, paths, latencies such as 0.4ms.
 fn is_bare(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_alphabetic() || "./~_".contains(c))
-        && !text.contains(|c: char| c.is_control() || "\"'[]{}#=,".contains(c))
+    let is_quantity = text.starts_with(|c: char| c.is_ascii_digit())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');
+    is_quantity
+        || text.starts_with(|c: char| c.is_alphabetic() || "./~_".contains(c))
+            && !text.contains(|c: char| c.is_control() || "\"'[]{}#=,".contains(c))
 }
 
 /// The first key whose value is NaN or infinite.

@@ -7,11 +7,13 @@ use crate::error::Error;
 use crate::files::Files;
 use crate::format::{FormatVersion, Kind};
 use crate::latency_dataset::{MeasurementSettings, NetworkRecord};
+use crate::search_result::TargetRecord;
 use crate::store::Artifact;
 use crate::table::one_column_per_field;
 use crate::tensors::FloatTensors;
 
 const EVALUATION: &str = "evaluation.json";
+const VERDICT: &str = "verdict.json";
 const LATENCY: &str = "latency.json";
 const EPOCHS: &str = "epochs.parquet";
 const WEIGHTS: &str = "weights.safetensors";
@@ -22,12 +24,63 @@ const WEIGHTS: &str = "weights.safetensors";
 pub struct SearchSummary {
     /// The search method: `pc-darts` or `darts`.
     pub method: String,
+    /// What its loss added for the latency: `penalty`, `hinge`, `target` or `none`.
+    #[serde(default = "crate::search_result::penalty")]
+    pub objective: String,
     /// The balancing coefficient of the latency in its loss.
     pub lambda: f64,
     /// Its seed.
     pub seed: u64,
     /// The latency that the predictor gives the architecture, in milliseconds.
     pub predicted_latency_millis: f64,
+    /// Within which the latency lies with a probability of 0.9, by the predictor, in milliseconds.
+    #[serde(default)]
+    pub interval_millis: Option<[f64; 2]>,
+    /// The latency to keep to.
+    #[serde(default)]
+    pub target: Option<TargetRecord>,
+}
+
+/// What the measurement says of the prediction and of the target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verdict {
+    /// The latency that the predictor gave the architecture, in milliseconds.
+    pub predicted_millis: f64,
+    /// The interval that it gave, in milliseconds.
+    pub interval_millis: Option<[f64; 2]>,
+    /// The measured median, in milliseconds.
+    pub measured_millis: f64,
+    /// The latency to keep to, in milliseconds.
+    pub target_millis: Option<f64>,
+    /// Whether the measured latency lies in the interval.
+    pub is_in_interval: Option<bool>,
+    /// Whether the measured latency is the target at most: PASS or FAIL.
+    pub is_target_met: Option<bool>,
+}
+
+impl Verdict {
+    /// Holds a measurement against what the search promised.
+    pub fn new(search: &SearchSummary, latency: &TimingResult) -> Self {
+        let measured_millis = latency.median_millis;
+        let target_millis = search.target.as_ref().map(|target| target.target_millis);
+        Self {
+            predicted_millis: search.predicted_latency_millis,
+            interval_millis: search.interval_millis,
+            measured_millis,
+            target_millis,
+            is_in_interval: search
+                .interval_millis
+                .map(|[low, high]| (low..=high).contains(&measured_millis)),
+            is_target_met: target_millis.map(|target| measured_millis <= target),
+        }
+    }
+
+    /// `PASS` or `FAIL`; `None` without a target.
+    pub fn word(&self) -> Option<&'static str> {
+        self.is_target_met
+            .map(|is_met| if is_met { "PASS" } else { "FAIL" })
+    }
 }
 
 /// A measured latency.
@@ -73,8 +126,8 @@ one_column_per_field!(EpochRow {
 
 /// A network trained from scratch, tested and timed.
 ///
-/// Files: `evaluation.json`, `latency.json`, `epochs.parquet`, `weights.safetensors`. The latency has a
-/// file of its own because it alone differs from run to run.
+/// Files: `evaluation.json`, `latency.json`, `verdict.json`, `epochs.parquet`, `weights.safetensors`. The
+/// latency, and the verdict on it, have files of their own because they alone differ from run to run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     /// The architecture.
@@ -122,9 +175,16 @@ struct Record {
     n_multi_adds: u64,
 }
 
+impl Evaluation {
+    /// What the measured latency says of the prediction and of the target.
+    pub fn verdict(&self) -> Verdict {
+        Verdict::new(&self.search, &self.latency)
+    }
+}
+
 impl Artifact for Evaluation {
     const KIND: Kind = Kind::Evaluation;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 1);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 2);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -142,6 +202,7 @@ impl Artifact for Evaluation {
         };
         files.put_json(EVALUATION, &record)?;
         files.put_json(LATENCY, &self.latency)?;
+        files.put_json(VERDICT, &self.verdict())?;
         files.put_table::<Self>(EPOCHS, EpochRow::columns(&self.epochs), None)?;
         files.put_tensors(WEIGHTS, &self.weights)?;
         Ok(files)

@@ -85,7 +85,7 @@ pub use crate::config::ConfigError;
 pub use crate::cost_table::CostTable;
 pub use crate::digest::{Digest, Key, KeyParts, digest_files};
 pub use crate::error::Error;
-pub use crate::evaluation::{EpochRow, Evaluation, SearchSummary, TimingResult};
+pub use crate::evaluation::{EpochRow, Evaluation, SearchSummary, TimingResult, Verdict};
 pub use crate::files::Files;
 pub use crate::format::{FormatVersion, Kind};
 pub use crate::genotype::{genotype_from_arg, genotype_from_json, genotype_to_json};
@@ -98,7 +98,7 @@ pub use crate::latency_model::{
 };
 pub use crate::manifest::Manifest;
 pub use crate::report::Report;
-pub use crate::search_result::{SearchResult, TraceRow};
+pub use crate::search_result::{SearchResult, TargetRecord, TraceRow};
 pub use crate::stage::{
     Bar, DeviceSpec, ExitCode, PIPELINE, Progress, RunContext, StageArgs, StageError, StageSpec,
 };

@@ -15,6 +15,26 @@ const GENOTYPE: &str = "genotype.json";
 const ALPHAS: &str = "alphas.safetensors";
 const TRACE: &str = "trace.parquet";
 
+/// A latency that a search was to keep to, and how it ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetRecord {
+    /// The latency that must not be exceeded, in milliseconds.
+    pub target_millis: f64,
+    /// The probability with which it is to be kept, 0..1.
+    pub probability: f64,
+    /// The latency that the architecture keeps below with that probability, by the predictor, in
+    /// milliseconds.
+    pub upper_millis: f64,
+    /// Whether that is the target at most.
+    pub is_met: bool,
+    /// The architecture that alpha stood for, before its cells were changed to meet the target.
+    #[serde(with = "crate::genotype")]
+    pub derived: Genotype,
+    /// Genes in which it differs from the architecture found.
+    pub n_changed_genes: u32,
+}
+
 /// A found architecture.
 ///
 /// Files: `genotype.json`, `alphas.safetensors`, `trace.parquet`.
@@ -26,12 +46,24 @@ pub struct SearchResult {
     pub method: String,
     /// The seed of the search.
     pub seed: u64,
-    /// The balancing coefficient of the latency in the loss.
+    /// What the loss of alpha adds for the latency: `penalty`, `hinge` or `target`; `none` where a search
+    /// has no such loss.
+    pub objective: String,
+    /// How alpha became an input of the latency model: `soft`, `hard` or `sampled`; `none` where there is no
+    /// alpha.
+    pub bridge: String,
+    /// The balancing coefficient of the latency in the loss; with the objective `target` what it was at the
+    /// end.
     pub lambda: f64,
     /// What the predicted latency is of; `None` if the predictor does not say.
     pub settings: Option<MeasurementSettings>,
     /// The predicted latency of the architecture, in milliseconds.
     pub predicted_latency_millis: f64,
+    /// Within which the latency lies with a probability of 0.9, by the predictor's held-out architectures,
+    /// in milliseconds; `None` if it has none.
+    pub interval_millis: Option<[f64; 2]>,
+    /// The latency to keep to; `None` if there was none.
+    pub target: Option<TargetRecord>,
     /// What predictions were divided by in the loss, in milliseconds.
     pub reference_millis: f64,
     /// The architecture parameters: `alphas_normal`, `alphas_reduce` (14 x 8: edges, primitives), and for
@@ -72,6 +104,23 @@ pub struct TraceRow {
     pub learning_rate: f64,
     /// The derived genotype, in the tuple form.
     pub genotype: String,
+    /// The weight of the latency in the loss at the end of the epoch: lambda, or the multiplier.
+    pub latency_weight: Option<f64>,
+    /// The mean latency that the model gave the bridge's codes in the epoch's alpha steps, in
+    /// milliseconds; `None` where alpha stood still.
+    pub bridge_latency_millis: Option<f64>,
+    /// The discretisation gap: latency of the bridge's code over that of the derived genotype, less 1, at
+    /// the end of the epoch.
+    pub discretisation_gap: Option<f64>,
+    /// The latency that the derived genotype keeps below with the target's probability, in milliseconds.
+    pub upper_latency_millis: Option<f64>,
+    /// The share of parameter-free primitives (skip, poolings) in softmax(alpha) of the normal cell,
+    /// `none` left out, mean over edges.
+    pub parameter_free_normal: Option<f64>,
+    /// The dominant eigenvalue of the Hessian of the validation loss in alpha and beta.
+    pub eigenvalue: Option<f64>,
+    /// What the guards saw and did, and what was done to the derived cells at the end.
+    pub event: Option<String>,
 }
 
 one_column_per_field!(TraceRow {
@@ -89,6 +138,13 @@ one_column_per_field!(TraceRow {
     n_skips_reduce,
     learning_rate,
     genotype,
+    latency_weight,
+    bridge_latency_millis,
+    discretisation_gap,
+    upper_latency_millis,
+    parameter_free_normal,
+    eigenvalue,
+    event,
 });
 
 /// `genotype.json`.
@@ -99,15 +155,33 @@ struct Record {
     genotype: Genotype,
     method: String,
     seed: u64,
+    #[serde(default = "penalty")]
+    objective: String,
+    #[serde(default = "soft")]
+    bridge: String,
     lambda: f64,
+    #[serde(default)]
+    interval_millis: Option<[f64; 2]>,
+    #[serde(default)]
+    target: Option<TargetRecord>,
     settings: Option<MeasurementSettings>,
     predicted_latency_millis: f64,
     reference_millis: f64,
 }
 
+/// The only objective of format 1.1.
+pub(crate) fn penalty() -> String {
+    "penalty".to_owned()
+}
+
+/// The only bridge of format 1.1.
+fn soft() -> String {
+    "soft".to_owned()
+}
+
 impl Artifact for SearchResult {
     const KIND: Kind = Kind::SearchResult;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 1);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 2);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -115,7 +189,11 @@ impl Artifact for SearchResult {
             genotype: self.genotype.clone(),
             method: self.method.clone(),
             seed: self.seed,
+            objective: self.objective.clone(),
+            bridge: self.bridge.clone(),
             lambda: self.lambda,
+            interval_millis: self.interval_millis,
+            target: self.target.clone(),
             settings: self.settings.clone(),
             predicted_latency_millis: self.predicted_latency_millis,
             reference_millis: self.reference_millis,
@@ -133,7 +211,11 @@ impl Artifact for SearchResult {
             genotype: record.genotype,
             method: record.method,
             seed: record.seed,
+            objective: record.objective,
+            bridge: record.bridge,
             lambda: record.lambda,
+            interval_millis: record.interval_millis,
+            target: record.target,
             settings: record.settings,
             predicted_latency_millis: record.predicted_latency_millis,
             reference_millis: record.reference_millis,

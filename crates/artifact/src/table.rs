@@ -101,7 +101,7 @@ impl Columns {
     }
 }
 
-/// A type that is one column of a table.
+/// A type that is one column of a table. Of an `Option`, a file may have gaps or no column at all.
 pub(crate) trait Column: Sized {
     fn put(columns: &mut Columns, name: &str, values: impl Iterator<Item = Self>);
     fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error>;
@@ -137,6 +137,9 @@ impl Column for Option<f64> {
     }
 
     fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error> {
+        if !table.has(name) {
+            return Ok(vec![None; table.n_rows()]);
+        }
         let column = table.nullable_column(name, &DataType::Float64)?;
         let values: Vec<Self> = column.as_primitive::<Float64Type>().iter().collect();
         table.check_finite(name, values.iter().copied())?;
@@ -165,6 +168,22 @@ impl Column for String {
         let column = table.column(name, &DataType::Utf8)?;
         let column = column.as_string::<i32>();
         Ok(column.iter().flatten().map(str::to_owned).collect())
+    }
+}
+
+impl Column for Option<String> {
+    fn put(columns: &mut Columns, name: &str, values: impl Iterator<Item = Self>) {
+        let values: Vec<Self> = values.collect();
+        columns.push(name, true, Arc::new(StringArray::from(values)));
+    }
+
+    fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error> {
+        if !table.has(name) {
+            return Ok(vec![None; table.n_rows()]);
+        }
+        let column = table.nullable_column(name, &DataType::Utf8)?;
+        let column = column.as_string::<i32>().iter();
+        Ok(column.map(|text| text.map(str::to_owned)).collect())
     }
 }
 

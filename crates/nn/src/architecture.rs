@@ -57,6 +57,24 @@ pub struct Mixing {
 }
 
 impl Mixing {
+    /// The same with an auxiliary skip on every edge (DARTS-, Chu et al. 2021): beside what alpha gives to
+    /// `skip_connect`, that operation gets `weight`, so that it need not win alpha to help the training.
+    ///
+    /// # Errors
+    /// If the tensor library fails.
+    pub fn with_auxiliary_skip(self, weight: f64) -> Result<Self> {
+        let skip: Vec<f64> = Primitive::ALL
+            .iter()
+            .map(|&primitive| f64::from(u8::from(primitive == Primitive::SkipConnect)) * weight)
+            .collect();
+        let operations = &self.operations;
+        let skip = Tensor::new(skip, operations.device())?.to_dtype(operations.dtype())?;
+        Ok(Self {
+            operations: operations.broadcast_add(&skip)?,
+            ..self
+        })
+    }
+
     /// By what each operation is multiplied, `[e, p]`: its own weight times that of its edge.
     pub(crate) fn of_operations(&self) -> Result<Tensor> {
         match &self.edges {
@@ -189,7 +207,10 @@ impl Architecture {
     }
 
     /// What derivation ranks: softmax(alpha), times softmax(beta) where there is one, row-major `[e, p]`.
-    fn ranks(&self, kind: CellKind) -> Result<Vec<f32>> {
+    ///
+    /// # Errors
+    /// If the tensor library fails.
+    pub fn ranks(&self, kind: CellKind) -> Result<Vec<f32>> {
         let Mixing { operations, edges } = self.mixing(kind, false)?;
         let ranks = match edges {
             Some(edges) => operations.broadcast_mul(&edges.unsqueeze(1)?)?,
@@ -202,6 +223,26 @@ impl Architecture {
     pub fn derive(&self) -> Result<Genotype> {
         let [normal, reduction] = CellKind::ALL.map(|kind| self.ranks(kind));
         Ok(self.space.derive([&normal?, &reduction?]))
+    }
+
+    /// The share of parameter-free primitives (skip, poolings) in softmax(alpha), `none` left out, the mean
+    /// over the edges; 3/7 at the start.
+    pub fn parameter_free(&self, kind: CellKind) -> Result<f64> {
+        let operations = self.mixing(kind, false)?.operations.to_dtype(DType::F64)?;
+        let rows: Vec<Vec<f64>> = operations.to_vec2()?;
+        let sum = |row: &[f64], primitives: &[Primitive]| -> f64 {
+            primitives
+                .iter()
+                .map(|primitive| row[primitive.index()])
+                .sum()
+        };
+        let free = [
+            Primitive::MaxPool3x3,
+            Primitive::AvgPool3x3,
+            Primitive::SkipConnect,
+        ];
+        let share = |row: &Vec<f64>| sum(row, &free) / sum(row, &Primitive::KEPT);
+        Ok(rows.iter().map(share).sum::<f64>() / rows.len() as f64)
     }
 
     /// The entropy of softmax(alpha) in nats, the mean over the edges; ln 8 = 2.08 at the start.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`parameters`] | named weights and buffers, their initialisation, import and export by PyTorch's state-dict names |
 //! | [`layers`] | batch normalisation, `ReLUConvBN`, `FactorizedReduce`, stems, the linear head |
+//! | [`bilevel`] | the second-order gradient of alpha, the dominant eigenvalue of its Hessian |
 //! | [`candidate`] | the candidate operation of an edge ([`space::Primitive`] made real) |
 //! | [`architecture`] | alpha, beta, their softmax, the soft code, the derived genotype |
 //! | [`supernet`] | the weight-sharing search network, with full or partial channels |
@@ -20,6 +21,7 @@
 
 pub mod architecture;
 pub mod auxiliary;
+pub mod bilevel;
 pub mod candidate;
 pub mod derived;
 mod fused;

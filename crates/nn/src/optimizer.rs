@@ -47,6 +47,39 @@ impl Gradients {
         let norm = self.global_norm()?;
         Ok(((max_norm / (norm + 1e-6)).min(1.0), norm))
     }
+
+    /// self + factor * other; a parameter that one side has no gradient for counts as 0 there.
+    pub(crate) fn plus(&self, other: &Self, factor: f64) -> Result<Self> {
+        let mut by_name = self.by_name.clone();
+        for (name, gradient) in &other.by_name {
+            let scaled = (gradient * factor)?;
+            let sum = match by_name.get(name) {
+                Some(own) => (own + scaled)?,
+                None => scaled,
+            };
+            by_name.insert(name.clone(), sum);
+        }
+        Ok(Self { by_name })
+    }
+
+    /// self * factor.
+    pub(crate) fn times(&self, factor: f64) -> Result<Self> {
+        let scaled =
+            |(name, gradient): (&String, &Tensor)| Ok((name.clone(), (gradient * factor)?));
+        let by_name = self.by_name.iter().map(scaled).collect::<Result<_>>()?;
+        Ok(Self { by_name })
+    }
+
+    /// The inner product of both as vectors.
+    pub(crate) fn dot(&self, other: &Self) -> Result<f64> {
+        let product = |(name, own): (&String, &Tensor)| {
+            let Some(other) = other.by_name.get(name) else {
+                return Ok(0.0);
+            };
+            (own * other)?.to_dtype(DType::F64)?.sum_all()?.to_scalar()
+        };
+        self.by_name.iter().map(product).sum()
+    }
 }
 
 fn squared_norm(x: &Tensor) -> Result<f64> {
@@ -74,6 +107,13 @@ impl Sgd {
             weight_decay,
             buffers: BTreeMap::new(),
         }
+    }
+
+    /// An optimiser with the history of another, to try a step with.
+    pub(crate) fn of_state(other: &Self) -> Result<Self> {
+        let mut trial = Self::new(other.momentum, other.weight_decay);
+        trial.load(&other.state()?)?;
+        Ok(trial)
     }
 
     /// One step with the gradients multiplied by `gradient_scale` (see [`Gradients::clip_factor`]).
@@ -145,6 +185,11 @@ impl Adam {
             means: BTreeMap::new(),
             squares: BTreeMap::new(),
         }
+    }
+
+    /// From now on with another learning rate.
+    pub fn set_learning_rate(&mut self, learning_rate: f64) {
+        self.learning_rate = learning_rate;
     }
 
     /// One step with the gradients multiplied by `gradient_scale`.

@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use rand::RngExt;
 
 use crate::Rng;
+use crate::optimizer::Gradients;
 
 /// Why a state could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +84,24 @@ impl Parameters {
             .chain(&self.buffers)
             .map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?)))
             .collect()
+    }
+
+    /// Puts back what [`state`](Self::state) gave.
+    pub(crate) fn restore(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        for (name, var) in self.weights.iter().chain(&self.buffers) {
+            var.set(&state[name])?;
+        }
+        Ok(())
+    }
+
+    /// Moves every weight by `factor` times its entry in a direction.
+    pub(crate) fn shift(&self, direction: &Gradients, factor: f64) -> Result<()> {
+        for (name, var) in &self.weights {
+            if let Some(direction) = direction.get(name) {
+                var.set(&(var.as_detached_tensor() + (direction * factor)?)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Overwrites every weight and buffer from a state; nothing changes unless all of it fits.

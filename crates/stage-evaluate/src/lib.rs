@@ -120,9 +120,12 @@ pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<Eva
         settings,
         search: SearchSummary {
             method: search.method.clone(),
+            objective: search.objective.clone(),
             lambda: search.lambda,
             seed: search.seed,
             predicted_latency_millis: search.predicted_latency_millis,
+            interval_millis: search.interval_millis,
+            target: search.target.clone(),
         },
         seed: config.seed,
         test_accuracy: trained.test_accuracy,

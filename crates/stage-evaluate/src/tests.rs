@@ -37,7 +37,9 @@ fn run(config: &Config, inputs: &Inputs, work_dir: &Path) -> Evaluation {
 /// The bytes of all files but the latency's.
 fn bytes(evaluation: &Evaluation) -> Vec<(String, Vec<u8>)> {
     let files = evaluation.to_files().unwrap();
-    let files = files.iter().filter(|(name, _)| *name != "latency.json");
+    let files = files
+        .iter()
+        .filter(|(name, _)| !["latency.json", "verdict.json"].contains(name));
     files
         .map(|(name, bytes)| (name.to_owned(), bytes.to_vec()))
         .collect()

@@ -1,8 +1,13 @@
 //! The config file of the stage.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
 
+use serde::{Deserialize, Serialize};
+use space::Genotype;
+
+pub use crate::bridge::Bridge;
 use crate::error::Error;
+pub use crate::guard::Policy;
 
 /// `search.toml`; every key is required.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -10,10 +15,19 @@ use crate::error::Error;
 pub struct Config {
     /// Seed of the initial weights, of alpha, of the split and of the order of the data.
     pub seed: u64,
-    /// Full or partial channels.
+    /// Full or partial channels; or no search at all, to compare with.
     pub method: Method,
-    /// Weight of latency / reference latency in the loss of alpha; 0 searches for accuracy alone.
+    /// The gradient of alpha.
+    pub order: Order,
+    /// What the loss of alpha adds for the latency.
+    pub objective: ObjectiveKind,
+    /// The weight of the latency in the loss of alpha; for the objective `target` what the multiplier
+    /// begins with. A penalty of 0 searches for accuracy alone.
     pub lambda: f64,
+    /// Where the latency model is asked.
+    pub bridge: Bridge,
+    /// Genotypes that the bridge `sampled` draws in a step.
+    pub n_bridge_samples: usize,
     /// Passes over the training part.
     pub n_epochs: usize,
     /// Epochs at the beginning in which alpha stays as it is.
@@ -22,6 +36,10 @@ pub struct Config {
     pub batch_size: usize,
     /// Images of the validation part on which loss and accuracy are measured after each epoch.
     pub n_validation_images: usize,
+    /// The latency to keep to.
+    pub target: TargetConfig,
+    /// Signs of collapse, and what is done about them.
+    pub guards: GuardsConfig,
     /// The images and what is done to them.
     pub data: DataConfig,
     /// The size of the supernet.
@@ -36,6 +54,8 @@ impl Config {
     /// Checks what the types do not say.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let Self {
+            target,
+            guards,
             data,
             weights,
             architecture,
@@ -46,6 +66,58 @@ impl Config {
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let rules = [
             ("lambda", not_negative(self.lambda), "0 or more"),
+            (
+                "target.latency",
+                self.objective == ObjectiveKind::Penalty
+                    || self.target.latency != TargetLatency::None,
+                "a latency such as 0.4ms or 0.6x for the objectives hinge and target",
+            ),
+            (
+                "target.latency",
+                self.method != Method::Random || self.target.latency != TargetLatency::None,
+                "a latency such as 0.4ms or 0.6x for the method random",
+            ),
+            (
+                "target.of",
+                genotype_of(&target.of).is_some(),
+                "the name of a published genotype, or one in the tuple form",
+            ),
+            (
+                "target.probability",
+                target.probability > 0.0 && target.probability < 1.0,
+                "above 0 and below 1",
+            ),
+            (
+                "target.slack",
+                share(target.slack),
+                "at least 0 and below 1",
+            ),
+            (
+                "target.multiplier_rate",
+                positive(target.multiplier_rate),
+                "a positive number",
+            ),
+            ("n_bridge_samples", self.n_bridge_samples >= 1, "at least 1"),
+            (
+                "guards.max_parameter_free",
+                (0.0..=1.0).contains(&guards.max_parameter_free),
+                "between 0 and 1",
+            ),
+            (
+                "guards.min_entropy",
+                not_negative(guards.min_entropy),
+                "0 or more",
+            ),
+            (
+                "guards.max_eigenvalue_growth",
+                guards.max_eigenvalue_growth > 1.0,
+                "a ratio above 1",
+            ),
+            (
+                "guards.auxiliary_skip",
+                not_negative(guards.auxiliary_skip),
+                "0 or more",
+            ),
             ("n_epochs", self.n_epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             (
@@ -139,6 +211,9 @@ pub enum Method {
     Darts,
     /// Partial channels and edge normalisation (Xu et al. 2020).
     PcDarts,
+    /// A genotype drawn at random from those that keep to the target and not far below it: what a search
+    /// must be better than.
+    Random,
 }
 
 impl Method {
@@ -147,8 +222,136 @@ impl Method {
         match self {
             Self::Darts => "darts",
             Self::PcDarts => "pc-darts",
+            Self::Random => "random",
         }
     }
+}
+
+/// The bilevel approximation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// The weights count as constants.
+    FirstOrder,
+    /// The weights are those after one more step, which depends on alpha (DARTS, section 2.3); four times as
+    /// expensive.
+    Unrolled,
+}
+
+/// The term of the latency in the loss of alpha.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ObjectiveKind {
+    /// lambda * latency / reference latency (LA-DARTS).
+    Penalty,
+    /// lambda * max(0, latency / target - 1).
+    Hinge,
+    /// multiplier * (latency / target - 1), the multiplier found by gradient ascent.
+    Target,
+}
+
+impl ObjectiveKind {
+    /// As in the config file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Penalty => "penalty",
+            Self::Hinge => "hinge",
+            Self::Target => "target",
+        }
+    }
+}
+
+/// The latency to keep to. With any objective, the derived cells are changed at the end if they do not.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetConfig {
+    /// The latency.
+    pub latency: TargetLatency,
+    /// The genotype whose latency, as predicted, a ratio is of: a published name or the tuple form.
+    pub of: String,
+    /// The probability with which the latency is to be kept, by the predictor's errors on held-out
+    /// architectures.
+    pub probability: f64,
+    /// The share of the target that may stay unused.
+    pub slack: f64,
+    /// What the multiplier climbs per step for a violation of 1.
+    pub multiplier_rate: f64,
+}
+
+/// `none`, `0.4ms`, or `0.6x` for a ratio of a genotype's latency.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum TargetLatency {
+    /// Any.
+    None,
+    /// In ms.
+    Millis(f64),
+    /// As a ratio.
+    Ratio(f64),
+}
+
+impl TryFrom<String> for TargetLatency {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let number = |text: &str| {
+            let value: f64 = text.trim().parse().ok()?;
+            (value > 0.0 && value.is_finite()).then_some(value)
+        };
+        let text = text.trim();
+        let parsed = if text == "none" {
+            Some(Self::None)
+        } else if let Some(value) = text.strip_suffix("ms") {
+            number(value).map(Self::Millis)
+        } else {
+            text.strip_suffix('x').and_then(number).map(Self::Ratio)
+        };
+        parsed.ok_or_else(|| format!("`{text}` is no latency; expected none, 0.4ms or 0.6x"))
+    }
+}
+
+impl From<TargetLatency> for String {
+    fn from(latency: TargetLatency) -> Self {
+        latency.to_string()
+    }
+}
+
+impl fmt::Display for TargetLatency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Millis(value) => write!(f, "{value}ms"),
+            Self::Ratio(value) => write!(f, "{value}x"),
+        }
+    }
+}
+
+/// The genotype of a name or in the tuple form.
+pub(crate) fn genotype_of(text: &str) -> Option<Genotype> {
+    Genotype::named(text).or_else(|| text.parse().ok())
+}
+
+/// Signs of collapse, read off after every epoch in which alpha moved, and what is done about them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuardsConfig {
+    /// What follows an alarm.
+    pub policy: Policy,
+    /// Skip connections in the derived normal cell: more are an alarm, and no more come out at the end unless a
+    /// target forces them. 8 = any.
+    pub max_skips: usize,
+    /// The share of parameter-free primitives in softmax(alpha) of the normal cell, `none` left out: more is
+    /// an alarm. 1 = any.
+    pub max_parameter_free: f64,
+    /// The entropy of softmax(alpha) in the normal cell, mean over edges, nats: less is an alarm. 0 = any.
+    pub min_entropy: f64,
+    /// Steps of the power iteration for the dominant eigenvalue of the Hessian of the validation loss in alpha;
+    /// 0 = not measured.
+    pub n_eigenvalue_steps: usize,
+    /// The eigenvalue over its least so far: more is an alarm.
+    pub max_eigenvalue_growth: f64,
+    /// The weight at the start of a skip beside alpha's on every edge, which falls to 0 (DARTS-); 0 = none.
+    pub auxiliary_skip: f64,
 }
 
 /// Images and augmentation.

@@ -77,6 +77,47 @@ pub enum Error {
         /// Columns.
         width: usize,
     },
+    /// The alpha of another search does not fit this one.
+    #[error("the alpha to begin with does not fit this search: {what}; was it another method?")]
+    WarmStart {
+        /// What does not fit.
+        what: String,
+    },
+    /// Nothing in the space is that fast.
+    #[error(
+        "no network is that fast: target {target_millis:.4} ms, but the fastest one found takes up to {fastest_millis:.4} ms \
+         by the latency model; raise target.latency or shrink the network"
+    )]
+    Unreachable {
+        /// What was asked for, in ms.
+        target_millis: f64,
+        /// The bound of the fastest genotype, in ms.
+        fastest_millis: f64,
+    },
+    /// No genotype drawn at random keeps to the target and near it.
+    #[error(
+        "none of {n_draws} genotypes drawn at random takes between {low_millis:.4} and {target_millis:.4} ms by the latency \
+         model; widen target.slack or move target.latency"
+    )]
+    NothingDrawn {
+        /// The least latency, in ms.
+        low_millis: f64,
+        /// The target, in ms.
+        target_millis: f64,
+        /// Genotypes drawn.
+        n_draws: usize,
+    },
+    /// The latency model cannot promise anything.
+    #[error(
+        "the latency model in {path} has too few held-out architectures to promise a latency with a probability of \
+         {probability}; raise held_out or n_architectures and run the predictor stage again, or lower target.probability"
+    )]
+    NoPromise {
+        /// The artifact's folder.
+        path: String,
+        /// What was asked for.
+        probability: f64,
+    },
     /// A checkpoint does not fit.
     #[error("the checkpoint {path} does not fit this search: {what}; delete it and start again")]
     Checkpoint {
@@ -105,11 +146,16 @@ pub enum Error {
 impl StageError for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Setting { .. } | Self::Network { .. } => ExitCode::Usage,
+            Self::Setting { .. }
+            | Self::Network { .. }
+            | Self::Unreachable { .. }
+            | Self::NothingDrawn { .. } => ExitCode::Usage,
             Self::LatencyModel { .. }
             | Self::UnknownModel { .. }
             | Self::CodeLength { .. }
             | Self::NotSquare { .. }
+            | Self::WarmStart { .. }
+            | Self::NoPromise { .. }
             | Self::Checkpoint { .. }
             | Self::Images(_) => ExitCode::Input,
             Self::NonFinite { .. } => ExitCode::Numbers,

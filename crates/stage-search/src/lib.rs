@@ -1,16 +1,33 @@
 //! Stage `search`: latency-aware differentiable architecture search.
 //!
-//! Trains the weights of a supernet and its architecture parameters by turns, first order: alpha on
-//! validation batches with the loss `cross entropy + lambda * model(code) / reference`, weights on
-//! training batches with the cross entropy alone. The model is the frozen latency model, the code is the
-//! mass-matched soft code of alpha and beta, the reference the median latency that the model was
-//! trained on. Alpha stands still in the warm-up epochs.
+//! Trains the weights of a supernet and its architecture parameters by turns: alpha on validation batches
+//! with the loss `cross entropy + objective(model(code))`, weights on training batches with the cross
+//! entropy alone. The model is the frozen latency model; how alpha becomes a code is the bridge. Alpha stands
+//! still in the warm-up epochs. At the end the genotype of alpha is derived, and changed where it is
+//! cheapest if it does not keep to the target or has too many skips.
+//!
+//! | module | what |
+//! |---|---|
+//! | `search` | the steps and epochs |
+//! | `objective` | what the loss adds for the latency: penalty, hinge, target |
+//! | `bridge` | from alpha to an input of the model: soft, hard, sampled |
+//! | `predictor` | the model, and how far it may be trusted |
+//! | `derivation` | the genotype of alpha within limits |
+//! | `guard` | signs of collapse, and what is done about them |
+//! | `random` | no search: a genotype drawn within the limits |
+//! | `resume` | checkpoints |
 //!
 //! Every epoch leaves a row in the trace and a checkpoint; a search that is killed goes on after the last
 //! finished epoch and ends with the same bytes, on the same number of threads.
 
+mod bridge;
 mod config;
+mod derivation;
 mod error;
+mod guard;
+mod objective;
+mod predictor;
+mod random;
 mod resume;
 mod search;
 
@@ -19,33 +36,38 @@ use std::path::Path;
 use artifact::stage::SEARCH;
 use artifact::{
     DeviceSpec, FloatTensors, KeyParts, LatencyModelArtifact, Opened, RunContext, SearchResult,
-    TraceRow,
+    TargetRecord, TraceRow,
 };
 use candle_core::Device;
 use images::{ImageSet, LoadOptions, Split};
-use latency::{LatencyModel, Mlp, Ridge, State, StateTensor, Structured};
-use space::CellKind;
+use space::{CellKind, Genotype};
 
 pub use crate::config::{
-    ArchitectureConfig, Config, DataConfig, Method, NetworkConfig, WeightsConfig,
+    ArchitectureConfig, Bridge, Config, DataConfig, GuardsConfig, Method, NetworkConfig,
+    ObjectiveKind, Order, Policy, TargetConfig, TargetLatency, WeightsConfig,
 };
+use crate::derivation::{Band, Derivation, Limits};
 pub use crate::error::Error;
-use crate::search::{Data, EpochResult, Objective, Search, predict};
+use crate::predictor::Predictor;
+use crate::search::{Data, EpochResult, Search};
 
 /// What the stage reads.
 pub struct Inputs {
     /// The frozen latency model.
     pub latency_model: Opened<LatencyModelArtifact>,
+    /// The search whose alpha this one begins with; `None` = drawn at random.
+    pub warm_start: Option<Opened<SearchResult>>,
 }
 
 impl Inputs {
-    /// Opens the latency model of a folder.
+    /// Opens the latency model of a folder, and the search result of another.
     ///
     /// # Errors
     /// As [`artifact::open`].
-    pub fn open(latency_model: &Path) -> Result<Self, Error> {
+    pub fn open(latency_model: &Path, warm_start: Option<&Path>) -> Result<Self, Error> {
         Ok(Self {
             latency_model: artifact::open(latency_model)?,
+            warm_start: warm_start.map(artifact::open).transpose()?,
         })
     }
 
@@ -56,16 +78,21 @@ impl Inputs {
     pub fn key(&self, config: &Config) -> Result<KeyParts, Error> {
         config.check()?;
         let files = images::files(&config.data.dir, Split::Train)?;
-        Ok(KeyParts::new(&SEARCH, config)?
+        let parts = KeyParts::new(&SEARCH, config)?
             .input("latency-model", self.latency_model.digest())
-            .input("images", artifact::digest_files(&files)?))
+            .input("images", artifact::digest_files(&files)?);
+        Ok(match &self.warm_start {
+            Some(neighbour) => parts.input("warm-start", neighbour.digest()),
+            None => parts,
+        })
     }
 }
 
 /// Searches and returns the genotype with everything that led to it.
 ///
 /// # Errors
-/// [`Error`] if the config or an input is wrong, or if a loss is no longer finite.
+/// [`Error`] if the config or an input is wrong, if no network meets the target, or if a loss is no longer
+/// finite.
 pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<SearchResult, Error> {
     run_until(config, inputs, context, config.n_epochs)?.ok_or(Error::Unfinished {
         n_epochs: config.n_epochs,
@@ -85,16 +112,32 @@ pub fn run_until(
 ) -> Result<Option<SearchResult>, Error> {
     config.check()?;
     let _guard = context.machine_use.compute()?;
-    let card = &inputs.latency_model.value.card;
-    let model = latency_model(&inputs.latency_model)?;
-    let objective = Objective {
-        lambda: config.lambda,
-        reference_millis: card.reference_millis,
-        model: model.as_ref(),
-    };
+    let predictor = Predictor::new(&inputs.latency_model)?;
+    let target_millis = target_millis(config, inputs, &predictor)?;
+    if config.method == Method::Random {
+        let found = random::draw(config, &predictor, target_millis)?;
+        return Ok(Some(result(
+            config,
+            inputs,
+            &predictor,
+            target_millis,
+            found,
+        )));
+    }
+    let objective = objective::new(config, predictor.reference_millis, target_millis);
     let set = load_images(config)?;
     let data = Data::new(&set, config)?;
-    let mut search = Search::new(config, &set, &open_device(context.device)?)?;
+    let mut search = Search::new(
+        config,
+        &set,
+        &predictor,
+        objective,
+        &open_device(context.device)?,
+    )?;
+    if let Some(neighbour) = &inputs.warm_start {
+        let alphas = resume::tensors(&neighbour.value.alphas, &search.device)?;
+        search.warm_start(&alphas)?;
+    }
     let mut trace = resume::load(&mut search, &context.work_dir)?;
     if !trace.is_empty() {
         context.progress.line(&format!(
@@ -104,40 +147,223 @@ pub fn run_until(
         ));
     }
     for epoch in trace.len()..config.n_epochs.min(last_epoch) {
+        if search.memory.has_stopped {
+            break;
+        }
         let label = format!("epoch {}/{}", epoch + 1, config.n_epochs);
         let bar = context.progress.bar(&label, search.n_steps(&data) as u64);
-        let result = search.epoch(epoch, &data, &objective, |loss| {
+        let result = search.epoch(epoch, &data, |loss| {
             bar.message(format!("loss {loss:.3}"));
             bar.inc(1);
         })?;
         bar.finish();
-        let row = trace_row(epoch, &result, &search, &objective)?;
-        trace.push(row);
-        resume::save(&search, &trace, &context.work_dir)?;
+        let mut row = trace_row(epoch, &result, &search)?;
+        if epoch >= config.n_warmup_epochs {
+            row.event = search.guard(&result.panel)?;
+        }
         context.progress.line(&format!(
-            "{label}: train {:.3} ({:.1} %), valid {:.3} ({:.1} %), derived {:.3} ms",
+            "{label}: train {:.3} ({:.1} %), valid {:.3} ({:.1} %), derived {:.3} ms{}",
             result.train_loss,
             100.0 * result.train_accuracy,
             result.valid_loss,
             100.0 * result.valid_accuracy,
             result.derived_latency_millis,
+            row.event
+                .iter()
+                .map(|event| format!("; {event}"))
+                .collect::<String>(),
         ));
+        trace.push(row);
+        resume::save(&search, &trace, &context.work_dir)?;
     }
-    if trace.len() < config.n_epochs {
+    if trace.len() < config.n_epochs && !search.memory.has_stopped {
         return Ok(None);
     }
-    let genotype = search.architecture.derive()?;
-    Ok(Some(SearchResult {
-        predicted_latency_millis: predict(model.as_ref(), &genotype),
+    let found = found(config, &search, target_millis, trace)?;
+    for event in found
+        .trace
+        .last()
+        .iter()
+        .filter_map(|row| row.event.as_ref())
+    {
+        context.progress.line(event);
+    }
+    Ok(Some(result(
+        config,
+        inputs,
+        &predictor,
+        target_millis,
+        found,
+    )))
+}
+
+/// What a search ends with.
+struct Found {
+    /// The architecture.
+    genotype: Genotype,
+    /// What alpha stood for, without limits.
+    derived: Genotype,
+    /// Genes that differ between both.
+    n_changed_genes: usize,
+    /// The weight of the latency in the loss.
+    latency_weight: f64,
+    alphas: FloatTensors,
+    trace: Vec<TraceRow>,
+}
+
+/// The target in ms; an error if the model cannot tell, or if nothing is that fast.
+fn target_millis(
+    config: &Config,
+    inputs: &Inputs,
+    predictor: &Predictor,
+) -> Result<Option<f64>, Error> {
+    let target = &config.target;
+    let millis = match target.latency {
+        TargetLatency::None => return Ok(None),
+        TargetLatency::Millis(millis) => millis,
+        TargetLatency::Ratio(ratio) => {
+            let of = config::genotype_of(&target.of).ok_or(Error::Setting {
+                key: "target.of",
+                expected: "the name of a published genotype, or one in the tuple form",
+            })?;
+            ratio * predictor.predict(&of)
+        }
+    };
+    let probability = target.probability;
+    let upper = |genotype: &Genotype| predictor.upper(genotype, probability);
+    if upper(&Genotype::named("PDARTS").expect("a published genotype")).is_none() {
+        return Err(Error::NoPromise {
+            path: inputs.latency_model.dir.display().to_string(),
+            probability,
+        });
+    }
+    let (_, fastest_millis) =
+        derivation::fastest(|genotype| upper(genotype).unwrap_or(f64::INFINITY));
+    if fastest_millis > millis {
+        return Err(Error::Unreachable {
+            target_millis: millis,
+            fastest_millis,
+        });
+    }
+    Ok(Some(millis))
+}
+
+/// The genotype that alpha stands for, within the limits of target and guards; the trace's last row tells
+/// what that took.
+fn found(
+    config: &Config,
+    search: &Search<'_>,
+    target_millis: Option<f64>,
+    mut trace: Vec<TraceRow>,
+) -> Result<Found, Error> {
+    let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
+    let (normal, reduction) = (normal?, reduction?);
+    let derived = search.architecture.derive()?;
+    let latency_weight = search.objective.weight();
+    let guards = &config.guards;
+    let max_skips_normal = match guards.policy {
+        Policy::Off => usize::MAX,
+        _ => guards.max_skips,
+    };
+    let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
+    let band = target_millis.map(|high_millis| Band {
+        // Where the latency has no weight, alpha gave up nothing for it, and there is nothing to give back.
+        low_millis: if latency_weight > 0.0 {
+            (1.0 - config.target.slack) * high_millis
+        } else {
+            0.0
+        },
+        high_millis,
+    });
+    let limits = Limits {
+        max_skips_normal,
+        band,
+    };
+    let Derivation {
+        genotype,
+        n_changed_genes,
+        ..
+    } = derivation::derive([&normal, &reduction], limits, upper);
+    let mut events: Vec<String> = trace
+        .last_mut()
+        .and_then(|row| row.event.take())
+        .into_iter()
+        .collect();
+    if n_changed_genes > 0 {
+        let bound = match target_millis {
+            Some(target) => format!(
+                ": at most {:.4} ms instead of {:.4}, target {target:.4}",
+                upper(&genotype),
+                upper(&derived)
+            ),
+            None => String::new(),
+        };
+        events.push(format!(
+            "{n_changed_genes} genes of the derived cells changed{bound}"
+        ));
+    }
+    let n_skips = genotype.n_skips(CellKind::Normal);
+    if n_skips > max_skips_normal {
+        events.push(format!(
+            "the target forces {n_skips} skips in the normal cell"
+        ));
+    }
+    if let Some(row) = trace.last_mut() {
+        row.event = (!events.is_empty()).then(|| events.join("; "));
+    }
+    Ok(Found {
+        genotype,
+        derived,
+        n_changed_genes,
+        latency_weight,
+        alphas: resume::float_tensors(&search.architecture.parameters().state()?)?,
+        trace,
+    })
+}
+
+fn result(
+    config: &Config,
+    inputs: &Inputs,
+    predictor: &Predictor,
+    target_millis: Option<f64>,
+    found: Found,
+) -> SearchResult {
+    let Found {
+        genotype,
+        derived,
+        n_changed_genes,
+        latency_weight,
+        alphas,
+        trace,
+    } = found;
+    let is_random = config.method == Method::Random;
+    let name = |name: &str| if is_random { "none" } else { name }.to_owned();
+    let probability = config.target.probability;
+    let upper = predictor.upper(&genotype, probability);
+    SearchResult {
+        predicted_latency_millis: predictor.predict(&genotype),
+        interval_millis: predictor.interval(&genotype),
+        target: target_millis
+            .zip(upper)
+            .map(|(target_millis, upper_millis)| TargetRecord {
+                target_millis,
+                probability,
+                upper_millis,
+                is_met: upper_millis <= target_millis,
+                derived,
+                n_changed_genes: n_changed_genes as u32,
+            }),
         genotype,
         method: config.method.name().to_owned(),
         seed: config.seed,
-        lambda: config.lambda,
-        settings: card.settings.clone(),
-        reference_millis: card.reference_millis,
-        alphas: resume::float_tensors(&search.architecture.parameters().state()?)?,
+        objective: name(config.objective.name()),
+        bridge: name(config.bridge.name()),
+        lambda: latency_weight,
+        settings: inputs.latency_model.value.card.settings.clone(),
+        reference_millis: predictor.reference_millis,
+        alphas,
         trace,
-    }))
+    }
 }
 
 fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
@@ -171,72 +397,30 @@ fn load_images(config: &Config) -> Result<ImageSet, Error> {
     Ok(set)
 }
 
-/// The model that the predictor chose.
-fn latency_model(opened: &Opened<LatencyModelArtifact>) -> Result<Box<dyn LatencyModel>, Error> {
-    let LatencyModelArtifact { card, tensors, .. } = &opened.value;
-    let path = opened.dir.display().to_string();
-    let state = state_of(tensors, &card.chosen);
-    let model: Result<Box<dyn LatencyModel>, latency::StateError> = match card.chosen.as_str() {
-        "structured" => Structured::from_state(&space::Topology::darts(), &state)
-            .map(|model| Box::new(model) as _),
-        "mlp" => Mlp::from_state(&state).map(|model| Box::new(model) as _),
-        "ridge" => Ridge::from_state(&state).map(|model| Box::new(model) as _),
-        other => {
-            return Err(Error::UnknownModel {
-                path,
-                chosen: other.to_owned(),
-            });
-        }
-    };
-    let model = model.map_err(|source| Error::LatencyModel {
-        path: path.clone(),
-        source,
-    })?;
-    let (expected, found) = (space::SearchSpace::darts().code_len(), model.code_len());
-    if found != expected {
-        return Err(Error::CodeLength {
-            path,
-            expected,
-            found,
-        });
-    }
-    Ok(model)
-}
-
-/// The tensors under `<model>/`, as the model knows them.
-fn state_of(tensors: &FloatTensors, model: &str) -> State {
-    tensors
-        .iter()
-        .filter_map(|(name, tensor)| {
-            let name = name.strip_prefix(model)?.strip_prefix('/')?;
-            let tensor = StateTensor::new(tensor.shape.clone(), tensor.values.clone());
-            Some((name.to_owned(), tensor))
-        })
-        .collect()
-}
-
-fn trace_row(
-    epoch: usize,
-    result: &EpochResult,
-    search: &Search,
-    objective: &Objective<'_>,
-) -> Result<TraceRow, Error> {
-    let [normal, reduction] = CellKind::ALL;
+fn trace_row(epoch: usize, result: &EpochResult, search: &Search<'_>) -> Result<TraceRow, Error> {
     let n_skips = |kind| result.genotype.n_skips(kind) as u32;
+    let [normal, reduction] = CellKind::ALL;
     Ok(TraceRow {
         epoch: epoch as u32,
         train_loss: result.train_loss,
         train_accuracy: result.train_accuracy,
         valid_loss: result.valid_loss,
         valid_accuracy: result.valid_accuracy,
-        latency_loss: objective.lambda * result.soft_latency_millis / objective.reference_millis,
+        latency_loss: result.latency_loss,
         soft_latency_millis: result.soft_latency_millis,
         derived_latency_millis: result.derived_latency_millis,
-        entropy_normal: search.architecture.entropy(normal)?,
+        entropy_normal: result.panel.entropy_normal,
         entropy_reduce: search.architecture.entropy(reduction)?,
         n_skips_normal: n_skips(normal),
         n_skips_reduce: n_skips(reduction),
         learning_rate: result.learning_rate,
         genotype: result.genotype.to_string(),
+        latency_weight: Some(search.objective.weight()),
+        bridge_latency_millis: result.bridge_latency_millis,
+        discretisation_gap: Some(result.discretisation_gap),
+        upper_latency_millis: search.upper_millis(&result.genotype),
+        parameter_free_normal: Some(result.panel.parameter_free_normal),
+        eigenvalue: result.panel.eigenvalue,
+        event: None,
     })
 }

@@ -29,6 +29,9 @@ enum Command {
         /// The folder of the latency model
         #[arg(long, value_name = "DIR")]
         latency_model: PathBuf,
+        /// The folder of a search result whose alpha this search begins with
+        #[arg(long, value_name = "DIR")]
+        warm_start: Option<PathBuf>,
     },
 }
 
@@ -40,13 +43,14 @@ fn main() -> ExitCode {
     let Command::Run {
         args,
         latency_model,
+        warm_start,
     } = Cli::parse().command;
-    stage::main(|| run(&args, &latency_model))
+    stage::main(|| run(&args, &latency_model, warm_start.as_deref()))
 }
 
-fn run(args: &StageArgs, latency_model: &Path) -> Result<(), Error> {
+fn run(args: &StageArgs, latency_model: &Path, warm_start: Option<&Path>) -> Result<(), Error> {
     let config: Config = args.load_config()?;
-    let inputs = Inputs::open(latency_model)?;
+    let inputs = Inputs::open(latency_model, warm_start)?;
     let key = inputs.key(&config)?;
     stage::execute(args, key, serde_json::Value::Null, |context| {
         stage_search::run(&config, &inputs, context)

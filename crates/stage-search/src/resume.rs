@@ -1,4 +1,4 @@
-//! Checkpoints of a search: weights, alpha, both optimisers, the trace. What is random needs no state: an
+//! Checkpoints of a search: weights, alpha, both optimisers, the multiplier, the guards' memory, the trace. What is random needs no state: an
 //! epoch draws from a stream of its own.
 
 use std::collections::BTreeMap;
@@ -6,27 +6,36 @@ use std::path::Path;
 
 use artifact::checkpoint::{Checkpoint, RawTensor};
 use artifact::{FloatTensor, FloatTensors, TraceRow};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 
 use crate::error::Error;
-use crate::search::Search;
+use crate::guard::Memory;
+use crate::search::{Search, Snapshot};
 
 const FILE: &str = "search.ckpt";
 const NETWORK: &str = "network/";
 const ARCHITECTURE: &str = "architecture/";
 const SGD: &str = "sgd/";
 const ADAM: &str = "adam/";
+const GOOD_ARCHITECTURE: &str = "good/architecture/";
+const GOOD_ADAM: &str = "good/adam/";
 
 /// Replaces the checkpoint.
-pub(crate) fn save(search: &Search, trace: &[TraceRow], dir: &Path) -> Result<(), Error> {
+pub(crate) fn save(search: &Search<'_>, trace: &[TraceRow], dir: &Path) -> Result<(), Error> {
     let (n_adam_steps, adam) = search.adam.state()?;
-    let parts = [
+    let mut parts = vec![
         (NETWORK, search.network.parameters().state()?),
         (ARCHITECTURE, search.architecture.parameters().state()?),
         (SGD, search.sgd.state()?),
         (ADAM, adam),
     ];
+    let mut n_good_adam_steps = None;
+    if let Some(good) = &search.good {
+        parts.push((GOOD_ARCHITECTURE, good.architecture.clone()));
+        parts.push((GOOD_ADAM, good.adam.clone()));
+        n_good_adam_steps = Some(good.n_adam_steps);
+    }
     let mut tensors = BTreeMap::new();
     for (prefix, state) in parts {
         for (name, tensor) in float_tensors(&state)? {
@@ -36,12 +45,18 @@ pub(crate) fn save(search: &Search, trace: &[TraceRow], dir: &Path) -> Result<()
             );
         }
     }
-    let meta = json!({ "n_adam_steps": n_adam_steps, "trace": trace });
+    let meta = json!({
+        "n_adam_steps": n_adam_steps,
+        "n_good_adam_steps": n_good_adam_steps,
+        "latency_weight": search.objective.weight(),
+        "memory": search.memory,
+        "trace": trace,
+    });
     Ok(Checkpoint { meta, tensors }.save(&dir.join(FILE))?)
 }
 
 /// Restores the last checkpoint into a new search; returns the trace so far, empty if there is none.
-pub(crate) fn load(search: &mut Search, dir: &Path) -> Result<Vec<TraceRow>, Error> {
+pub(crate) fn load(search: &mut Search<'_>, dir: &Path) -> Result<Vec<TraceRow>, Error> {
     let path = dir.join(FILE);
     let Some(Checkpoint { meta, tensors }) = Checkpoint::load(&path)? else {
         return Ok(Vec::new());
@@ -81,6 +96,20 @@ pub(crate) fn load(search: &mut Search, dir: &Path) -> Result<Vec<TraceRow>, Err
         .as_u64()
         .ok_or_else(|| misfit("it has no n_adam_steps".to_owned()))?;
     search.adam.load(n_adam_steps, &part(ADAM)?)?;
+    search.good = match meta["n_good_adam_steps"].as_u64() {
+        Some(n_adam_steps) => Some(Snapshot {
+            architecture: part(GOOD_ARCHITECTURE)?,
+            n_adam_steps,
+            adam: part(GOOD_ADAM)?,
+        }),
+        None => None,
+    };
+    let weight = meta["latency_weight"]
+        .as_f64()
+        .ok_or_else(|| misfit("it has no latency_weight".to_owned()))?;
+    search.objective.set_weight(weight);
+    search.memory = serde_json::from_value::<Memory>(meta["memory"].clone())
+        .map_err(|error| misfit(error.to_string()))?;
     serde_json::from_value(meta["trace"].clone()).map_err(|error| misfit(error.to_string()))
 }
 
@@ -91,6 +120,21 @@ pub(crate) fn float_tensors(state: &BTreeMap<String, Tensor>) -> Result<FloatTen
         .map(|(name, tensor)| {
             let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
             Ok((name.clone(), FloatTensor::new(tensor.dims(), values)))
+        })
+        .collect()
+}
+
+/// Tensors of a file as a network takes them.
+pub(crate) fn tensors(
+    state: &FloatTensors,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, Error> {
+    state
+        .iter()
+        .map(|(name, tensor)| {
+            let values = tensor.values.clone();
+            let tensor = Tensor::from_vec(values, tensor.shape.clone(), device)?;
+            Ok((name.clone(), tensor))
         })
         .collect()
 }

@@ -1,9 +1,11 @@
-//! The bilevel search, first order: in each step alpha moves on a validation batch, then the weights on a
-//! training batch.
+//! The bilevel search: in each step alpha moves on a validation batch, then the weights on a training
+//! batch.
+
+use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use images::{Augmentation, Batch, ImageSet, Normalization};
-use latency::LatencyModel;
+use nn::bilevel::{dominant_eigenvalue, unrolled_gradient};
 use nn::loss::{cross_entropy, n_correct, scalar};
 use nn::optimizer::{Adam, Gradients, Sgd};
 use nn::parameters::Builder;
@@ -12,12 +14,15 @@ use nn::{Architecture, ChannelRatio, Pass, Rng, Supernet};
 use rand_chacha::rand_core::SeedableRng;
 use space::{CellKind, Genotype, NetworkSpec, SearchSpace, Stem};
 
-use crate::config::{Config, Method};
+use crate::config::{Config, Method, Order};
 use crate::error::Error;
+use crate::guard::{self, Memory, Panel, Policy};
+use crate::objective::Objective;
+use crate::predictor::Predictor;
 
 /// The generator of one purpose. Streams of one seed are independent, and none needs to be saved: what
 /// an epoch draws depends on the seed and the epoch alone.
-fn rng(seed: u64, stream: u64) -> Rng {
+pub(crate) fn rng(seed: u64, stream: u64) -> Rng {
     let mut rng = Rng::seed_from_u64(seed);
     rng.set_stream(stream);
     rng
@@ -26,6 +31,9 @@ fn rng(seed: u64, stream: u64) -> Rng {
 const STREAM_INIT: u64 = 0;
 const STREAM_SPLIT: u64 = 1;
 const STREAM_FIRST_EPOCH: u64 = 2;
+const STREAM_FIRST_BRIDGE: u64 = 1 << 32;
+/// Of the method `random`.
+pub(crate) const STREAM_GENOTYPES: u64 = 1 << 33;
 
 /// The two parts of the training split.
 pub(crate) struct Data<'a> {
@@ -90,30 +98,6 @@ impl<'a> Data<'a> {
     }
 }
 
-/// The latency in the loss.
-pub(crate) struct Objective<'a> {
-    /// Its weight.
-    pub(crate) lambda: f64,
-    /// The latency that counts as 1, in ms.
-    pub(crate) reference_millis: f64,
-    /// The frozen model.
-    pub(crate) model: &'a dyn LatencyModel,
-}
-
-impl Objective<'_> {
-    /// lambda * model(code) / reference as a term of the loss: its value, and a tensor whose gradient with
-    /// respect to alpha is exact.
-    ///
-    /// The model is no tensor graph: its gradient with respect to the code is a constant g, and
-    /// `sum(code * g)` has the same gradient with respect to alpha as the model itself.
-    fn term(&self, code: &Tensor) -> Result<(f64, Tensor), candle_core::Error> {
-        let factor = self.lambda / self.reference_millis;
-        let (millis, gradient) = self.model.gradient(&code_values(code)?);
-        let gradient = Tensor::from_vec(gradient, code.shape(), code.device())?;
-        Ok((factor * millis, ((code * gradient)?.sum_all()? * factor)?))
-    }
-}
-
 fn code_values(code: &Tensor) -> Result<Vec<f32>, candle_core::Error> {
     code.to_dtype(DType::F32)?.to_vec1()
 }
@@ -129,6 +113,12 @@ pub(crate) struct EpochResult {
     pub(crate) valid_loss: f64,
     /// Share of right answers there.
     pub(crate) valid_accuracy: f64,
+    /// The latency in the loss after the epoch.
+    pub(crate) latency_loss: f64,
+    /// The latency of the bridge's codes, mean over the steps of alpha, in ms; `None` if there were none.
+    pub(crate) bridge_latency_millis: Option<f64>,
+    /// The latency of the bridge's code after the epoch over that of the derived genotype, less 1.
+    pub(crate) discretisation_gap: f64,
     /// The model's answer for the soft code after the epoch, in ms.
     pub(crate) soft_latency_millis: f64,
     /// The model's answer for the derived genotype after the epoch, in ms.
@@ -137,10 +127,22 @@ pub(crate) struct EpochResult {
     pub(crate) learning_rate: f64,
     /// The derived genotype.
     pub(crate) genotype: Genotype,
+    /// The signs of collapse.
+    pub(crate) panel: Panel,
+}
+
+/// Alpha and its optimiser at one moment.
+pub(crate) struct Snapshot {
+    /// Alpha and beta.
+    pub(crate) architecture: BTreeMap<String, Tensor>,
+    /// Steps of Adam.
+    pub(crate) n_adam_steps: u64,
+    /// Its moments.
+    pub(crate) adam: BTreeMap<String, Tensor>,
 }
 
 /// A search in progress: everything that its steps change.
-pub(crate) struct Search {
+pub(crate) struct Search<'a> {
     /// The weights.
     pub(crate) network: Supernet,
     /// Alpha and beta.
@@ -149,13 +151,28 @@ pub(crate) struct Search {
     pub(crate) sgd: Sgd,
     /// The optimiser of alpha and beta.
     pub(crate) adam: Adam,
+    /// The latency in the loss of alpha.
+    pub(crate) objective: Box<dyn Objective>,
+    /// What the guards remember.
+    pub(crate) memory: Memory,
+    /// Alpha as it was before the last alarm; only where a policy may go back.
+    pub(crate) good: Option<Snapshot>,
+    predictor: &'a Predictor,
     config: Config,
     pub(crate) device: Device,
+    /// The weight of the auxiliary skip in this epoch.
+    auxiliary_skip: f64,
 }
 
-impl Search {
+impl<'a> Search<'a> {
     /// Draws the initial weights and architecture parameters.
-    pub(crate) fn new(config: &Config, set: &ImageSet, device: &Device) -> Result<Self, Error> {
+    pub(crate) fn new(
+        config: &Config,
+        set: &ImageSet,
+        predictor: &'a Predictor,
+        objective: Box<dyn Objective>,
+        device: &Device,
+    ) -> Result<Self, Error> {
         let spec = network_spec(config, set)?;
         let ratio = ChannelRatio::new(config.network.channel_ratio)
             .filter(|ratio| {
@@ -175,7 +192,7 @@ impl Search {
         let architecture =
             Architecture::new(space, ratio.is_partial(), device, DType::F32, &mut rng)?;
         let arch = &config.architecture;
-        Ok(Self {
+        let mut search = Self {
             network,
             architecture,
             sgd: Sgd::new(config.weights.momentum, config.weights.weight_decay),
@@ -184,9 +201,25 @@ impl Search {
                 (arch.betas[0], arch.betas[1]),
                 arch.weight_decay,
             ),
+            objective,
+            memory: Memory::default(),
+            good: None,
+            predictor,
             config: config.clone(),
             device: device.clone(),
-        })
+            auxiliary_skip: 0.0,
+        };
+        search.remember()?;
+        Ok(search)
+    }
+
+    /// Begins with another search's alpha and beta.
+    pub(crate) fn warm_start(&mut self, alphas: &BTreeMap<String, Tensor>) -> Result<(), Error> {
+        let load = self.architecture.parameters().load(alphas);
+        load.map_err(|error| Error::WarmStart {
+            what: error.to_string(),
+        })?;
+        self.remember()
     }
 
     /// The number of steps of an epoch; a last batch that would not be full is left out.
@@ -199,7 +232,6 @@ impl Search {
         &mut self,
         epoch: usize,
         data: &Data<'_>,
-        objective: &Objective<'_>,
         mut on_step: impl FnMut(f64),
     ) -> Result<EpochResult, Error> {
         let config = self.config.clone();
@@ -209,81 +241,258 @@ impl Search {
             last: weights.last_learning_rate,
         };
         let learning_rate = schedule.learning_rate(epoch, config.n_epochs, weights.n_warmup_epochs);
+        self.auxiliary_skip = guard::auxiliary_skip(&config.guards, epoch, config.n_epochs);
+        self.adam.set_learning_rate(
+            config.architecture.learning_rate * 0.5_f64.powi(self.memory.n_roll_backs as i32),
+        );
+        let mut bridge_rng = rng(config.seed, STREAM_FIRST_BRIDGE + epoch as u64);
         let mut rng = rng(config.seed, STREAM_FIRST_EPOCH + epoch as u64);
         let train_order = images::epoch_order(&data.train, &mut rng);
         let valid_order = images::epoch_order(&data.valid, &mut rng);
         let n_valid_steps = data.valid.len() / config.batch_size;
+        let moves_alpha = epoch >= config.n_warmup_epochs;
         let (mut loss_sum, mut n_right, mut n_seen) = (0.0, 0, 0);
+        let mut bridge_sum = 0.0;
         for step in 0..self.n_steps(data) {
             let at = |what| move |value: f64| finite(value, what, epoch, step);
             let chunk = |order: &[usize], step: usize| {
                 order[step * config.batch_size..][..config.batch_size].to_vec()
             };
-            if epoch >= config.n_warmup_epochs {
+            let valid = if moves_alpha {
                 let indices = chunk(&valid_order, step % n_valid_steps);
-                let (x, y) = data.batch(&indices, &data.augmentation, &mut rng, &self.device)?;
-                at("the loss of alpha")(self.alpha_step(&x, &y, objective)?)?;
-            }
+                Some(data.batch(&indices, &data.augmentation, &mut rng, &self.device)?)
+            } else {
+                None
+            };
             let indices = chunk(&train_order, step);
-            let (x, y) = data.batch(&indices, &data.augmentation, &mut rng, &self.device)?;
-            let (loss, right) = self.weight_step(&x, &y, learning_rate)?;
+            let train = data.batch(&indices, &data.augmentation, &mut rng, &self.device)?;
+            if let Some(valid) = valid {
+                let (loss, millis) =
+                    self.alpha_step(&valid, &train, learning_rate, &mut bridge_rng)?;
+                at("the loss of alpha")(loss)?;
+                bridge_sum += millis;
+            }
+            let (loss, right) = self.weight_step(&train, learning_rate)?;
             loss_sum += at("the training loss")(loss)?;
             n_right += right;
             n_seen += indices.len();
             on_step(loss);
         }
+        let n_steps = self.n_steps(data) as f64;
         let (valid_loss, valid_accuracy) = self.validate(data)?;
-        let last = self.n_steps(data);
-        finite(valid_loss, "the validation loss", epoch, last)?;
+        finite(valid_loss, "the validation loss", epoch, n_steps as usize)?;
         let genotype = self.architecture.derive()?;
         let soft = code_values(&self.architecture.soft_code()?)?;
+        let (bridge_latency, _) = self.bridge_latency(&soft, &mut bridge_rng)?;
+        let derived_latency_millis = self.predictor.predict(&genotype);
         Ok(EpochResult {
-            train_loss: loss_sum / self.n_steps(data) as f64,
+            train_loss: loss_sum / n_steps,
             train_accuracy: n_right as f64 / n_seen as f64,
             valid_loss,
             valid_accuracy,
-            soft_latency_millis: objective.model.predict_millis(&soft),
-            derived_latency_millis: predict(objective.model, &genotype),
+            latency_loss: self.objective.term(bridge_latency).0,
+            bridge_latency_millis: moves_alpha.then_some(bridge_sum / n_steps),
+            discretisation_gap: bridge_latency / derived_latency_millis - 1.0,
+            soft_latency_millis: self.predictor.predict_code(&soft),
+            derived_latency_millis,
             learning_rate,
+            panel: self.panel(&genotype, data, moves_alpha)?,
             genotype,
         })
     }
 
+    /// Reads the signs after an epoch in which alpha moved, and does what the policy says; tells what it saw
+    /// and did.
+    pub(crate) fn guard(&mut self, panel: &Panel) -> Result<Option<String>, Error> {
+        let guards = &self.config.guards;
+        let policy = guards.policy;
+        if policy == Policy::Off {
+            return Ok(None);
+        }
+        let Some(alarm) = self.memory.judge(panel, guards) else {
+            self.remember()?;
+            return Ok(None);
+        };
+        Ok(Some(match policy {
+            Policy::Off | Policy::Warn => alarm,
+            Policy::Stop => {
+                self.go_back()?;
+                self.memory.has_stopped = true;
+                format!("{alarm}: stopped, alpha as before the alarm")
+            }
+            Policy::RollBack => {
+                self.go_back()?;
+                self.memory.n_roll_backs += 1;
+                format!("{alarm}: alpha went back to before the alarm, steps halved")
+            }
+        }))
+    }
+
+    fn remember(&mut self) -> Result<(), Error> {
+        if matches!(self.config.guards.policy, Policy::Stop | Policy::RollBack) {
+            let (n_adam_steps, adam) = self.adam.state()?;
+            self.good = Some(Snapshot {
+                architecture: self.architecture.parameters().state()?,
+                n_adam_steps,
+                adam,
+            });
+        }
+        Ok(())
+    }
+
+    fn go_back(&mut self) -> Result<(), Error> {
+        if let Some(good) = &self.good {
+            let load = self.architecture.parameters().load(&good.architecture);
+            load.map_err(|error| Error::WarmStart {
+                what: error.to_string(),
+            })?;
+            self.adam.load(good.n_adam_steps, &good.adam)?;
+        }
+        Ok(())
+    }
+
+    fn panel(
+        &self,
+        genotype: &Genotype,
+        data: &Data<'_>,
+        moves_alpha: bool,
+    ) -> Result<Panel, Error> {
+        let guards = &self.config.guards;
+        let measures = moves_alpha && guards.policy != Policy::Off && guards.n_eigenvalue_steps > 0;
+        Ok(Panel {
+            n_skips_normal: genotype.n_skips(CellKind::Normal),
+            entropy_normal: self.architecture.entropy(CellKind::Normal)?,
+            parameter_free_normal: self.architecture.parameter_free(CellKind::Normal)?,
+            eigenvalue: if measures {
+                Some(self.eigenvalue(data)?)
+            } else {
+                None
+            },
+        })
+    }
+
+    /// The dominant eigenvalue of the Hessian of the loss in alpha and beta, on the first validation
+    /// batch.
+    fn eigenvalue(&self, data: &Data<'_>) -> Result<f64, Error> {
+        let mut rng = rng(self.config.seed, STREAM_SPLIT);
+        let indices = &data.valid[..self.config.batch_size];
+        let (x, y) = data.batch(indices, &Augmentation::none(), &mut rng, &self.device)?;
+        // A look does not move the running statistics.
+        let before = self.network.parameters().state()?;
+        let eigenvalue = dominant_eigenvalue(
+            self.architecture.parameters(),
+            self.config.guards.n_eigenvalue_steps,
+            || {
+                let pass = Pass::architecture_step();
+                let logits = self.network.forward(&x, &self.mixing(true)?, &pass)?;
+                cross_entropy(&logits, &y, 0.0)
+            },
+        )?;
+        let restored = self.network.parameters().load(&before);
+        restored.map_err(|error| Error::WarmStart {
+            what: error.to_string(),
+        })?;
+        Ok(eigenvalue)
+    }
+
     fn mixing(&self, tracked: bool) -> Result<[nn::architecture::Mixing; 2], candle_core::Error> {
-        let [normal, reduction] = CellKind::ALL.map(|kind| self.architecture.mixing(kind, tracked));
+        let [normal, reduction] = CellKind::ALL.map(|kind| {
+            let mixing = self.architecture.mixing(kind, tracked)?;
+            if self.auxiliary_skip > 0.0 {
+                mixing.with_auxiliary_skip(self.auxiliary_skip)
+            } else {
+                Ok(mixing)
+            }
+        });
         Ok([normal?, reduction?])
     }
 
-    /// Alpha and beta on a validation batch; returns the whole loss.
+    fn bridge_latency(
+        &self,
+        soft: &[f32],
+        rng: &mut Rng,
+    ) -> Result<(f64, Vec<f32>), candle_core::Error> {
+        let [normal, reduction] = CellKind::ALL.map(|kind| self.architecture.ranks(kind));
+        let (bridge, n_samples) = (self.config.bridge, self.config.n_bridge_samples);
+        let ranks = [&normal?[..], &reduction?[..]];
+        Ok(bridge.latency(self.predictor, soft, ranks, n_samples, rng))
+    }
+
+    /// The latency in the loss of alpha: its value, a tensor whose gradient in alpha is exact, and the
+    /// latency in ms.
+    ///
+    /// The model is no tensor graph: its gradient with respect to the code is a constant g, and
+    /// `sum(code * g)` has the same gradient with respect to alpha as the model itself.
+    fn latency_term(&self, rng: &mut Rng) -> Result<(f64, Tensor, f64), candle_core::Error> {
+        let code = self.architecture.soft_code()?;
+        let (millis, gradient) = self.bridge_latency(&code_values(&code)?, rng)?;
+        let (value, slope) = self.objective.term(millis);
+        let gradient = Tensor::from_vec(gradient, code.shape(), code.device())?;
+        let term = ((code * gradient)?.sum_all()? * slope)?;
+        Ok((value, term, millis))
+    }
+
+    /// Alpha and beta on a validation batch; returns the whole loss, and the latency that stood in it, in
+    /// ms. The training batch is for the unrolled step alone.
     fn alpha_step(
         &mut self,
-        x: &Tensor,
-        y: &Tensor,
-        objective: &Objective<'_>,
-    ) -> Result<f64, Error> {
-        let logits = self
-            .network
-            .forward(x, &self.mixing(true)?, &Pass::architecture_step())?;
-        let loss = cross_entropy(&logits, y, 0.0)?;
-        let mut value = scalar(&loss)?;
-        let mut total = loss;
-        if objective.lambda != 0.0 {
-            let (latency, term) = objective.term(&self.architecture.soft_code()?)?;
-            value += latency;
-            total = (total + term)?;
-        }
+        valid: &(Tensor, Tensor),
+        train: &(Tensor, Tensor),
+        learning_rate: f64,
+        rng: &mut Rng,
+    ) -> Result<(f64, f64), Error> {
+        let (latency, term, millis) = self.latency_term(rng)?;
+        let loss = |(x, y): &(Tensor, Tensor), pass: &Pass<'_>| {
+            let logits = self.network.forward(x, &self.mixing(true)?, pass)?;
+            cross_entropy(&logits, y, 0.0)
+        };
         let parameters = self.architecture.parameters();
-        let gradients = Gradients::collect(parameters, &mut total.backward()?);
+        let with_latency = |loss: Tensor| {
+            if self.objective.weight() == 0.0 {
+                Ok(loss)
+            } else {
+                loss + &term
+            }
+        };
+        let (cross_entropy, gradients) = match self.config.order {
+            Order::FirstOrder => {
+                let loss = loss(valid, &Pass::architecture_step())?;
+                let total = with_latency(loss.clone())?;
+                let gradients = Gradients::collect(parameters, &mut total.backward()?);
+                (scalar(&loss)?, gradients)
+            }
+            Order::Unrolled => {
+                let (total, gradients) = unrolled_gradient(
+                    self.network.parameters(),
+                    parameters,
+                    &self.sgd,
+                    learning_rate,
+                    || loss(train, &Pass::training()),
+                    || with_latency(loss(valid, &Pass::training())?),
+                )?;
+                let own = scalar(&with_latency(Tensor::zeros_like(&total)?)?)?;
+                (scalar(&total)? - own, gradients)
+            }
+        };
         let factor = clip_factor(&gradients, self.config.architecture.clip_norm)?;
         self.adam.step(parameters, &gradients, factor)?;
-        Ok(value)
+        let derived = self.architecture.derive()?;
+        if let Some(upper) = self.upper_millis(&derived) {
+            self.objective.observe(upper);
+        }
+        Ok((cross_entropy + latency, millis))
+    }
+
+    /// The latency that a genotype keeps below with the target's probability, in ms.
+    pub(crate) fn upper_millis(&self, genotype: &Genotype) -> Option<f64> {
+        self.predictor
+            .upper(genotype, self.config.target.probability)
     }
 
     /// The weights on a training batch; returns the loss and the number of right answers.
     fn weight_step(
         &mut self,
-        x: &Tensor,
-        y: &Tensor,
+        (x, y): &(Tensor, Tensor),
         learning_rate: f64,
     ) -> Result<(f64, usize), Error> {
         let logits = self
@@ -312,11 +521,6 @@ impl Search {
         }
         Ok((loss_sum / n as f64, n_right as f64 / n as f64))
     }
-}
-
-/// The latency of a genotype by the model, in ms.
-pub(crate) fn predict(model: &dyn LatencyModel, genotype: &Genotype) -> f64 {
-    model.predict_millis(&SearchSpace::darts().encode(genotype))
 }
 
 fn clip_factor(gradients: &Gradients, clip_norm: f64) -> Result<f64, candle_core::Error> {

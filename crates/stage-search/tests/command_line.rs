@@ -6,10 +6,10 @@ use std::process::Command;
 
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    Digest, FloatTensor, KeyParts, LatencyModelArtifact, ModelCard, SearchResult, Store,
+    Digest, FloatTensor, HeldOut, KeyParts, LatencyModelArtifact, ModelCard, SearchResult, Store,
     Validation, stage,
 };
-use latency::Ridge;
+use latency::{LatencyModel, Ridge};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::Value;
@@ -17,11 +17,31 @@ use space::{Genotype, Primitive, SearchSpace};
 
 const CONFIG: &str = r#"seed = 3
 method = "pc-darts"
+order = "first-order"
+objective = "penalty"
 lambda = 0.5
+bridge = "soft"
+n_bridge_samples = 2
 n_epochs = 2
 n_warmup_epochs = 1
 batch_size = 8
 n_validation_images = 8
+
+[target]
+latency = "none"
+of = "PC_DARTS_cifar"
+probability = 0.95
+slack = 0.05
+multiplier_rate = 0.5
+
+[guards]
+policy = "warn"
+max_skips = 8
+max_parameter_free = 1.0
+min_entropy = 0.0
+n_eigenvalue_steps = 0
+max_eigenvalue_growth = 2.0
+auxiliary_skip = 0.0
 
 [data]
 dir = "DATA"
@@ -202,8 +222,20 @@ fn latency_model(store: &Path) -> PathBuf {
     let genotypes: Vec<Genotype> = (0..300).map(|_| space.sample(&mut rng)).collect();
     let codes: Vec<Vec<f32>> = genotypes.iter().map(|g| space.encode(g)).collect();
     let millis: Vec<f64> = genotypes.iter().map(law).collect();
-    let tensors = Ridge::fit(&codes, &millis, 0.01)
-        .unwrap()
+    let ridge = Ridge::fit(&codes, &millis, 0.01).unwrap();
+    let held_out = genotypes[..100]
+        .iter()
+        .enumerate()
+        .map(|(index, genotype)| {
+            let predicted = ridge.predict_millis(&space.encode(genotype));
+            HeldOut {
+                measured_millis: predicted * (0.97 + 0.0006 * index as f64),
+                predicted_millis: [("ridge".to_owned(), predicted)].into(),
+                spread: Default::default(),
+            }
+        });
+    let held_out = held_out.collect();
+    let tensors = ridge
         .state()
         .into_iter()
         .map(|(name, tensor)| {
@@ -224,7 +256,7 @@ fn latency_model(store: &Path) -> PathBuf {
         validation: Validation {
             models: [].into(),
             noise_floor_mape: None,
-            held_out: Vec::new(),
+            held_out,
         },
     };
     let parts = KeyParts::new(&stage::PREDICTOR, &serde_json::json!({})).unwrap();
@@ -316,6 +348,246 @@ fn a_strong_lambda_finds_what_the_model_calls_fast() {
     );
 }
 
+fn search_result(answer: &Value) -> SearchResult {
+    artifact::open::<SearchResult>(&folder(answer))
+        .unwrap()
+        .value
+}
+
+const TARGET: [&str; 5] = [
+    "--json",
+    "--set",
+    "objective=target",
+    "--set",
+    "architecture.learning_rate=0.05",
+];
+
+#[test]
+fn a_target_is_met_with_its_probability_and_not_by_far() {
+    let place = Place::new();
+    for (set, target_millis) in [("5.5ms", 5.5), ("3.5ms", 3.5), ("12ms", 12.0)] {
+        let target = format!("target.latency={set}");
+        let answer = place.run(
+            &[
+                &TARGET[..],
+                &["--set", &target, "--set", "target.slack=0.15"],
+            ]
+            .concat(),
+        );
+        let found = search_result(&answer.json());
+        let record = found.target.unwrap();
+        assert_eq!(record.target_millis, target_millis);
+        assert!(record.is_met && record.upper_millis <= target_millis);
+        // Of errors between -3 and +3 %, 95 % are below +2.6 or +2.7 %.
+        let ratio = record.upper_millis / found.predicted_latency_millis;
+        assert!((1.026..1.0285).contains(&ratio), "{ratio}");
+        let [low, high] = found.interval_millis.unwrap();
+        assert!(low < found.predicted_latency_millis && found.predicted_latency_millis < high);
+        let last = found.trace.last().unwrap();
+        assert_eq!(last.latency_weight, Some(found.lambda));
+        if found.lambda > 0.0 {
+            assert!(record.upper_millis >= 0.85 * target_millis);
+        }
+        if record.n_changed_genes > 0 {
+            assert!(
+                last.event
+                    .as_ref()
+                    .unwrap()
+                    .contains("genes of the derived cells changed")
+            );
+            assert_ne!(record.derived, found.genotype);
+        } else {
+            assert_eq!(record.derived, found.genotype);
+        }
+    }
+}
+
+#[test]
+fn a_ratio_is_of_the_genotype_that_it_names() {
+    let place = Place::new();
+    // DARTS_V1 has 7 slow operations by the law, so 8 ms.
+    let sets = [
+        "--set",
+        "target.latency=0.75x",
+        "--set",
+        "target.of=DARTS_V1",
+    ];
+    let slow = {
+        let answer = place.run(&[&TARGET[..], &sets].concat()).json();
+        search_result(&answer).target.unwrap().target_millis
+    };
+    let text = Genotype::named("DARTS_V1").unwrap().to_string();
+    let of = format!("target.of=\"{text}\"");
+    let sets = ["--set", "target.latency=0.75x", "--set", &of];
+    let answer = place.run(&[&TARGET[..], &sets].concat()).json();
+    assert_eq!(search_result(&answer).target.unwrap().target_millis, slow);
+    let n_slow = text.matches("sep_conv").count() + text.matches("dil_conv_5x5").count();
+    assert!((slow - 0.75 * (1.0 + n_slow as f64)).abs() < 0.1, "{slow}");
+}
+
+#[test]
+fn what_is_too_fast_for_the_space_is_refused_before_the_search() {
+    let place = Place::new();
+    let sets = ["--set", "objective=target", "--set", "target.latency=0.5ms"];
+    place
+        .run(&sets)
+        .failed(2, &["0.5000 ms", "fastest", "target.latency"]);
+    for (set, says) in [
+        ("target.latency=fast", "none, 0.4ms or 0.6x"),
+        ("objective=target", "target.latency"),
+        ("method=random", "target.latency"),
+        ("target.of=NASNET", "target.of"),
+        ("target.probability=1.0", "target.probability"),
+        ("guards.max_eigenvalue_growth=1.0", "above 1"),
+    ] {
+        place.run(&["--set", set]).failed(2, &[says]);
+    }
+    let sure = [
+        "--set",
+        "target.probability=0.999",
+        "--set",
+        "target.latency=5ms",
+    ];
+    place.run(&sure).failed(3, &["held-out", "0.999"]);
+    place.assert_nothing_stored();
+}
+
+#[test]
+fn a_random_genotype_keeps_to_the_target() {
+    let place = Place::new();
+    let sets = [
+        "--json",
+        "--set",
+        "method=random",
+        "--set",
+        "target.latency=8.3ms",
+    ];
+    let answer = place
+        .run(&[&sets[..], &["--set", "target.slack=0.2"]].concat())
+        .json();
+    let found = search_result(&answer);
+    let target = found.target.unwrap();
+    assert!(target.is_met && target.upper_millis > 0.8 * 8.3);
+    assert!(found.trace.is_empty() && found.alphas.is_empty());
+    assert_eq!(
+        (found.method.as_str(), found.objective.as_str()),
+        ("random", "none")
+    );
+    let other = place.run(&[&sets[..], &["--set", "target.slack=0.2", "--set", "seed=9"]].concat());
+    assert_ne!(search_result(&other.json()).genotype, found.genotype);
+}
+
+#[test]
+fn guards_cap_the_skips_and_say_so() {
+    let place = Place::new();
+    // A penalty that drives everything to what costs nothing, and a skip that all nodes like.
+    let sets = [
+        "--json",
+        "--set",
+        "lambda=100",
+        "--set",
+        "architecture.learning_rate=0.1",
+        "--set",
+        "guards.max_skips=0",
+        "--set",
+        "guards.max_parameter_free=0.2",
+    ];
+    let found = search_result(&place.run(&sets).json());
+    assert_eq!(found.genotype.n_skips(space::CellKind::Normal), 0);
+    let event = found.trace.last().unwrap().event.clone().unwrap();
+    assert!(event.contains("free of parameters"), "{event}");
+}
+
+#[test]
+fn stop_and_roll_back_return_to_alpha_before_the_alarm() {
+    let place = Place::new();
+    let base = [
+        "--json",
+        "--set",
+        "n_epochs=4",
+        "--set",
+        "architecture.learning_rate=0.1",
+        "--set",
+        "guards.max_parameter_free=0.0",
+    ];
+    let with = |policy| {
+        let policy = format!("guards.policy={policy}");
+        search_result(&place.run(&[&base[..], &["--set", &policy]].concat()).json())
+    };
+    let stopped = with("stop");
+    // The first epoch of alpha is the second of all; nothing before it was an alarm.
+    assert_eq!(stopped.trace.len(), 2);
+    assert!(stopped.trace[1].event.as_ref().unwrap().contains("stopped"));
+    let rolled = with("roll-back");
+    assert_eq!(rolled.trace.len(), 4);
+    for row in &rolled.trace[1..] {
+        assert!(row.event.as_ref().unwrap().contains("went back"));
+    }
+    // Both end with alpha as it was drawn.
+    assert_eq!(stopped.alphas, rolled.alphas);
+    let warned = with("warn");
+    assert_eq!(warned.trace.len(), 4);
+    assert_ne!(warned.alphas, rolled.alphas);
+}
+
+#[test]
+fn every_bridge_order_and_guard_runs_and_leaves_its_mark() {
+    let place = Place::new();
+    let alphas = |sets: &[&str]| {
+        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
+        let found = search_result(&place.run(&[&["--json"], &sets[..]].concat()).json());
+        (found.alphas, found.trace)
+    };
+    let (plain, trace) = alphas(&[]);
+    assert!(trace[1].eigenvalue.is_none() && trace[0].bridge_latency_millis.is_none());
+    assert!(trace[1].bridge_latency_millis.is_some());
+    for (sets, is_other) in [
+        // An additive model has the same gradient wherever it is asked.
+        (&["bridge=hard"][..], false),
+        (&["bridge=sampled"], false),
+        (&["order=unrolled"], true),
+        (&["guards.auxiliary_skip=0.5"], true),
+        (&["objective=hinge", "target.latency=3ms"], true),
+        // A look changes nothing.
+        (&["guards.n_eigenvalue_steps=2"], false),
+    ] {
+        let (other, trace) = alphas(sets);
+        assert_eq!(other != plain, is_other, "{sets:?}");
+        if sets == ["guards.n_eigenvalue_steps=2"] {
+            assert!(trace[0].eigenvalue.is_none() && trace[1].eigenvalue.is_some());
+        }
+        if sets == ["bridge=hard"] {
+            assert!(trace.iter().all(|row| row.discretisation_gap == Some(0.0)));
+        }
+    }
+}
+
+#[test]
+fn a_warm_start_begins_with_the_neighbours_alpha() {
+    let place = Place::new();
+    let first = folder(&place.run(&["--json"]).json());
+    // All epochs are warm-up: alpha stays what it was.
+    let still = [
+        "--json",
+        "--set",
+        "n_warmup_epochs=2",
+        "--warm-start",
+        text(&first),
+    ];
+    let second = search_result(&place.run(&still).json());
+    let neighbour = artifact::open::<SearchResult>(&first).unwrap().value;
+    assert_eq!(second.alphas, neighbour.alphas);
+    let darts = [
+        "--set",
+        "method=darts",
+        "--set",
+        "network.channel_ratio=1",
+        "--warm-start",
+        text(&first),
+    ];
+    place.run(&darts).failed(3, &["betas", "another method"]);
+}
+
 #[test]
 fn a_config_mistake_is_shown_with_its_place() {
     let place = Place::new();
@@ -324,9 +596,9 @@ fn a_config_mistake_is_shown_with_its_place() {
     fs::write(&file, good.replace("momentum = 0.9", "momentun = 0.9")).unwrap();
     place
         .run(&[])
-        .failed(2, &["search.toml:31:1", "momentun", "`momentum`"]);
+        .failed(2, &["search.toml:51:1", "momentun", "`momentum`"]);
     fs::write(&file, good.replace("n_epochs = 2", "n_epochs = \"two\"")).unwrap();
-    place.run(&[]).failed(2, &["search.toml:4:12", "\"two\""]);
+    place.run(&[]).failed(2, &["search.toml:8:12", "\"two\""]);
     fs::write(&file, good).unwrap();
     for (set, key, expected) in [
         ("lamda=0.1", "lamda", "lambda"),

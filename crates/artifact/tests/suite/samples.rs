@@ -5,7 +5,7 @@ use artifact::{
     AnchorRecord, Artifact, CellSample, EpochRow, Evaluation, FiguresRecord, FloatTensor,
     FloatTensors, HeldOut, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample,
     MeasurementSettings, ModelCard, NetworkRecord, Opened, PIPELINE, Report, SearchResult,
-    SearchSummary, Store, TimingRecord, TimingResult, TraceRow, Validation,
+    SearchSummary, Store, TargetRecord, TimingRecord, TimingResult, TraceRow, Validation,
 };
 use serde_json::json;
 use space::{CellKind, Genotype, NetworkSpec};
@@ -179,12 +179,23 @@ impl Sample for SearchResult {
             n_skips_reduce: epoch,
             learning_rate: 0.1,
             genotype: genotype().to_string(),
+            latency_weight: Some(0.1),
+            bridge_latency_millis: (epoch > 0).then_some(21.0),
+            discretisation_gap: Some(0.07),
+            upper_latency_millis: Some(20.9),
+            parameter_free_normal: Some(0.5),
+            eigenvalue: None,
+            event: (epoch > 0).then(|| "3 skips in the normal cell".to_owned()),
         };
         Self {
             genotype: genotype(),
             method: "pc-darts".to_owned(),
             seed: u64::MAX,
+            objective: "target".to_owned(),
+            bridge: "soft".to_owned(),
             lambda: 0.1,
+            interval_millis: Some([19.5, 20.9]),
+            target: Some(target()),
             settings: None,
             predicted_latency_millis: 20.1,
             reference_millis: 20.3,
@@ -216,7 +227,10 @@ impl Sample for Evaluation {
                 method: "pc-darts".to_owned(),
                 lambda: 0.0,
                 seed: 1,
+                objective: "target".to_owned(),
                 predicted_latency_millis: 20.1,
+                interval_millis: Some([19.5, 20.9]),
+                target: Some(target()),
             },
             seed: 2,
             test_accuracy: 0.9743,
@@ -243,6 +257,17 @@ impl Sample for Report {
         Self {
             html: "<!doctype html>\n<p>20.2 ms, 97.43 % …</p>\n".to_owned(),
         }
+    }
+}
+
+fn target() -> TargetRecord {
+    TargetRecord {
+        target_millis: 21.0,
+        probability: 0.95,
+        upper_millis: 20.9,
+        is_met: true,
+        derived: Genotype::named("PDARTS").unwrap(),
+        n_changed_genes: 16,
     }
 }
 

@@ -1,0 +1,609 @@
+//! The genotype that alpha stands for, within limits: a latency, a number of skips.
+//!
+//! Without limits it is that of [`SearchSpace::derive`], which of all genotypes has the largest *score*:
+//! the sum over its genes of ln(weight), the weight being softmax(alpha), times softmax(beta) where there
+//! is one. Within limits it is the genotype of largest score that keeps to them: the cheapest change.
+//!
+//! The nodes of both cells choose independently of each other but for the latency. It is taken as the
+//! latency of a genotype that is nearly right plus what each node's other choices add to it, which makes
+//! a knapsack with one item per node, solved by dynamic programming; then the model is asked about the
+//! outcome, and its answer moves the next round.
+
+use space::{CellKind, Gene, Genotype, Primitive, SearchSpace};
+
+/// What the genotype must keep to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Limits {
+    /// Skip connections of the normal cell.
+    pub(crate) max_skips_normal: usize,
+    /// The latency, in ms; `None` = any.
+    pub(crate) band: Option<Band>,
+}
+
+/// A range of latencies, in ms.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Band {
+    /// Below is needless sacrifice.
+    pub(crate) low_millis: f64,
+    /// Above is not allowed.
+    pub(crate) high_millis: f64,
+}
+
+/// A genotype within limits, or as near to them as there is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Derivation {
+    /// The genotype.
+    pub(crate) genotype: Genotype,
+    /// Whether its latency is not above the band.
+    pub(crate) is_met: bool,
+    /// Genes in which it differs from the genotype without limits.
+    pub(crate) n_changed_genes: usize,
+}
+
+/// Nodes of both cells.
+const N_NODES: usize = 8;
+/// Most skips that a cell can have.
+const MOST_SKIPS: usize = 8;
+/// Steps into which the range of latencies is cut.
+const N_BINS: usize = 1500;
+/// Rounds of the knapsack.
+const N_ROUNDS: usize = 12;
+
+/// What a node may keep.
+#[derive(Clone, Copy)]
+struct Choice {
+    genes: [Gene; 2],
+    score: f64,
+    n_skips: usize,
+}
+
+/// The choice of each node, an index into its list: the normal cell's nodes first.
+type Picks = [usize; N_NODES];
+
+/// Derives within limits. `upper_millis` is what the latency limit compares.
+///
+/// If no genotype keeps to all limits, the number of skips gives way, one by one; if none is fast enough
+/// then, the fastest that was found comes out, not met.
+pub(crate) fn derive(
+    ranks: [&[f32]; 2],
+    limits: Limits,
+    upper_millis: impl Fn(&Genotype) -> f64,
+) -> Derivation {
+    let free = SearchSpace::darts().derive(ranks);
+    let search = Knapsack {
+        choices: choices(ranks),
+        upper_millis,
+    };
+    let mut fallback = None;
+    for max_skips in limits.max_skips_normal.min(MOST_SKIPS)..=MOST_SKIPS {
+        let (picks, is_met) = search.solve(&free, limits.band, max_skips);
+        let derivation = search.derivation(&picks, is_met, &free);
+        if is_met {
+            return derivation;
+        }
+        fallback = Some(derivation);
+    }
+    fallback.expect("at least one number of skips was tried")
+}
+
+/// The genotype with the lowest latency that steepest descents over the nodes find, and its latency.
+pub(crate) fn fastest(upper_millis: impl Fn(&Genotype) -> f64) -> (Genotype, f64) {
+    let uniform = vec![1.0; 112];
+    let ranks: [&[f32]; 2] = [&uniform, &uniform];
+    let search = Knapsack {
+        choices: choices(ranks),
+        upper_millis,
+    };
+    let picks = search.fastest(MOST_SKIPS);
+    let genotype = search.genotype(&picks);
+    let millis = (search.upper_millis)(&genotype);
+    (genotype, millis)
+}
+
+/// All that each node may keep.
+fn choices(ranks: [&[f32]; 2]) -> [Vec<Choice>; N_NODES] {
+    let space = SearchSpace::darts();
+    std::array::from_fn(|index| {
+        let (cell, node) = (index / space.n_nodes(), 2 + index % space.n_nodes());
+        let weight = |source, primitive: Primitive| {
+            let edge = space.edge_index(node, source);
+            f64::from(ranks[cell][edge * space.n_primitives() + primitive.index()])
+        };
+        let mut choices = Vec::new();
+        for second in 1..node {
+            for first in 0..second {
+                for primitive in Primitive::KEPT {
+                    for other in Primitive::KEPT {
+                        let (a, b) = (weight(first, primitive), weight(second, other));
+                        let mut genes = [(primitive, first), (other, second)]
+                            .map(|(primitive, source)| Gene { primitive, source });
+                        if b > a {
+                            genes.swap(0, 1);
+                        }
+                        let score = [a, b].map(|w| w.max(f64::MIN_POSITIVE).ln()).iter().sum();
+                        let is_skip = |gene: &&Gene| gene.primitive == Primitive::SkipConnect;
+                        let n_skips = genes.iter().filter(is_skip).count();
+                        choices.push(Choice {
+                            genes,
+                            score,
+                            n_skips: if cell == 0 { n_skips } else { 0 },
+                        });
+                    }
+                }
+            }
+        }
+        choices
+    })
+}
+
+struct Knapsack<F> {
+    choices: [Vec<Choice>; N_NODES],
+    upper_millis: F,
+}
+
+impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
+    fn genotype(&self, picks: &Picks) -> Genotype {
+        let genes = |index: usize| self.choices[index][picks[index]].genes;
+        let cell = |first: usize| space::CellGenotype {
+            nodes: std::array::from_fn(|node| genes(first + node)),
+        };
+        Genotype {
+            normal: cell(0),
+            reduction: cell(N_NODES / 2),
+        }
+    }
+
+    fn millis(&self, picks: &Picks) -> f64 {
+        (self.upper_millis)(&self.genotype(picks))
+    }
+
+    fn score(&self, picks: &Picks) -> f64 {
+        let of = |index: usize| self.choices[index][picks[index]].score;
+        (0..N_NODES).map(of).sum()
+    }
+
+    fn n_skips(&self, picks: &Picks) -> usize {
+        let of = |index: usize| self.choices[index][picks[index]].n_skips;
+        (0..N_NODES).map(of).sum()
+    }
+
+    /// The picks that make this genotype.
+    fn picks(&self, genotype: &Genotype) -> Picks {
+        let nodes = CellKind::ALL.map(|kind| genotype.cell(kind).nodes);
+        std::array::from_fn(|index| {
+            let [a, b] = nodes[index / 4][index % 4];
+            let same = |choice: &Choice| choice.genes == [a, b] || choice.genes == [b, a];
+            let found = self.choices[index].iter().position(same);
+            found.expect("every genotype's genes are among the choices")
+        })
+    }
+
+    fn derivation(&self, picks: &Picks, is_met: bool, free: &Genotype) -> Derivation {
+        // Where nothing changed the genotype is listed as derivation lists it.
+        let genotype = if *picks == self.picks(free) {
+            free.clone()
+        } else {
+            self.genotype(picks)
+        };
+        Derivation {
+            n_changed_genes: n_different_genes(&genotype, free),
+            genotype,
+            is_met,
+        }
+    }
+
+    /// The best picks, and whether they keep below the band's top.
+    fn solve(&self, free: &Genotype, band: Option<Band>, max_skips: usize) -> (Picks, bool) {
+        let free = self.picks(free);
+        let Some(band) = band else {
+            let picks = if self.n_skips(&free) <= max_skips {
+                free
+            } else {
+                let nothing = [(); N_NODES].map(|()| 0.0);
+                let flat = self.choices.each_ref().map(|list| vec![0.0; list.len()]);
+                let any = Band {
+                    low_millis: f64::NEG_INFINITY,
+                    high_millis: f64::INFINITY,
+                };
+                self.knapsack(nothing.iter().sum(), &flat, any, max_skips)
+                    .expect("without a latency limit there is always a choice without skips")
+            };
+            return (picks, true);
+        };
+        let is_in = |millis: f64| (band.low_millis..=band.high_millis).contains(&millis);
+        if is_in(self.millis(&free)) && self.n_skips(&free) <= max_skips {
+            return (free, true);
+        }
+        let mut best: Option<(bool, f64, Picks)> = None;
+        let mut base = free;
+        let mut aim = band;
+        for _ in 0..N_ROUNDS {
+            let base_millis = self.millis(&base);
+            let deltas = self.deltas(&base, base_millis);
+            let Some(picks) = self.knapsack(base_millis, &deltas, aim, max_skips) else {
+                break;
+            };
+            let millis = self.millis(&picks);
+            if millis <= band.high_millis {
+                let candidate = (is_in(millis), self.score(&picks), picks);
+                if best.is_none_or(|best| (best.0, best.1) < (candidate.0, candidate.1)) {
+                    best = Some(candidate);
+                }
+                if is_in(millis) || picks == base {
+                    break;
+                }
+            } else {
+                // The sum was too hopeful by so much: leave room for it.
+                aim.high_millis -= (millis - band.high_millis).max(1e-3 * band.high_millis);
+                aim.low_millis = aim.low_millis.min(aim.high_millis);
+            }
+            base = picks;
+        }
+        match best {
+            Some((_, _, picks)) => (self.polish(picks, band, max_skips), true),
+            None => {
+                let picks = self.fastest(max_skips);
+                let is_met =
+                    self.millis(&picks) <= band.high_millis && self.n_skips(&picks) <= max_skips;
+                let picks = if is_met {
+                    self.polish(picks, band, max_skips)
+                } else {
+                    picks
+                };
+                (picks, is_met)
+            }
+        }
+    }
+
+    /// What each choice adds to the latency, all other nodes as they are.
+    fn deltas(&self, base: &Picks, base_millis: f64) -> [Vec<f64>; N_NODES] {
+        std::array::from_fn(|node| {
+            let delta = |pick| {
+                let mut picks = *base;
+                picks[node] = pick;
+                self.millis(&picks) - base_millis
+            };
+            (0..self.choices[node].len()).map(delta).collect()
+        })
+    }
+
+    /// The picks of largest score whose sum of latencies lies in the band, or else below it; `None` if
+    /// there are none.
+    fn knapsack(
+        &self,
+        base_millis: f64,
+        deltas: &[Vec<f64>; N_NODES],
+        band: Band,
+        max_skips: usize,
+    ) -> Option<Picks> {
+        let least = deltas
+            .each_ref()
+            .map(|deltas| deltas.iter().copied().fold(f64::INFINITY, f64::min));
+        let lowest = base_millis + least.iter().sum::<f64>();
+        if lowest > band.high_millis {
+            return None;
+        }
+        let range = band.high_millis - lowest;
+        // Without a limit every choice falls into the first bin.
+        let width = range / N_BINS as f64;
+        let bin = |delta: f64, least: f64| {
+            if width.is_finite() && width > 0.0 {
+                ((delta - least) / width).ceil() as usize
+            } else {
+                usize::from(width == 0.0 && delta > least) * (N_BINS + 1)
+            }
+        };
+        let n_skips = max_skips + 1;
+        let cell = |bin: usize, skips: usize| bin * n_skips + skips;
+        let n_cells = (N_BINS + 1) * n_skips;
+        let mut scores = vec![f64::NEG_INFINITY; n_cells];
+        scores[0] = 0.0;
+        let mut picked: Vec<Vec<u16>> = Vec::with_capacity(N_NODES);
+        let bins: [Vec<usize>; N_NODES] = std::array::from_fn(|node| {
+            deltas[node]
+                .iter()
+                .map(|&delta| bin(delta, least[node]))
+                .collect()
+        });
+        for (choices, bins) in self.choices.iter().zip(&bins) {
+            let mut next = vec![f64::NEG_INFINITY; n_cells];
+            let mut from = vec![0; n_cells];
+            for (pick, (choice, &bin)) in choices.iter().zip(bins).enumerate() {
+                if bin > N_BINS {
+                    continue;
+                }
+                for before in 0..=N_BINS - bin {
+                    for skips in 0..n_skips.saturating_sub(choice.n_skips) {
+                        let score = scores[cell(before, skips)] + choice.score;
+                        let to = cell(before + bin, skips + choice.n_skips);
+                        if score > next[to] {
+                            next[to] = score;
+                            from[to] = pick as u16;
+                        }
+                    }
+                }
+            }
+            scores = next;
+            picked.push(from);
+        }
+        let low_bin = if width.is_finite() && width > 0.0 {
+            (((band.low_millis - lowest) / width).ceil().max(0.0) as usize).min(N_BINS)
+        } else {
+            0
+        };
+        let best = |first: usize| {
+            (cell(first, 0)..n_cells)
+                .filter(|&index| scores[index].is_finite())
+                .reduce(|a, b| if scores[b] > scores[a] { b } else { a })
+        };
+        let mut at = best(low_bin).or_else(|| best(0))?;
+        let mut picks = [0; N_NODES];
+        for node in (0..N_NODES).rev() {
+            let pick = usize::from(picked[node][at]);
+            picks[node] = pick;
+            at -= cell(bins[node][pick], self.choices[node][pick].n_skips);
+        }
+        Some(picks)
+    }
+
+    /// Changes one node at a time while the score grows within the limits.
+    fn polish(&self, mut picks: Picks, band: Band, max_skips: usize) -> Picks {
+        let low = band.low_millis.min(self.millis(&picks));
+        loop {
+            let mut best = (self.score(&picks), picks);
+            for node in 0..N_NODES {
+                for pick in 0..self.choices[node].len() {
+                    let mut other = picks;
+                    other[node] = pick;
+                    if self.score(&other) > best.0
+                        && self.n_skips(&other) <= max_skips
+                        && (low..=band.high_millis).contains(&self.millis(&other))
+                    {
+                        best = (self.score(&other), other);
+                    }
+                }
+            }
+            if best.1 == picks {
+                return picks;
+            }
+            picks = best.1;
+        }
+    }
+
+    /// The fastest picks of descents from cells of one primitive each: what several edges share is paid
+    /// once, so that a single descent may end where no node alone can leave.
+    fn fastest(&self, max_skips: usize) -> Picks {
+        Primitive::KEPT
+            .into_iter()
+            .map(|primitive| {
+                let is_uniform =
+                    |choice: &Choice| choice.genes.iter().all(|gene| gene.primitive == primitive);
+                let uniform = self.choices.each_ref().map(|choices| {
+                    let found = choices.iter().position(is_uniform);
+                    found.expect("every pair of primitives is a choice")
+                });
+                self.descend(uniform, max_skips)
+            })
+            .min_by(|a, b| {
+                let key = |picks| (self.n_skips(picks) > max_skips, self.millis(picks));
+                let ((a_over, a), (b_over, b)) = (key(a), key(b));
+                a_over.cmp(&b_over).then(a.total_cmp(&b))
+            })
+            .expect("there are primitives")
+    }
+
+    /// Changes one node at a time while the latency falls.
+    fn descend(&self, mut picks: Picks, max_skips: usize) -> Picks {
+        loop {
+            let mut best = (self.millis(&picks), picks);
+            for node in 0..N_NODES {
+                for pick in 0..self.choices[node].len() {
+                    let mut other = picks;
+                    other[node] = pick;
+                    let is_allowed = self.n_skips(&other) <= max_skips.max(self.n_skips(&picks));
+                    if is_allowed && self.millis(&other) < best.0 {
+                        best = (self.millis(&other), other);
+                    }
+                }
+            }
+            if best.1 == picks {
+                return picks;
+            }
+            picks = best.1;
+        }
+    }
+}
+
+/// Genes of `a` that are not in `b`, in the same node of the same cell.
+fn n_different_genes(a: &Genotype, b: &Genotype) -> usize {
+    CellKind::ALL
+        .into_iter()
+        .flat_map(|kind| a.cell(kind).nodes.into_iter().zip(b.cell(kind).nodes))
+        .map(|(a, b)| a.iter().filter(|gene| !b.contains(gene)).count())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BinaryHeap, HashSet};
+
+    use nn::Rng;
+    use rand::RngExt;
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    fn ranks(seed: u64) -> [Vec<f32>; 2] {
+        let mut rng = Rng::seed_from_u64(seed);
+        [(); 2].map(|()| (0..112).map(|_| rng.random_range(0.01..1.0)).collect())
+    }
+
+    /// A law with interactions: primitives cost, and a state that two edges pool is pooled once.
+    fn law(genotype: &Genotype) -> f64 {
+        let cost = |primitive| match primitive {
+            Primitive::None | Primitive::SkipConnect => 0.1,
+            Primitive::MaxPool3x3 | Primitive::AvgPool3x3 => 1.0,
+            Primitive::DilConv3x3 => 2.0,
+            Primitive::DilConv5x5 => 3.0,
+            Primitive::SepConv3x3 => 4.0,
+            Primitive::SepConv5x5 => 6.0,
+        };
+        let mut sum = 5.0;
+        for kind in CellKind::ALL {
+            let mut pooled = HashSet::new();
+            for (_, gene) in genotype.cell(kind).genes() {
+                let is_pool = matches!(
+                    gene.primitive,
+                    Primitive::MaxPool3x3 | Primitive::AvgPool3x3
+                );
+                if !is_pool || pooled.insert((gene.primitive, gene.source)) {
+                    sum += cost(gene.primitive);
+                }
+            }
+        }
+        sum
+    }
+
+    fn band(low_millis: f64, high_millis: f64) -> Option<Band> {
+        Some(Band {
+            low_millis,
+            high_millis,
+        })
+    }
+
+    fn score(ranks: &[Vec<f32>; 2], genotype: &Genotype) -> f64 {
+        let space = SearchSpace::darts();
+        let mut sum = 0.0;
+        for kind in CellKind::ALL {
+            for (node, gene) in genotype.cell(kind).genes() {
+                let edge = space.edge_index(node, gene.source);
+                let rank = ranks[kind.index()][edge * 8 + gene.primitive.index()];
+                sum += f64::from(rank).ln();
+            }
+        }
+        sum
+    }
+
+    /// All genotypes in the order of their scores, until one keeps to the limits.
+    fn by_enumeration(ranks: &[Vec<f32>; 2], holds: impl Fn(&Genotype) -> bool) -> f64 {
+        #[derive(PartialEq)]
+        struct Entry(f64, Picks);
+        impl Eq for Entry {}
+        impl PartialOrd for Entry {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+        impl Ord for Entry {
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+                self.0.total_cmp(&other.0)
+            }
+        }
+        let mut lists = choices([&ranks[0], &ranks[1]]);
+        for list in &mut lists {
+            list.sort_by(|a, b| b.score.total_cmp(&a.score));
+        }
+        let knapsack = Knapsack {
+            choices: lists,
+            upper_millis: law,
+        };
+        let mut seen = HashSet::from([[0; N_NODES]]);
+        let mut heap = BinaryHeap::from([Entry(knapsack.score(&[0; N_NODES]), [0; N_NODES])]);
+        while let Some(Entry(score, picks)) = heap.pop() {
+            if holds(&knapsack.genotype(&picks)) {
+                return score;
+            }
+            for node in 0..N_NODES {
+                let mut next = picks;
+                next[node] += 1;
+                if next[node] < knapsack.choices[node].len() && seen.insert(next) {
+                    heap.push(Entry(knapsack.score(&next), next));
+                }
+            }
+        }
+        panic!("nothing holds");
+    }
+
+    #[test]
+    fn without_limits_it_is_what_derivation_says() {
+        for seed in 0..5 {
+            let ranks = ranks(seed);
+            let slices = [&ranks[0][..], &ranks[1][..]];
+            let free = SearchSpace::darts().derive(slices);
+            for limit in [None, band(0.0, 1e9)] {
+                let limits = Limits {
+                    max_skips_normal: 8,
+                    band: limit,
+                };
+                let found = derive(slices, limits, law);
+                assert_eq!(found.genotype, free);
+                assert_eq!((found.is_met, found.n_changed_genes), (true, 0));
+            }
+        }
+    }
+
+    /// Against enumeration, which is exact: the score of the repaired cell is the best that there is, but for
+    /// the width of a bin.
+    #[test]
+    fn a_repair_is_the_cheapest_that_there_is() {
+        for seed in 0..6 {
+            let ranks = ranks(seed);
+            let slices = [&ranks[0][..], &ranks[1][..]];
+            let free = SearchSpace::darts().derive(slices);
+            let high = 0.85 * law(&free);
+            let max_skips = free.n_skips(CellKind::Normal).min(1);
+            let limits = Limits {
+                max_skips_normal: max_skips,
+                band: band(0.0, high),
+            };
+            let found = derive(slices, limits, law);
+            assert!(found.is_met && law(&found.genotype) <= high);
+            assert!(found.genotype.n_skips(CellKind::Normal) <= max_skips);
+            let best = by_enumeration(&ranks, |genotype| {
+                law(genotype) <= high && genotype.n_skips(CellKind::Normal) <= max_skips
+            });
+            let own = score(&ranks, &found.genotype);
+            assert!(best - own < 0.02, "seed {seed}: {own}, best {best}");
+            assert!(Genotype::new(found.genotype.normal, found.genotype.reduction).is_ok());
+        }
+    }
+
+    #[test]
+    fn slack_is_spent_where_it_costs_least() {
+        for seed in 0..4 {
+            let ranks = ranks(seed);
+            let slices = [&ranks[0][..], &ranks[1][..]];
+            let free = SearchSpace::darts().derive(slices);
+            let (low, high) = (1.15 * law(&free), 1.2 * law(&free));
+            let limits = Limits {
+                max_skips_normal: 8,
+                band: band(low, high),
+            };
+            let found = derive(slices, limits, law);
+            let millis = law(&found.genotype);
+            assert!(found.is_met && (low..=high).contains(&millis), "{millis}");
+            let best = by_enumeration(&ranks, |genotype| (low..=high).contains(&law(genotype)));
+            assert!(best - score(&ranks, &found.genotype) < 0.05);
+        }
+    }
+
+    #[test]
+    fn skips_give_way_to_the_target_and_the_target_to_what_is_possible() {
+        let ranks = ranks(7);
+        let slices = [&ranks[0][..], &ranks[1][..]];
+        // 16 genes at 0.1 and 5 for the rest is the least.
+        let (fastest, least) = fastest(law);
+        assert!((least - 6.6).abs() < 1e-9);
+        assert_eq!(fastest.n_skips(CellKind::Normal), 8);
+        let limits = |high| Limits {
+            max_skips_normal: 2,
+            band: band(0.0, high),
+        };
+        let forced = derive(slices, limits(7.0), law);
+        assert!(forced.is_met && law(&forced.genotype) <= 7.0);
+        assert!(forced.genotype.n_skips(CellKind::Normal) > 2);
+        let impossible = derive(slices, limits(6.5), law);
+        assert!(!impossible.is_met);
+        assert!((law(&impossible.genotype) - least).abs() < 1e-9);
+    }
+}

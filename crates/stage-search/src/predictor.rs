@@ -1,0 +1,131 @@
+//! The frozen latency model, and how far it may be trusted.
+
+use artifact::{FloatTensors, LatencyModelArtifact, Opened};
+use latency::{Conformal, LatencyModel, Mlp, Ridge, State, StateTensor, Structured};
+use space::{Genotype, SearchSpace};
+
+use crate::error::Error;
+
+/// The probability with which a latency lies in the interval of a search result.
+const INTERVAL_PROBABILITY: f64 = 0.9;
+
+/// What the search knows of latencies.
+pub(crate) struct Predictor {
+    model: Box<dyn LatencyModel>,
+    /// The model's errors on architectures that it was not fitted on; `None` if there are none.
+    errors: Option<Conformal>,
+    /// The latency that counts as 1 in a penalty, in ms.
+    pub(crate) reference_millis: f64,
+}
+
+impl Predictor {
+    /// The model that the predictor stage chose.
+    pub(crate) fn new(opened: &Opened<LatencyModelArtifact>) -> Result<Self, Error> {
+        let LatencyModelArtifact {
+            card,
+            tensors,
+            validation,
+        } = &opened.value;
+        let path = opened.dir.display().to_string();
+        let (mut predicted, mut spread, mut measured) = (Vec::new(), Vec::new(), Vec::new());
+        for one in &validation.held_out {
+            let Some(&own) = one
+                .predicted_millis
+                .get(&card.chosen)
+                .filter(|own| **own > 0.0)
+            else {
+                continue;
+            };
+            predicted.push(own);
+            // A model that says nothing of its own doubt has the same everywhere.
+            spread.push(one.spread.get(&card.chosen).copied().unwrap_or(1.0));
+            measured.push(one.measured_millis);
+        }
+        let errors = Conformal::fit(&predicted, &spread, &measured).ok();
+        Ok(Self {
+            model: model(tensors, &card.chosen, path)?,
+            errors,
+            reference_millis: card.reference_millis,
+        })
+    }
+
+    /// The latency of a code in ms, and its derivative with respect to each number of the code.
+    pub(crate) fn gradient(&self, code: &[f32]) -> (f64, Vec<f32>) {
+        self.model.gradient(code)
+    }
+
+    /// The latency of a code, in ms.
+    pub(crate) fn predict_code(&self, code: &[f32]) -> f64 {
+        self.model.predict_millis(code)
+    }
+
+    /// The latency of a genotype, in ms.
+    pub(crate) fn predict(&self, genotype: &Genotype) -> f64 {
+        self.predict_code(&SearchSpace::darts().encode(genotype))
+    }
+
+    /// The latency that a genotype does not exceed with that probability, in ms; `None` where there are too
+    /// few held-out architectures to tell.
+    pub(crate) fn upper(&self, genotype: &Genotype, probability: f64) -> Option<f64> {
+        let errors = self.errors.as_ref()?;
+        let code = SearchSpace::darts().encode(genotype);
+        let (predicted, spread) = (self.predict_code(&code), self.model.spread(&code));
+        let upper = errors.upper(predicted, spread, probability);
+        upper.is_finite().then_some(upper)
+    }
+
+    /// Within which the latency of a genotype lies with a probability of 0.9, in ms; `None` as for
+    /// [`upper`](Self::upper).
+    pub(crate) fn interval(&self, genotype: &Genotype) -> Option<[f64; 2]> {
+        let errors = self.errors.as_ref()?;
+        let code = SearchSpace::darts().encode(genotype);
+        let (predicted, spread) = (self.predict_code(&code), self.model.spread(&code));
+        let (low, high) = errors.interval(predicted, spread, INTERVAL_PROBABILITY);
+        high.is_finite().then_some([low, high])
+    }
+}
+
+fn model(
+    tensors: &FloatTensors,
+    chosen: &str,
+    path: String,
+) -> Result<Box<dyn LatencyModel>, Error> {
+    let state = state_of(tensors, chosen);
+    let model: Result<Box<dyn LatencyModel>, latency::StateError> = match chosen {
+        "structured" => Structured::from_state(&space::Topology::darts(), &state)
+            .map(|model| Box::new(model) as _),
+        "mlp" => Mlp::from_state(&state).map(|model| Box::new(model) as _),
+        "ridge" => Ridge::from_state(&state).map(|model| Box::new(model) as _),
+        other => {
+            return Err(Error::UnknownModel {
+                path,
+                chosen: other.to_owned(),
+            });
+        }
+    };
+    let model = model.map_err(|source| Error::LatencyModel {
+        path: path.clone(),
+        source,
+    })?;
+    let (expected, found) = (SearchSpace::darts().code_len(), model.code_len());
+    if found != expected {
+        return Err(Error::CodeLength {
+            path,
+            expected,
+            found,
+        });
+    }
+    Ok(model)
+}
+
+/// The tensors under `<model>/`, as the model knows them.
+fn state_of(tensors: &FloatTensors, model: &str) -> State {
+    tensors
+        .iter()
+        .filter_map(|(name, tensor)| {
+            let name = name.strip_prefix(model)?.strip_prefix('/')?;
+            let tensor = StateTensor::new(tensor.shape.clone(), tensor.values.clone());
+            Some((name.to_owned(), tensor))
+        })
+        .collect()
+}

@@ -1,0 +1,46 @@
+//! No search at all: what a search must be better than at the same latency.
+
+use space::SearchSpace;
+
+use crate::Found;
+use crate::config::Config;
+use crate::error::Error;
+use crate::predictor::Predictor;
+use crate::search::{STREAM_GENOTYPES, rng};
+
+/// Draws until giving up.
+const MAX_DRAWS: usize = 100_000;
+
+/// The first genotype, drawn uniformly, whose latency keeps to the target and within its slack.
+pub(crate) fn draw(
+    config: &Config,
+    predictor: &Predictor,
+    target_millis: Option<f64>,
+) -> Result<Found, Error> {
+    let target_millis = target_millis.ok_or(Error::Setting {
+        key: "target.latency",
+        expected: "a latency such as 0.4ms or 0.6x for the method random",
+    })?;
+    let low_millis = (1.0 - config.target.slack) * target_millis;
+    let mut rng = rng(config.seed, STREAM_GENOTYPES);
+    let genotype = (0..MAX_DRAWS)
+        .map(|_| SearchSpace::darts().sample(&mut rng))
+        .find(|genotype| {
+            predictor
+                .upper(genotype, config.target.probability)
+                .is_some_and(|upper| (low_millis..=target_millis).contains(&upper))
+        })
+        .ok_or(Error::NothingDrawn {
+            low_millis,
+            target_millis,
+            n_draws: MAX_DRAWS,
+        })?;
+    Ok(Found {
+        derived: genotype.clone(),
+        genotype,
+        n_changed_genes: 0,
+        latency_weight: 0.0,
+        alphas: Default::default(),
+        trace: Vec::new(),
+    })
+}
