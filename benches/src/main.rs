@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask bench` starts it; `cargo xtask bench peers` sets its numbers beside PyTorch's.
 
+mod floor;
 mod inference;
 mod step;
 
@@ -26,6 +27,9 @@ struct Cli {
 enum Command {
     /// Steps of a search or of a training: one alpha step and one weight step in turn
     Step(step::StepArgs),
+    /// What a step takes at best on this machine: its operations at the measured peak, its bytes at the measured
+    /// bandwidth
+    Floor(floor::FloorArgs),
     /// Inferences of a derived network
     Inference(inference::InferenceArgs),
 }
@@ -77,6 +81,7 @@ fn median_secs(secs: &[f64]) -> f64 {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Step(args) => step::run(&args),
+        Command::Floor(args) => floor::run(&args),
         Command::Inference(args) => inference::run(&args),
     }
 }

@@ -36,7 +36,7 @@ pub(crate) struct StepArgs {
 
 /// What is trained.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Network {
+pub(crate) enum Network {
     /// The supernet with partial channels, K = 4
     PcDarts,
     /// The supernet of all channels

@@ -17,6 +17,9 @@ pub(crate) enum BenchCommand {
     /// Training steps: --network pc-darts|darts|derived --threads N [--json] and more, see --help behind it
     #[command(disable_help_flag = true)]
     Step(Passed),
+    /// What a step takes at best here: --network pc-darts|darts|derived --threads N [--json]
+    #[command(disable_help_flag = true)]
+    Floor(Passed),
     /// Inferences: --genotype NAME|FILE --channels C --layers L --batch B --threads N [--json]
     #[command(disable_help_flag = true)]
     Inference(Passed),
@@ -60,6 +63,7 @@ pub(crate) fn run(command: &BenchCommand) -> Result<()> {
     let program = stage::build()?.join("bench");
     match command {
         BenchCommand::Step(passed) => pass(&program, "step", passed),
+        BenchCommand::Floor(passed) => pass(&program, "floor", passed),
         BenchCommand::Inference(passed) => pass(&program, "inference", passed),
         BenchCommand::Peers(args) => peers(&program, args),
     }

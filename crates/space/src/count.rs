@@ -22,6 +22,10 @@ pub struct Counts {
 /// # Panics
 /// If [`Genotype::new`] would refuse the genotype's sources.
 pub fn count_derived(genotype: &Genotype, network: &NetworkSpec) -> Counts {
+    walk_derived(genotype, network).counts
+}
+
+fn walk_derived(genotype: &Genotype, network: &NetworkSpec) -> Walk {
     let mut walk = Walk::new(Form::Evaluation);
     let mut states = walk.stem(network);
     for cell in network.cells() {
@@ -34,7 +38,7 @@ pub fn count_derived(genotype: &Genotype, network: &NetworkSpec) -> Counts {
         states = [states[1], out];
     }
     walk.head(states[1], network);
-    walk.counts
+    walk
 }
 
 /// The parameters of the auxiliary head, which only training uses.
@@ -72,6 +76,10 @@ pub fn count_auxiliary_params(network: &NetworkSpec) -> u64 {
 /// # Panics
 /// If the channel ratio is 0.
 pub fn count_supernet_params(network: &NetworkSpec, channel_ratio: usize) -> u64 {
+    walk_supernet(network, channel_ratio).counts.n_params
+}
+
+fn walk_supernet(network: &NetworkSpec, channel_ratio: usize) -> Walk {
     let mut walk = Walk::new(Form::Search);
     let mut states = walk.stem(network);
     for cell in network.cells() {
@@ -94,7 +102,33 @@ pub fn count_supernet_params(network: &NetworkSpec, channel_ratio: usize) -> u64
         states = [states[1], out];
     }
     walk.head(states[1], network);
-    walk.counts.n_params
+    walk
+}
+
+/// What one image costs a training at least, in its forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrainingCounts {
+    /// Multiply-accumulates of convolutions and linear layers.
+    pub n_macs: u64,
+    /// Numbers that go into batch normalisations: they cannot be used before all of them are there, so they are
+    /// written and read again.
+    pub n_normalised: u64,
+}
+
+/// What the training of a derived network costs.
+///
+/// # Panics
+/// As [`count_derived`].
+pub fn count_derived_training(genotype: &Genotype, network: &NetworkSpec) -> TrainingCounts {
+    walk_derived(genotype, network).training()
+}
+
+/// What a step of the supernet costs.
+///
+/// # Panics
+/// As [`count_supernet_params`].
+pub fn count_supernet_training(network: &NetworkSpec, channel_ratio: usize) -> TrainingCounts {
+    walk_supernet(network, channel_ratio).training()
 }
 
 /// The two forms of a primitive.
@@ -146,6 +180,7 @@ enum Groups {
 struct Walk {
     form: Form,
     counts: Counts,
+    n_normalised: u64,
 }
 
 impl Walk {
@@ -153,6 +188,14 @@ impl Walk {
         Self {
             form,
             counts: Counts::default(),
+            n_normalised: 0,
+        }
+    }
+
+    fn training(&self) -> TrainingCounts {
+        TrainingCounts {
+            n_macs: self.counts.n_macs,
+            n_normalised: self.n_normalised,
         }
     }
 
@@ -191,6 +234,11 @@ impl Walk {
     /// BN with affine parameters.
     fn bn_affine(&mut self, x: Shape) {
         self.counts.n_params += 2 * x.channels;
+        self.normalise(x);
+    }
+
+    fn normalise(&mut self, x: Shape) {
+        self.n_normalised += x.n_elements();
         self.counts.n_multi_adds += 2 * x.n_elements();
     }
 
@@ -198,7 +246,7 @@ impl Walk {
     fn bn(&mut self, x: Shape) {
         match self.form {
             Form::Evaluation => self.bn_affine(x),
-            Form::Search => self.counts.n_multi_adds += 2 * x.n_elements(),
+            Form::Search => self.normalise(x),
         }
     }
 

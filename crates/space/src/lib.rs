@@ -30,7 +30,10 @@ pub mod primitive;
 pub mod space;
 pub mod topology;
 
-pub use crate::count::{Counts, count_auxiliary_params, count_derived, count_supernet_params};
+pub use crate::count::{
+    Counts, TrainingCounts, count_auxiliary_params, count_derived, count_derived_training,
+    count_supernet_params, count_supernet_training,
+};
 pub use crate::genotype::{
     CellError, CellGenotype, CellKind, Gene, Genotype, GenotypeError, ParseGenotypeError,
 };
