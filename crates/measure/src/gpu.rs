@@ -73,7 +73,7 @@ impl fmt::Display for NoGpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoDriver { reason } => {
-                write!(f, "NVIDIA's CUDA driver does not load ({DRIVER}: {reason})")
+                write!(f, "NVIDIA's CUDA driver does not load ({reason})")
             }
             Self::BadDriver { function } => {
                 write!(f, "{DRIVER} is no CUDA driver: it has no {function}")

@@ -33,11 +33,16 @@ impl Gradients {
 
     /// The L2 norm of all gradients as one vector.
     pub fn global_norm(&self) -> Result<f64> {
-        let sum = self
-            .by_name
-            .values()
-            .map(squared_norm)
-            .sum::<Result<f64>>()?;
+        let mut sum: Option<Tensor> = None;
+        for gradient in self.by_name.values() {
+            let square = squared_norm(gradient)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + square)?,
+                None => square,
+            });
+        }
+        // Read back once, not for every gradient: each reading waits for the device.
+        let sum = sum.map_or(Ok(0.0), |sum| sum.to_scalar::<f64>())?;
         Ok(sum.sqrt())
     }
 
@@ -82,12 +87,9 @@ impl Gradients {
     }
 }
 
-fn squared_norm(x: &Tensor) -> Result<f64> {
-    x.flatten_all()?
-        .to_dtype(DType::F64)?
-        .sqr()?
-        .sum_all()?
-        .to_scalar()
+/// A tensor without axes.
+fn squared_norm(x: &Tensor) -> Result<Tensor> {
+    x.flatten_all()?.to_dtype(DType::F64)?.sqr()?.sum_all()
 }
 
 /// Stochastic gradient descent with momentum and L2 weight decay.
