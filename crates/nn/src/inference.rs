@@ -173,7 +173,7 @@ impl InferenceCell {
         let (plan, weights, norms) = cell.parts();
         let weights: Vec<f32> = weights
             .iter()
-            .map(|var| numbers(var))
+            .map(numbers)
             .collect::<Result<Vec<_>>>()?
             .concat();
         let folded: Vec<Folded> = norms.iter().map(Folded::new).collect::<Result<_>>()?;
