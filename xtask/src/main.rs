@@ -4,6 +4,7 @@
 
 mod bench;
 mod ci;
+mod compare;
 mod cuda;
 mod doctor;
 mod gpu_check;
@@ -13,6 +14,7 @@ mod plan;
 mod preset;
 mod stage;
 mod summary;
+mod sweep;
 mod why;
 
 use std::path::PathBuf;
@@ -38,6 +40,28 @@ enum Command {
         /// Print the result as one JSON object on stdout
         #[arg(long)]
         json: bool,
+    },
+    /// Search and evaluate with several seeds: lambda = 0, latency-aware, and genotypes drawn at random of the same
+    /// latency; differences with bootstrap intervals
+    Compare {
+        #[command(flatten)]
+        args: PipelineArgs,
+        /// Seeds, from --seed (0 by default) on
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        seeds: u64,
+        /// Print the result as one JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Search and evaluate with several targets or lambdas, each from the alpha of its neighbour: a front of networks
+    Sweep {
+        #[command(flatten)]
+        args: PipelineArgs,
+        #[command(flatten)]
+        points: sweep::Points,
+        /// The file for the points, JSON; front.json in the store by default
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Show what is cached, what will run, and why
     Plan {
@@ -86,6 +110,8 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Pipeline { args, json } => pipeline::run(&args, json),
+        Command::Compare { args, seeds, json } => compare::run(&args, seeds, json),
+        Command::Sweep { args, points, out } => sweep::run(&args, &points, out),
         Command::Plan { args } => plan::run(&args),
         Command::Run { stage, args } => pipeline::run_stage(&stage, &args),
         Command::Why { stage, args } => why::run(&stage, &args),

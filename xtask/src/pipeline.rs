@@ -1,7 +1,7 @@
 //! `pipeline` and `run`: the steps in order, cached ones skipped by the stages themselves.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -15,11 +15,34 @@ pub(crate) fn run(args: &PipelineArgs, json: bool) -> Result<()> {
     let bin_dir = stage::build_for(args)?;
     let started = Instant::now();
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    let steps = steps();
+    run_steps(&bin_dir, args, &steps(args), &mut artifacts)?;
+    let evaluation = |variant: &str| artifacts[&format!("evaluate ({variant})")].clone();
+    let summary = Summary::read(
+        &evaluation(BASELINE),
+        &evaluation(LATENCY_AWARE),
+        &artifacts["report"].join("report.html"),
+    )?;
+    eprintln!("      {:.0} s in all\n", started.elapsed().as_secs_f64());
+    if json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        print!("{summary}");
+    }
+    Ok(())
+}
+
+/// Runs the steps whose artifacts are not among these yet, and adds theirs.
+pub(crate) fn run_steps(
+    bin_dir: &Path,
+    args: &PipelineArgs,
+    steps: &[Step],
+    artifacts: &mut BTreeMap<String, PathBuf>,
+) -> Result<()> {
     let mut n_done = 0;
     // The two searches do not read each other, nor do the two evaluations: each pair runs side by side
     // on half of the cores. (Stages that time wait until they are alone; see `MachineUse`.)
-    for group in steps.chunk_by(|a, b| a.stage == b.stage) {
+    // A target that is a ratio of the baseline waits for it.
+    for group in steps.chunk_by(|a, b| a.stage == b.stage && b.reference.is_none()) {
         let names: Vec<String> = group.iter().map(Step::name).collect();
         let last = n_done + group.len();
         let numbers = if group.len() > 1 {
@@ -31,7 +54,7 @@ pub(crate) fn run(args: &PipelineArgs, json: bool) -> Result<()> {
         let commands = group
             .iter()
             .map(|step| {
-                let mut command = stage::command(&bin_dir, args, step, &artifacts)?;
+                let mut command = stage::command(bin_dir, args, step, artifacts)?;
                 if group.len() > 1 && args.threads.is_none() {
                     command.args(["--threads", &(n_cores() / group.len()).max(1).to_string()]);
                 }
@@ -50,18 +73,6 @@ pub(crate) fn run(args: &PipelineArgs, json: bool) -> Result<()> {
         }
         n_done = last;
     }
-    let evaluation = |variant: &str| artifacts[&format!("evaluate ({variant})")].clone();
-    let summary = Summary::read(
-        &evaluation(BASELINE),
-        &evaluation(LATENCY_AWARE),
-        &artifacts["report"].join("report.html"),
-    )?;
-    eprintln!("      {:.0} s in all\n", started.elapsed().as_secs_f64());
-    if json {
-        println!("{}", serde_json::to_string(&summary)?);
-    } else {
-        print!("{summary}");
-    }
     Ok(())
 }
 
@@ -70,8 +81,8 @@ fn n_cores() -> usize {
 }
 
 /// The steps of a stage; an unknown name is a usage error that lists the stages.
-pub(crate) fn steps_of(stage_name: &str) -> Result<Vec<Step>> {
-    let own: Vec<Step> = steps()
+pub(crate) fn steps_of(args: &PipelineArgs, stage_name: &str) -> Result<Vec<Step>> {
+    let own: Vec<Step> = steps(args)
         .into_iter()
         .filter(|step| step.stage.name == stage_name)
         .collect();
@@ -87,24 +98,17 @@ pub(crate) fn steps_of(stage_name: &str) -> Result<Vec<Step>> {
 
 /// Runs the steps of one stage on cached inputs; stdout carries the artifacts' folders.
 pub(crate) fn run_stage(stage_name: &str, args: &PipelineArgs) -> Result<()> {
-    let wanted = steps_of(stage_name)?;
+    let wanted = steps_of(args, stage_name)?;
     let bin_dir = stage::build_for(args)?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for step in steps() {
+    for step in steps(args) {
         let name = step.name();
         let is_wanted = wanted.iter().any(|wanted| wanted.name() == name);
-        let is_ready = step
-            .inputs
-            .iter()
-            .all(|input| artifacts.contains_key(*input));
+        let is_ready = step.needs().all(|input| artifacts.contains_key(input));
         if !is_ready && !is_wanted {
             continue;
         }
-        if let Some(input) = step
-            .inputs
-            .iter()
-            .find(|input| !artifacts.contains_key(**input))
-        {
+        if let Some(input) = step.needs().find(|input| !artifacts.contains_key(*input)) {
             return Err(usage(format!(
                 "{name} needs {input}, which is not in the store for this preset: run it first \
                  (`cargo xtask run {}`), or `cargo xtask pipeline`",

@@ -12,12 +12,10 @@ use crate::{stage, why};
 pub(crate) fn run(args: &PipelineArgs) -> Result<()> {
     let bin_dir = stage::build_for(args)?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for step in steps() {
+    for step in steps(args) {
         let name = step.name();
         let missing: Vec<&str> = step
-            .inputs
-            .iter()
-            .copied()
+            .needs()
             .filter(|input| !artifacts.contains_key(*input))
             .collect();
         if !missing.is_empty() {

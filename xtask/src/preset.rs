@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use artifact::stage::{EVALUATE, SEARCH};
 use artifact::{PIPELINE, StageSpec};
 
 /// A wrong command line or preset (exit code 2).
@@ -40,6 +41,10 @@ pub(crate) struct PipelineArgs {
     /// The number of threads that search and evaluate train on; all cores by default
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// The latency that the latency-aware search must keep to: 0.4ms, or 0.6x the predicted latency of the lambda = 0
+    /// network
+    #[arg(long, value_name = "LATENCY")]
+    pub(crate) target: Option<String>,
     /// Override a value of a stage's config, e.g. search.lambda=0.5
     #[arg(long = "set", value_name = "STAGE.KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
@@ -54,10 +59,20 @@ pub(crate) struct Step {
     /// The steps whose artifacts it reads, by name.
     pub(crate) inputs: &'static [&'static str],
     /// Config values that make the variant.
-    pub(crate) overrides: &'static [&'static str],
+    pub(crate) overrides: Vec<String>,
+    /// The step whose network a target's ratio is of.
+    pub(crate) reference: Option<&'static str>,
+    /// The search whose alpha this one begins with.
+    pub(crate) warm_start: Option<&'static str>,
 }
 
 impl Step {
+    /// The steps that must have run before.
+    pub(crate) fn needs(&self) -> impl Iterator<Item = &'static str> {
+        let others = self.reference.into_iter().chain(self.warm_start);
+        self.inputs.iter().copied().chain(others)
+    }
+
     /// `search (baseline)`.
     pub(crate) fn name(&self) -> String {
         step_name(self.stage.name, self.variant)
@@ -75,6 +90,12 @@ fn step_name(stage: &str, variant: Option<&str>) -> String {
 pub(crate) const BASELINE: &str = "baseline";
 /// The search with it.
 pub(crate) const LATENCY_AWARE: &str = "latency-aware";
+/// A search of a sweep.
+pub(crate) const POINT: &str = "point";
+/// The step that a point's search begins with.
+pub(crate) const NEIGHBOUR: &str = "search (neighbour)";
+/// No search: a genotype drawn at random, of the latency of the latency-aware one.
+pub(crate) const RANDOM: &str = "random";
 
 /// A row of [`STEPS`]: stage, variant, the steps it reads, overrides.
 type StepRow = (
@@ -96,8 +117,49 @@ const STEPS: [StepRow; 7] = [
     ("report",    None,                &["profile", "predictor", "evaluate (baseline)", "evaluate (latency-aware)"], &[]),
 ];
 
+/// What `compare` runs besides: a genotype drawn at random within 2 % of a predicted latency, and its evaluation.
+pub(crate) fn random_steps(predicted_millis: f64) -> [Step; 2] {
+    let draw = [
+        "method=random".to_owned(),
+        "objective=penalty".to_owned(),
+        // Half of the networks of a predicted latency take less, half more.
+        "target.probability=0.5".to_owned(),
+        format!("target.latency={:.6}ms", 1.02 * predicted_millis),
+        "target.slack=0.04".to_owned(),
+    ];
+    let step = |stage, inputs, overrides| Step {
+        stage,
+        variant: Some(RANDOM),
+        inputs,
+        overrides,
+        reference: None,
+        warm_start: None,
+    };
+    [
+        step(&SEARCH, &["predictor"], draw.to_vec()),
+        step(&EVALUATE, &["search (random)"], Vec::new()),
+    ]
+}
+
+/// A point of `sweep`, which may begin with the alpha of the point before, and its evaluation.
+pub(crate) fn point_steps(overrides: Vec<String>, has_neighbour: bool) -> [Step; 2] {
+    let step = |stage, inputs, overrides, warm_start| Step {
+        stage,
+        variant: Some(POINT),
+        inputs,
+        overrides,
+        reference: None,
+        warm_start,
+    };
+    let neighbour = has_neighbour.then_some(NEIGHBOUR);
+    [
+        step(&SEARCH, &["predictor"], overrides, neighbour),
+        step(&EVALUATE, &["search (point)"], Vec::new(), None),
+    ]
+}
+
 /// The steps, each with its stage from [`PIPELINE`].
-pub(crate) fn steps() -> Vec<Step> {
+pub(crate) fn steps(args: &PipelineArgs) -> Vec<Step> {
     STEPS
         .iter()
         .map(|&(stage, variant, inputs, overrides)| Step {
@@ -107,12 +169,21 @@ pub(crate) fn steps() -> Vec<Step> {
                 .expect("a stage of PIPELINE"),
             variant,
             inputs,
-            overrides,
+            overrides: overrides.iter().map(|&text| text.to_owned()).collect(),
+            reference: (stage == "search" && variant == Some(LATENCY_AWARE) && args.has_ratio())
+                .then_some("search (baseline)"),
+            warm_start: None,
         })
         .collect()
 }
 
 impl PipelineArgs {
+    /// Whether the target is a ratio of the baseline.
+    fn has_ratio(&self) -> bool {
+        let target = self.target.as_ref();
+        target.is_some_and(|target| target.trim_end().ends_with('x'))
+    }
+
     /// The folder of the preset's configs.
     pub(crate) fn preset_dir(&self) -> Result<PathBuf> {
         let named = Path::new("configs").join(&self.preset);

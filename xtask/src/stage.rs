@@ -7,13 +7,13 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
-use artifact::DeviceSpec;
+use artifact::{DeviceSpec, PIPELINE, SearchResult};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::ci::cargo;
 use crate::cuda;
-use crate::preset::{PipelineArgs, Step, usage};
+use crate::preset::{LATENCY_AWARE, PipelineArgs, Step, usage};
 
 /// A stage that ended with an exit code other than 0.
 #[derive(Debug)]
@@ -142,18 +142,35 @@ pub(crate) fn command(
     for value in args.overrides_of(stage)? {
         command.args(["--set", &value]);
     }
-    for value in step.overrides {
+    for value in &step.overrides {
         command.args(["--set", value]);
+    }
+    if let (Some(target), "search", Some(LATENCY_AWARE)) = (&args.target, stage, step.variant) {
+        command.args(["--set", "objective=target"]);
+        command.args(["--set", &format!("target.latency={target}")]);
+    }
+    if let Some(name) = step.reference {
+        let dir = artifacts
+            .get(name)
+            .with_context(|| format!("{} needs {name}, which has not run", step.name()))?;
+        let reference = artifact::open::<SearchResult>(dir)?.value.genotype;
+        command.args(["--set", &format!("target.of=\"{reference}\"")]);
+    }
+    if let Some(name) = step.warm_start {
+        let dir = artifacts
+            .get(name)
+            .with_context(|| format!("{} needs {name}, which has not run", step.name()))?;
+        command.arg("--warm-start").arg(dir);
     }
     for name in step.inputs {
         let path = artifacts
             .get(*name)
             .with_context(|| format!("{} needs {name}, which has not run", step.name()))?;
-        let kind = crate::preset::steps()
-            .into_iter()
-            .find(|step| step.name() == *name)
+        let stage = name.split(' ').next().unwrap_or(name);
+        let kind = PIPELINE
+            .iter()
+            .find(|spec| spec.name == stage)
             .with_context(|| format!("no step called {name}"))?
-            .stage
             .output;
         command.arg(format!("--{}", kind.name())).arg(path);
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use artifact::{Evaluation, Opened};
+use artifact::{Evaluation, Opened, Verdict};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -29,6 +29,7 @@ struct Row {
     n_params: u64,
     n_macs: u64,
     seed: u64,
+    verdict: Verdict,
 }
 
 impl Row {
@@ -47,6 +48,7 @@ impl Row {
             n_params: evaluation.n_params,
             n_macs: evaluation.n_macs,
             seed: evaluation.search.seed,
+            verdict: evaluation.verdict(),
         })
     }
 }
@@ -116,6 +118,22 @@ impl fmt::Display for Summary {
             100.0 * self.latency_reduction,
             self.latency_aware.seed,
         )?;
+        let verdict = &self.latency_aware.verdict;
+        if let (Some(word), Some(target)) = (verdict.word(), verdict.target_millis) {
+            writeln!(
+                f,
+                "{word}: measured {:.3} ms, target {target:.3} ms ({:.1} % of it)",
+                verdict.measured_millis,
+                100.0 * verdict.measured_millis / target
+            )?;
+        }
+        if let (Some([low, high]), Some(false)) = (verdict.interval_millis, verdict.is_in_interval)
+        {
+            writeln!(
+                f,
+                "the measured latency is outside of what was predicted, {low:.3} to {high:.3} ms"
+            )?;
+        }
         writeln!(f, "report: {}", self.report.display())
     }
 }

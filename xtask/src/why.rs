@@ -12,16 +12,14 @@ use crate::stage::{self, KeyAnswer};
 
 /// Explains every step of a stage on stdout.
 pub(crate) fn run(stage_name: &str, args: &PipelineArgs) -> Result<()> {
-    let wanted = steps_of(stage_name)?;
+    let wanted = steps_of(args, stage_name)?;
     let bin_dir = stage::build_for(args)?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for step in steps() {
+    for step in steps(args) {
         let name = step.name();
         let is_wanted = wanted.iter().any(|wanted| wanted.name() == name);
         let missing: Vec<&str> = step
-            .inputs
-            .iter()
-            .copied()
+            .needs()
             .filter(|input| !artifacts.contains_key(*input))
             .collect();
         if !missing.is_empty() {

@@ -12,16 +12,16 @@ fn main() {
     let store = store.path();
     // Two published genotypes stand for the found ones; give others by name.
     let mut names = std::env::args().skip(1);
-    let mut evaluation = |name: &str, lambda, accuracy| {
+    let mut evaluation = |name: &str, lambda, accuracy, target| {
         let name = names.next().unwrap_or_else(|| name.to_owned());
         fixture::publish(
             store,
             &EVALUATE,
-            fixture::evaluation(&name, lambda, accuracy),
+            fixture::evaluation(&name, lambda, accuracy, target),
         )
     };
-    let baseline = evaluation("PC_DARTS_cifar", 0.0, 0.882);
-    let aware = evaluation("DARTS_V2", 0.5, 0.8805);
+    let baseline = evaluation("PC_DARTS_cifar", 0.0, 0.882, None);
+    let aware = evaluation("DARTS_V2", 0.5, 0.8805, Some(1.02));
     let dataset = fixture::publish(store, &PROFILE, fixture::latency_dataset());
     let model = fixture::publish(store, &PREDICTOR, fixture::latency_model());
     let inputs = Inputs::open(&dataset, &model, &[baseline, aware]).expect("artifacts just made");

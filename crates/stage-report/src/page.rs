@@ -23,7 +23,7 @@ const NAMES: [&str; 2] = ["baseline", "latency-aware"];
 #[derive(Serialize)]
 struct Page<'a> {
     title: &'a str,
-    tiles: [Tile; 3],
+    tiles: Vec<Tile>,
     conclusion: String,
     conditions: Vec<(&'static str, String)>,
     names: [&'static str; 2],
@@ -151,15 +151,26 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
     }
 }
 
-/// The three numbers that are seen from afar.
-fn tiles(inputs: &Inputs, latency_change: f64) -> [Tile; 3] {
+/// The verdict, where there was a target, and the numbers that are seen from afar.
+fn tiles(inputs: &Inputs, latency_change: f64) -> Vec<Tile> {
     let evaluations = inputs.evaluations.each_ref().map(|opened| &opened.value);
     let latencies = evaluations.map(|evaluation| evaluation.latency.median_millis);
     let accuracies = evaluations.map(|evaluation| evaluation.test_accuracy);
     let validation = &inputs.latency_model.value.validation;
     let chosen = &inputs.latency_model.value.card.chosen;
     let chosen = validation.models.get(chosen);
-    [
+    let verdict = evaluations[1].verdict();
+    let target = verdict.word().zip(verdict.target_millis);
+    let verdict = target.map(|(word, target)| Tile {
+        value: word.to_owned(),
+        what: "target",
+        detail: format!(
+            "measured {}\u{a0}ms, at most {}\u{a0}ms",
+            millis(verdict.measured_millis),
+            millis(target)
+        ),
+    });
+    let numbers = [
         Tile {
             value: format!("{}\u{a0}%", signed(100.0 * latency_change, 1)),
             what: "measured latency",
@@ -192,13 +203,29 @@ fn tiles(inputs: &Inputs, latency_change: f64) -> [Tile; 3] {
                 None => "mean over held-out architectures".to_owned(),
             },
         },
-    ]
+    ];
+    verdict.into_iter().chain(numbers).collect()
 }
 
 fn conclusion([baseline, aware]: [&Evaluation; 2], latency_change: f64) -> String {
     let points = 100.0 * (aware.test_accuracy - baseline.test_accuracy);
     let latency = compared(100.0 * latency_change, "%", 1);
     let accuracy = compared(points, "percentage points", 2);
+    if let Some(target) = &aware.search.target {
+        return format!(
+            "Asked for at most {}\u{a0}ms, the search found a network that takes {}\u{a0}ms: {}. Its latency is {} \
+             that of the network found for accuracy alone; its test accuracy is {}.",
+            millis(target.target_millis),
+            millis(aware.latency.median_millis),
+            if aware.verdict().is_target_met == Some(true) {
+                "the target is met"
+            } else {
+                "the target is missed"
+            },
+            latency.map_or("the same as".to_owned(), |change| format!("{change} than")),
+            accuracy.unwrap_or("the same".to_owned()),
+        );
+    }
     format!(
         "With λ = {}, the search found a network whose latency is {} that of the network found with \
          λ = {}; its test accuracy is {}.",
@@ -207,6 +234,12 @@ fn conclusion([baseline, aware]: [&Evaluation; 2], latency_change: f64) -> Strin
         baseline.search.lambda,
         accuracy.unwrap_or("the same".to_owned()),
     )
+}
+
+/// A coefficient in at most four digits.
+fn short(value: f64) -> String {
+    let text = format!("{value:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// "12.3 % lower", "0.4 % higher"; `None` for what rounds to nothing.
@@ -286,7 +319,11 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
             &|e| format!("{}, seed {}", e.search.method, e.search.seed),
             String::new(),
         ),
-        row("λ", &|e| e.search.lambda.to_string(), String::new()),
+        row(
+            "λ",
+            &|e| format!("{} ({})", short(e.search.lambda), e.search.objective),
+            String::new(),
+        ),
         row(
             "test accuracy",
             &|e| percent(e.test_accuracy, 2),
@@ -312,6 +349,35 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
             "predicted latency",
             &|e| format!("{}\u{a0}ms", millis(e.search.predicted_latency_millis)),
             change(&|e| e.search.predicted_latency_millis),
+        ),
+        row(
+            "predicted interval, 90\u{a0}%",
+            &|e| {
+                let verdict = e.verdict();
+                match (verdict.interval_millis, verdict.is_in_interval) {
+                    (Some([low, high]), Some(is_in)) => format!(
+                        "{} – {}\u{a0}ms: measured {}",
+                        millis(low),
+                        millis(high),
+                        if is_in { "inside" } else { "outside" }
+                    ),
+                    _ => "–".to_owned(),
+                }
+            },
+            String::new(),
+        ),
+        row(
+            "target",
+            &|e| match e.verdict().target_millis {
+                Some(target) => format!("{}\u{a0}ms", millis(target)),
+                None => "–".to_owned(),
+            },
+            String::new(),
+        ),
+        row(
+            "verdict",
+            &|e| e.verdict().word().unwrap_or("–").to_owned(),
+            String::new(),
         ),
         row(
             "predicted against measured",
@@ -475,7 +541,7 @@ fn curves(
 fn network((evaluation, name): (&Evaluation, &str)) -> Network {
     let genotype = &evaluation.genotype;
     Network {
-        name: format!("{name}, λ = {}", evaluation.search.lambda),
+        name: format!("{name}, λ = {}", short(evaluation.search.lambda)),
         normal: cell::draw(
             &genotype.normal,
             &format!("Normal cell of the {name} network"),

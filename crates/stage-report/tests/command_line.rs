@@ -44,8 +44,8 @@ impl Place {
         let inputs = dir.path().join("inputs");
         let mut model = fixture::latency_model();
         change_model(&mut model);
-        let baseline = fixture::evaluation("PC_DARTS_cifar", 0.0, 0.882);
-        let mut aware = fixture::evaluation("DARTS_V2", 0.5, 0.8805);
+        let baseline = fixture::evaluation("PC_DARTS_cifar", 0.0, 0.882, None);
+        let mut aware = fixture::evaluation("DARTS_V2", 0.5, 0.8805, None);
         change_aware(&mut aware);
         Self {
             latency_dataset: fixture::publish(&inputs, &PROFILE, fixture::latency_dataset()),
@@ -197,6 +197,36 @@ fn what_makes_numbers_doubtful_is_said() {
             .page(&[])
             .contains("noise floor")
     );
+}
+
+#[test]
+fn a_target_is_passed_or_failed_and_the_interval_tells_where_the_measurement_lies() {
+    for (ratio, word, says) in [
+        (1.02, "PASS", "target is met"),
+        (0.9, "FAIL", "target is missed"),
+    ] {
+        let place = Place::with(
+            |_| (),
+            |aware| {
+                *aware = fixture::evaluation("DARTS_V2", 0.123_456, 0.8805, Some(ratio));
+            },
+        );
+        let page = place.page(&[]);
+        for text in [word, says, "inside", "0.1235 (target)"] {
+            assert!(page.contains(text), "{text}");
+        }
+    }
+    let page = Place::with(
+        |_| (),
+        |aware| {
+            aware.search.interval_millis = aware
+                .search
+                .interval_millis
+                .map(|[low, _]| [low / 2.0, low]);
+        },
+    )
+    .page(&[]);
+    assert!(page.contains("outside") && !page.contains("PASS") && !page.contains("FAIL"));
 }
 
 #[test]

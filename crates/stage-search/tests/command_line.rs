@@ -1,8 +1,9 @@
 //! The program: what it prints, where it stops, and with which exit code.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use artifact::manifest::{Build, Origin};
 use artifact::{
@@ -132,8 +133,9 @@ impl Place {
         self.run_in("store", more)
     }
 
-    fn run_in(&self, store: &str, more: &[&str]) -> Answer {
-        let output = Command::new(env!("CARGO_BIN_EXE_search"))
+    fn command(&self, store: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_search"));
+        command
             .arg("run")
             .arg("--config")
             .arg(self.path("search.toml"))
@@ -142,9 +144,12 @@ impl Place {
             .arg("--latency-model")
             .arg(&self.latency_model)
             .args(["--threads", "1"])
-            .args(more)
-            .output()
-            .unwrap();
+            .args(more);
+        command
+    }
+
+    fn run_in(&self, store: &str, more: &[&str]) -> Answer {
+        let output = self.command(store, more).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Answer {
             code: output.status.code().unwrap(),
@@ -560,6 +565,58 @@ fn every_bridge_order_and_guard_runs_and_leaves_its_mark() {
             assert!(trace.iter().all(|row| row.discretisation_gap == Some(0.0)));
         }
     }
+}
+
+/// A search with everything that has a state, killed again and again at whatever moment it has reached when
+/// its line is read, ends with the bytes of one that nobody disturbed.
+#[test]
+fn a_search_that_is_killed_again_and_again_ends_with_the_same_bytes() {
+    let place = Place::new();
+    let sets = [
+        "--json",
+        "--set",
+        "n_epochs=6",
+        "--set",
+        "objective=target",
+        "--set",
+        "target.latency=5ms",
+        "--set",
+        "bridge=sampled",
+        "--set",
+        "order=unrolled",
+        "--set",
+        "guards.policy=roll-back",
+        "--set",
+        "guards.max_skips=1",
+        "--set",
+        "guards.n_eigenvalue_steps=2",
+        "--set",
+        "guards.max_eigenvalue_growth=1.05",
+        "--set",
+        "guards.auxiliary_skip=0.3",
+        "--set",
+        "architecture.learning_rate=0.05",
+    ];
+    // How many lines each run may say before it dies.
+    for n_lines in [1, 4, 2, 7, 3, 5] {
+        let mut child = place
+            .command("killed", &sets)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        lines.take(n_lines).for_each(drop);
+        // SIGKILL; it may have ended by itself.
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    let resumed = place.run_in("killed", &sets).json();
+    let undisturbed = place.run_in("undisturbed", &sets).json();
+    assert_eq!(resumed["digest"], undisturbed["digest"]);
+    let found = search_result(&undisturbed);
+    assert!(found.trace.iter().any(|row| row.event.is_some()));
+    assert!(found.trace.iter().any(|row| row.latency_weight > Some(0.0)));
 }
 
 #[test]
