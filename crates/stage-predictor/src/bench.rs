@@ -189,6 +189,8 @@ pub struct BenchResult {
     pub coverage_90: Option<f64>,
     /// Seconds that the fit of the chosen model took.
     pub fit_secs: f64,
+    /// Milliseconds of one gradient, the median of some; `null` where none was asked for.
+    pub gradient_millis: Option<f64>,
 }
 
 impl fmt::Display for BenchResult {
@@ -256,6 +258,7 @@ impl BenchResult {
             regret,
             coverage_90,
             fit_secs,
+            gradient_millis: None,
         }
     }
 }
@@ -284,14 +287,18 @@ pub fn bench(config: &BenchConfig<'_>) -> Result<BenchResult, Error> {
     let coverage = chosen
         .conformal(&train.costs)
         .map(|conformal| chosen.coverage_90(&conformal, &test.codes, &test.costs));
-    Ok(BenchResult::new(
+    let result = BenchResult::new(
         chosen.kind.name(),
         reason,
         n_train,
         Figures::compute(&predicted, &test.costs),
         coverage,
         chosen.fit_secs,
-    ))
+    );
+    Ok(BenchResult {
+        gradient_millis: Some(gradient_millis(chosen.model.as_ref(), &test.codes)),
+        ..result
+    })
 }
 
 /// Fits on rows of a table, all of them if not told how many, and judges by the same rows, each left out.
@@ -318,6 +325,21 @@ pub fn fit(config: &BenchConfig<'_>) -> Result<BenchResult, Error> {
         None,
         chosen.fit_secs,
     ))
+}
+
+/// The median time of one gradient.
+fn gradient_millis(model: &dyn LatencyModel, codes: &[Vec<f32>]) -> f64 {
+    let mut times: Vec<f64> = codes
+        .iter()
+        .take(21)
+        .map(|code| {
+            let started = Instant::now();
+            std::hint::black_box(model.gradient(code));
+            1e3 * started.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 fn fit_on(
