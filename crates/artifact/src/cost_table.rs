@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use arrow::datatypes::DataType;
 use space::{Genotype, SearchSpace, Topology, nas_bench_201};
 
 use crate::error::Error;
@@ -60,6 +61,8 @@ impl CostTable {
     /// # Errors
     /// If there is no such column, if it does not hold numbers, or if one of them is not above 0.
     pub fn costs(&self, column: &str) -> Result<Vec<Option<f64>>, Error> {
+        // A column may miss values, but it must be there.
+        self.table.nullable_column(column, &DataType::Float64)?;
         let costs: Vec<Option<f64>> = self.table.get(column)?;
         match costs.iter().position(|cost| cost.is_some_and(|c| c <= 0.0)) {
             Some(row) => {

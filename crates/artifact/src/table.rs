@@ -324,7 +324,7 @@ impl Table {
         }
     }
 
-    fn nullable_column(&self, name: &str, wanted: &DataType) -> Result<ArrayRef, Error> {
+    pub(crate) fn nullable_column(&self, name: &str, wanted: &DataType) -> Result<ArrayRef, Error> {
         let column = self.batch.column_by_name(name).ok_or_else(|| {
             let schema = self.batch.schema();
             let names: Vec<_> = schema
