@@ -18,7 +18,7 @@ pub(crate) struct Series<'a> {
 }
 
 /// Predicted against measured latencies with the line on which they are equal and ±5 % about it.
-/// The first series has filled circles, the second open squares.
+/// The first series has filled circles, the second open squares, further ones open circles.
 pub(crate) fn scatter(series: &[Series<'_>]) -> String {
     let values = series
         .iter()
@@ -89,7 +89,8 @@ pub(crate) fn scatter(series: &[Series<'_>]) -> String {
 fn mark(svg: &mut Svg, series: usize, [x, y]: [f64; 2]) {
     match series {
         0 => svg.circle("mark first", [x, y], 3.5),
-        _ => svg.rect("mark second", [x - 3.0, y - 3.0], [6.0, 6.0], 0.0),
+        1 => svg.rect("mark second", [x - 3.0, y - 3.0], [6.0, 6.0], 0.0),
+        _ => svg.circle("mark third", [x, y], 3.0),
     }
 }
 
