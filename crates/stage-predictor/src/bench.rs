@@ -304,7 +304,7 @@ pub fn bench(config: &BenchConfig<'_>) -> Result<BenchResult, Error> {
 /// Fits on rows of a table, all of them if not told how many, and judges by the same rows, each left out.
 ///
 /// # Errors
-/// As [`bench`].
+/// As [`bench()`].
 pub fn fit(config: &BenchConfig<'_>) -> Result<BenchResult, Error> {
     let rows = Rows::read(config)?;
     let n_train = config.n_train.unwrap_or(rows.codes.len());
