@@ -2,7 +2,7 @@
 //! matters on a device.
 //!
 //! Latency is a Gaussian process (Rasmussen and Williams 2006) over the features of a code
-//! ([`features`](crate::features)): a sum of independent functions, each with its own kernel. Linear ones
+//! (`features.rs`): a sum of independent functions, each with its own kernel. Linear ones
 //! say that an operation costs the same wherever it is kept (`Counts`), or on this edge (`Edges`), or
 //! where its result is used (`Reaching`, `Effective`); smooth ones say how these interact. How much each function
 //! contributes is learnt: the variances are those under which the measured latencies are most likely
