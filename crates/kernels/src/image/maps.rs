@@ -87,15 +87,6 @@ impl Maps {
         }
     }
 
-    /// The sum of two.
-    pub fn sum(a: &Self, b: &Self) -> Self {
-        let mut sum = Self::any(a.c, a.h, a.w);
-        for ((sum, a), b) in sum.numbers.iter_mut().zip(&*a.numbers).zip(&*b.numbers) {
-            *sum = a + b;
-        }
-        sum
-    }
-
     /// `y = max(x, 0)`, written to planes `first..` of `y`; what is no number goes on.
     pub fn rectify_into(&self, y: &mut Self, first: usize) {
         for (y, x) in y.planes_mut(first..first + self.c).zip(self.planes()) {
