@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use kernels::planes::{Buffer, NormGrad, Stencil, Unit, dots};
+use kernels::planes::{Buffer, NormGrad, Stencil, Target, Unit, dots};
 use kernels::{Conv2dGeometry, Pool2dGeometry, Window};
 
 #[global_allocator]
@@ -243,9 +243,9 @@ fn fused_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
                 .map(|(sum, products)| [sum, products[0]])
                 .collect();
             let chain = NormGrad::new(grad.clone(), y, &moments, 1e-5, &sums, &vec![1.0; c]);
-            let mut grad_z = Buffer::zeros(c * len);
-            let planes = grad_z.chunks_mut(len).collect();
-            unit.backward(&z, &depthwise, &pointwise, &chain, planes, true)
+            let mut grad_z = Buffer::any(c * len);
+            let target = Target::new(grad_z.chunks_mut(len).collect());
+            unit.backward(&z, &depthwise, &pointwise, &chain, target, true)
         })
     });
 }

@@ -13,7 +13,7 @@ const ROWS: usize = 6;
 const SQUARE: usize = 4;
 
 /// Numbers of a cache line, of the shorter type.
-const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 /// From one row of `len` numbers to the next: an odd number of cache lines, so that the rows do not fight for one
 /// place in the cache.

@@ -5,11 +5,11 @@ use space::{CellGenotype, CellKind, CellSpec, Genotype, NetworkSpec};
 
 use crate::auxiliary::AuxiliaryHead;
 use crate::candidate::{Candidate, EdgeInput};
-use crate::fused::{CellParts, EdgeParts, FusedCell, InputParts};
+use crate::fused::{CellParts, Chain, EdgeParts, FusedCell, InputParts};
 use crate::inference::{InferenceCell, InferenceNet};
 use crate::layers::{
     Affine, FactorizedReduce, Linear, ReluConvBn, Stem, from_planes, global_average_pool,
-    planes_average_pool, to_planes_both,
+    planes_average_pool,
 };
 use crate::parameters::Builder;
 use crate::{Parameters, Pass};
@@ -250,29 +250,27 @@ impl DerivedNet {
     /// Images `[n, c, h, w]` to logits.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Logits> {
         let (mut s0, mut s1) = self.stem.forward(x, pass)?;
-        let is_fused = FusedCell::can_run(x, pass);
-        if is_fused {
-            (s0, s1) = to_planes_both(&s0, &s1)?;
-        }
         let mut auxiliary = None;
-        for (layer, cell) in self.cells.iter().enumerate() {
-            let out = if is_fused {
-                cell.fused.forward(&s0, &s1, None, pass)?
-            } else {
-                cell.forward(&s0, &s1, pass)?
-            };
-            (s0, s1) = (s1, out);
-            match &self.auxiliary {
-                Some((at, head)) if *at == layer && pass.is_training() => {
-                    let images = if is_fused { &from_planes(&s1)? } else { &s1 };
-                    auxiliary = Some(head.forward(images, pass)?);
+        let auxiliary_at = |layer| match &self.auxiliary {
+            Some((at, head)) if *at == layer && pass.is_training() => Some(head),
+            _ => None,
+        };
+        let pooled = if FusedCell::can_run(x, pass) {
+            let mut chain = Chain::from_images(&s0, &s1)?;
+            for (layer, cell) in self.cells.iter().enumerate() {
+                chain.push(&cell.fused, None, pass)?;
+                if let Some(head) = auxiliary_at(layer) {
+                    auxiliary = Some(head.forward(&from_planes(chain.last())?, pass)?);
                 }
-                _ => {}
             }
-        }
-        let pooled = if is_fused {
-            planes_average_pool(&s1)?
+            planes_average_pool(chain.last())?
         } else {
+            for (layer, cell) in self.cells.iter().enumerate() {
+                (s0, s1) = (s1.clone(), cell.forward(&s0, &s1, pass)?);
+                if let Some(head) = auxiliary_at(layer) {
+                    auxiliary = Some(head.forward(&s1, pass)?);
+                }
+            }
             global_average_pool(&s1)?
         };
         let main = self.classifier.forward(&pooled, pass)?;

@@ -328,17 +328,6 @@ pub(crate) fn to_planes(x: &Tensor) -> Result<Tensor> {
     x.permute((1, 2, 3, 0))?.contiguous()
 }
 
-/// [`to_planes`] of both inputs of a first cell, once if they are one.
-pub(crate) fn to_planes_both(s0: &Tensor, s1: &Tensor) -> Result<(Tensor, Tensor)> {
-    let planes0 = to_planes(s0)?;
-    let planes1 = if s0.id() == s1.id() {
-        planes0.clone()
-    } else {
-        to_planes(s1)?
-    };
-    Ok((planes0, planes1))
-}
-
 /// `[c, h, w, n]` to `[n, c, h, w]`.
 pub(crate) fn from_planes(x: &Tensor) -> Result<Tensor> {
     x.permute((3, 0, 1, 2))?.contiguous()

@@ -12,10 +12,8 @@ use space::{CellKind, CellSpec, NetworkSpec, Primitive, SearchSpace};
 use crate::architecture::{ChannelRatio, Mixing};
 use crate::candidate::{Candidate, EdgeInput};
 use crate::derived::Preprocess;
-use crate::fused::{CellParts, EdgeParts, FusedCell, InputParts};
-use crate::layers::{
-    Affine, Linear, ReluConvBn, Stem, global_average_pool, planes_average_pool, to_planes_both,
-};
+use crate::fused::{CellParts, Chain, EdgeParts, FusedCell, InputParts};
+use crate::layers::{Affine, Linear, ReluConvBn, Stem, global_average_pool, planes_average_pool};
 use crate::parameters::Builder;
 use crate::{Parameters, Pass};
 
@@ -182,17 +180,11 @@ impl SearchCell {
         FusedCell::new(&parts, inputs, &edges)
     }
 
-    /// [`forward`](Self::forward) as one operation, on `c h w n`.
-    fn forward_fused(
-        &self,
-        s0: &Tensor,
-        s1: &Tensor,
-        mixing: &Mixing,
-        pass: &Pass<'_>,
-    ) -> Result<Tensor> {
+    /// [`forward`](Self::forward) as one operation, behind other cells.
+    fn forward_fused(&self, chain: &mut Chain, mixing: &Mixing, pass: &Pass<'_>) -> Result<()> {
         let weights = mixing.of_operations()?;
         let edges = mixing.edges.as_ref().filter(|_| self.ratio.is_partial());
-        self.fused.forward(s0, s1, Some((&weights, edges)), pass)
+        chain.push(&self.fused, Some((&weights, edges)), pass)
     }
 
     fn forward(
@@ -305,22 +297,18 @@ impl Supernet {
             candle_core::bail!("supernet: partial channels need edge normalisation (beta)");
         }
         let (mut s0, mut s1) = self.stem.forward(x, pass)?;
-        let is_fused = FusedCell::can_run(x, pass);
-        if is_fused {
-            (s0, s1) = to_planes_both(&s0, &s1)?;
-        }
-        for cell in &self.cells {
-            let mixing = &mixing[cell.spec.kind.index()];
-            let out = if is_fused {
-                cell.forward_fused(&s0, &s1, mixing, pass)?
-            } else {
-                cell.forward(&s0, &s1, mixing, pass)?
-            };
-            (s0, s1) = (s1, out);
-        }
-        let pooled = if is_fused {
-            planes_average_pool(&s1)?
+        let mixing_of = |cell: &SearchCell| &mixing[cell.spec.kind.index()];
+        let pooled = if FusedCell::can_run(x, pass) {
+            let mut chain = Chain::from_images(&s0, &s1)?;
+            for cell in &self.cells {
+                cell.forward_fused(&mut chain, mixing_of(cell), pass)?;
+            }
+            planes_average_pool(chain.last())?
         } else {
+            for cell in &self.cells {
+                let out = cell.forward(&s0, &s1, mixing_of(cell), pass)?;
+                (s0, s1) = (s1, out);
+            }
             global_average_pool(&s1)?
         };
         self.classifier.forward(&pooled, pass)

@@ -3,57 +3,84 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use crate::Element;
+use crate::product::LINE;
 
-/// Buffers that nobody uses, by element type and length.
-type Pool = HashMap<(TypeId, usize), Vec<Box<dyn Any + Send>>>;
+/// Numbers of a region from which buffers are cut: they lie side by side, so that none of the large pages of the
+/// system is touched for half of what it holds.
+const REGION: usize = 1 << 24;
 
-static POOL: LazyLock<Mutex<Pool>> = LazyLock::new(Mutex::default);
+/// What nobody uses.
+struct Pool<T: 'static> {
+    /// Buffers, by length.
+    buffers: HashMap<usize, Vec<&'static mut [T]>>,
+    /// What is left of the last region.
+    region: &'static mut [T],
+}
 
-fn pool() -> MutexGuard<'static, Pool> {
-    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+impl<T: Element> Default for Pool<T> {
+    fn default() -> Self {
+        Self {
+            buffers: HashMap::new(),
+            region: &mut [],
+        }
+    }
+}
+
+impl<T: Element> Pool<T> {
+    fn take(&mut self, len: usize) -> &'static mut [T] {
+        if let Some(buffer) = self.buffers.get_mut(&len).and_then(Vec::pop) {
+            return buffer;
+        }
+        // From line to line of the cache.
+        let padded = len.next_multiple_of(LINE);
+        if self.region.len() < padded {
+            self.region = Vec::leak(vec![T::zero(); padded.max(REGION)]);
+        }
+        let (buffer, rest) = std::mem::take(&mut self.region).split_at_mut(padded);
+        self.region = rest;
+        &mut buffer[..len]
+    }
+}
+
+/// The pools of all element types.
+static POOLS: LazyLock<Mutex<HashMap<TypeId, Box<dyn Any + Send>>>> = LazyLock::new(Mutex::default);
+
+fn with_pool<T: Element, A>(work: impl FnOnce(&mut Pool<T>) -> A) -> A {
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    let pool = pools
+        .entry(TypeId::of::<T>())
+        .or_insert_with(|| Box::new(Pool::<T>::default()));
+    work(pool.downcast_mut().expect("a pool of its type"))
 }
 
 /// A buffer that goes back to a pool when it is dropped, instead of to the system, which would have to
 /// clear its pages again for the next step.
 #[derive(Debug)]
-pub struct Buffer<T: Element>(Vec<T>);
+pub struct Buffer<T: Element>(&'static mut [T]);
 
 impl<T: Element> Buffer<T> {
     /// A buffer whose elements are of no account: those of whoever used it last.
     pub fn any(len: usize) -> Self {
-        let used = pool().get_mut(&(TypeId::of::<T>(), len)).and_then(Vec::pop);
-        match used.and_then(|used| used.downcast::<Vec<T>>().ok()) {
-            Some(elements) => Self(*elements),
-            None => Self(vec![T::zero(); len]),
+        if len == 0 {
+            return Self::default();
         }
+        Self(with_pool(|pool| pool.take(len)))
     }
 
     /// A buffer of zeros.
     pub fn zeros(len: usize) -> Self {
         let mut buffer = Self::any(len);
-        buffer.0.fill(T::zero());
+        buffer.fill(T::zero());
         buffer
-    }
-
-    /// A copy of some elements.
-    pub fn copy_of(elements: &[T]) -> Self {
-        let mut buffer = Self::any(elements.len());
-        buffer.0.copy_from_slice(elements);
-        buffer
-    }
-
-    /// The elements, which do not go back to the pool.
-    pub fn into_vec(mut self) -> Vec<T> {
-        std::mem::take(&mut self.0)
     }
 }
 
 impl<T: Element> Default for Buffer<T> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self(&mut [])
     }
 }
 
@@ -61,10 +88,12 @@ impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
         let elements = std::mem::take(&mut self.0);
         if !elements.is_empty() {
-            pool()
-                .entry((TypeId::of::<T>(), elements.len()))
-                .or_default()
-                .push(Box::new(elements));
+            with_pool::<T, _>(|pool| {
+                pool.buffers
+                    .entry(elements.len())
+                    .or_default()
+                    .push(elements)
+            });
         }
     }
 }
@@ -73,13 +102,13 @@ impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &self.0
+        self.0
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.0
+        self.0
     }
 }
 
@@ -99,6 +128,6 @@ mod tests {
         assert_eq!(again.as_ptr(), place);
         drop(again);
         assert!(Buffer::<f32>::zeros(LEN).iter().all(|&x| x == 0.0));
-        assert_eq!(Buffer::copy_of(&[1.0_f32, 2.0]).into_vec(), [1.0, 2.0]);
+        assert!(Buffer::<f64>::any(0).is_empty());
     }
 }

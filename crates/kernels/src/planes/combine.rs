@@ -35,39 +35,24 @@ impl<'a, T: Element> Term<'a, T> {
 
 /// `planes[i] = bias[i] + Σ factor * (plane - mean)` over the terms of each, in one pass.
 pub fn combine<T: Element>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
-    run::<T, false>(planes, terms, bias);
-}
-
-/// `planes[i] += bias[i] + Σ factor * (plane - mean)`.
-pub fn accumulate<T: Element>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
-    run::<T, true>(planes, terms, bias);
-}
-
-fn run<T: Element, const ADD: bool>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
     assert_eq!([terms.len(), bias.len()], [planes.len(); 2]);
     for_each(
         parts_mut(planes, PIECE),
         || (),
         |(), _, (channel, start, part)| {
             let (terms, bias) = (&terms[channel], bias[channel]);
-            weighted_sum::<T, ADD>(part, terms, start, bias);
+            weighted_sum(part, terms, start, bias);
         },
     );
 }
 
 #[multiversion(targets = "simd")]
-fn weighted_sum<T: Element, const ADD: bool>(
-    y: &mut [T],
-    terms: &[Term<'_, T>],
-    start: usize,
-    bias: T,
-) {
+fn weighted_sum<T: Element>(y: &mut [T], terms: &[Term<'_, T>], start: usize, bias: T) {
     let len = y.len();
     let (blocks, rest) = y.as_chunks_mut::<BLOCK>();
     for (index, block) in blocks.iter_mut().enumerate() {
         let at = start + index * BLOCK;
-        let mut sums = if ADD { *block } else { [T::zero(); BLOCK] };
-        sums.iter_mut().for_each(|sum| *sum += bias);
+        let mut sums = [bias; BLOCK];
         for &Term {
             factor,
             mean,
@@ -83,8 +68,7 @@ fn weighted_sum<T: Element, const ADD: bool>(
     }
     let at = start + len - rest.len();
     for (index, y) in rest.iter_mut().enumerate() {
-        let mut sum = if ADD { *y } else { T::zero() };
-        sum += bias;
+        let mut sum = bias;
         for term in terms {
             sum += term.factor * (term.plane[at + index] - term.mean);
         }
@@ -92,36 +76,70 @@ fn weighted_sum<T: Element, const ADD: bool>(
     }
 }
 
+/// A sum of a plane, and its scalar products with some others.
+type Dots = (f64, Vec<f64>);
+
 /// For each plane of `grads`, its sum and its scalar product with each of its `sources`.
-pub fn dots<T: Element>(grads: &[&[T]], sources: &[Vec<&[T]>]) -> Vec<(f64, Vec<f64>)> {
+pub fn dots<T: Element>(grads: &[&[T]], sources: &[Vec<&[T]>]) -> Vec<Dots> {
     assert_eq!(grads.len(), sources.len());
-    let mut answers: Vec<Vec<(f64, Vec<f64>)>> = grads
-        .iter()
-        .map(|grad| vec![Default::default(); grad.len().div_ceil(PIECE)])
-        .collect();
-    let items = answers
-        .iter_mut()
-        .enumerate()
-        .flat_map(|(channel, parts)| {
-            parts
-                .iter_mut()
-                .enumerate()
-                .map(move |(index, part)| (channel, index * PIECE, part))
+    let len = grads.first().map_or(0, |grad| grad.len());
+    let mut answers = vec![vec![Dots::default(); len.div_ceil(PIECE)]; grads.len()];
+    let answers_of = answers.iter_mut().zip(grads).zip(sources);
+    let items = answers_of
+        .flat_map(|((parts, grad), sources)| {
+            let pieces = grad.chunks(PIECE).enumerate().zip(parts);
+            pieces.map(move |((index, grad), part)| (index * PIECE, grad, sources, part))
         })
         .collect();
     for_each(
         items,
         || (),
-        |(), _, (channel, start, part): (usize, usize, &mut (f64, Vec<f64>))| {
-            let end = grads[channel].len().min(start + PIECE);
-            let grad = &grads[channel][start..end];
-            part.0 = sum_of(grad);
-            part.1 = sources[channel]
-                .iter()
-                .map(|source| dot(grad, &source[start..end]))
-                .collect();
+        |(), _, (start, grad, sources, part)| {
+            *part = dots_of(grad, sources, start);
         },
     );
+    add_dots(answers, sources)
+}
+
+/// Masks each plane of `grads` by its `x`, the output (or input) of a ReLU: `grad = x <= 0 ? 0 : grad`; then [`dots`], in
+/// the same pass.
+pub fn mask_and_dots<T: Element>(
+    grads: Vec<&mut [T]>,
+    x: &[&[T]],
+    sources: &[Vec<&[T]>],
+) -> Vec<Dots> {
+    assert_eq!([x.len(), sources.len()], [grads.len(); 2]);
+    let len = grads.first().map_or(0, |grad| grad.len());
+    let mut answers = vec![vec![Dots::default(); len.div_ceil(PIECE)]; grads.len()];
+    let answers_of = answers.iter_mut().zip(grads).zip(x).zip(sources);
+    let items = answers_of
+        .flat_map(|(((parts, grad), x), sources)| {
+            let pieces = grad
+                .chunks_mut(PIECE)
+                .zip(x.chunks(PIECE))
+                .enumerate()
+                .zip(parts);
+            pieces.map(move |((index, piece), part)| (index * PIECE, piece, sources, part))
+        })
+        .collect();
+    for_each(
+        items,
+        || (),
+        |(), _, (start, (grad, x), sources, part)| {
+            mask_part(grad, x);
+            *part = dots_of(grad, sources, start);
+        },
+    );
+    add_dots(answers, sources)
+}
+
+fn dots_of<T: Element>(grad: &[T], sources: &[&[T]], start: usize) -> Dots {
+    let product = |source: &&[T]| dot(grad, &source[start..][..grad.len()]);
+    (sum_of(grad), sources.iter().map(product).collect())
+}
+
+/// The sums over all pieces, in their order.
+fn add_dots<T>(answers: Vec<Vec<Dots>>, sources: &[Vec<&[T]>]) -> Vec<Dots> {
     answers
         .into_iter()
         .zip(sources)
@@ -234,22 +252,30 @@ fn activate_part<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>) {
     }
 }
 
-/// `grads = x <= 0 ? 0 : grads`, the gradient of a ReLU whose output (or input) is `x`.
-pub fn mask<T: Element>(grads: Vec<&mut [T]>, x: &[&[T]]) {
-    let items = pieces_mut(grads, PIECE);
+/// `y += x <= 0 ? 0 : grad`: adds the gradient of a ReLU whose output (or input) is `x`.
+pub fn accumulate_masked<T: Element>(y: Vec<&mut [T]>, grads: &[&[T]], x: &[&[T]]) {
+    assert_eq!([x.len(), grads.len()], [y.len(); 2]);
     for_each(
-        items,
+        parts_mut(y, PIECE),
         || (),
-        |(), index, parts| {
-            for (part, x) in parts.into_iter().zip(x) {
-                let start = index * PIECE;
-                let x = &x[start..start + part.len()];
-                mask_part(part, x);
-            }
+        |(), _, (channel, start, y)| {
+            let range = start..start + y.len();
+            let (grad, x) = (&grads[channel][range.clone()], &x[channel][range]);
+            write_where_positive::<T, true>(y, grad, x);
         },
     );
 }
 
+/// `y (+)= x <= 0 ? 0 : grad`.
+#[multiversion(targets = "simd")]
+pub(super) fn write_where_positive<T: Element, const ADD: bool>(y: &mut [T], grad: &[T], x: &[T]) {
+    for ((y, &grad), &x) in y.iter_mut().zip(grad).zip(x) {
+        let masked = if x <= T::zero() { T::zero() } else { grad };
+        *y = if ADD { *y + masked } else { masked };
+    }
+}
+
+/// `grad = x <= 0 ? 0 : grad`.
 #[multiversion(targets = "simd")]
 fn mask_part<T: Element>(grad: &mut [T], x: &[T]) {
     for (grad, &x) in grad.iter_mut().zip(x) {

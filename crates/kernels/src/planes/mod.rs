@@ -20,8 +20,10 @@ mod unit;
 use rayon::prelude::*;
 
 pub use buffer::Buffer;
-pub use combine::{Affine, Term, accumulate, activate, combine, dots, mask, moments};
-pub use pointwise::{NormGrad, PointwiseGrads, pointwise_backward, pointwise_forward};
+pub use combine::{
+    Affine, Term, accumulate_masked, activate, combine, dots, mask_and_dots, moments,
+};
+pub use pointwise::{NormGrad, PointwiseGrads, Target, pointwise_backward, pointwise_forward};
 pub use pool::{MaxPool, average, average_backward, subsample, subsample_backward};
 pub use stencil::Stencil;
 pub use unit::{Unit, UnitGrads};

@@ -1,6 +1,6 @@
 //! Pointwise convolutions of planes, with the batch normalisation behind them.
 
-use super::combine::PartMoments;
+use super::combine::{PartMoments, write_where_positive};
 use multiversion::multiversion;
 
 use super::{Buffer, Moments, PIECE, for_each, pieces_mut};
@@ -81,12 +81,12 @@ impl<'a, T: Element> NormGrad<'a, T> {
                 &self.grads[channel][start..start + len],
                 &self.raw[channel][start..start + len],
             );
-            affine::<T, false>(part, grad, raw, self.factors[channel]);
+            affine(part, grad, raw, self.factors[channel]);
         }
     }
 
-    /// Adds the gradient to planes.
-    pub fn add_to(&self, planes: Vec<&mut [T]>) {
+    /// Writes the gradient to planes.
+    pub fn write_to(&self, planes: Vec<&mut [T]>) {
         let items = pieces_mut(planes, PIECE);
         for_each(
             items,
@@ -98,24 +98,18 @@ impl<'a, T: Element> NormGrad<'a, T> {
                         &self.grads[channel][range.clone()],
                         &self.raw[channel][range],
                     );
-                    affine::<T, true>(part, grad, raw, self.factors[channel]);
+                    affine(part, grad, raw, self.factors[channel]);
                 }
             },
         );
     }
 }
 
-/// `y (+)= a * grad + b * (raw - mean) + c`.
+/// `y = a * grad + b * (raw - mean) + c`.
 #[multiversion(targets = "simd")]
-fn affine<T: Element, const ADD: bool>(
-    y: &mut [T],
-    grad: &[T],
-    raw: &[T],
-    [a, b, c, mean]: [T; 4],
-) {
+fn affine<T: Element>(y: &mut [T], grad: &[T], raw: &[T], [a, b, c, mean]: [T; 4]) {
     for ((y, &grad), &raw) in y.iter_mut().zip(grad).zip(raw) {
-        let value = a * grad + b * (raw - mean) + c;
-        *y = if ADD { *y + value } else { value };
+        *y = a * grad + b * (raw - mean) + c;
     }
 }
 
@@ -124,14 +118,6 @@ fn affine<T: Element, const ADD: bool>(
 fn rectify<T: Element>(z: &mut [T], x: &[T]) {
     for (z, &x) in z.iter_mut().zip(x) {
         *z = if x <= T::zero() { T::zero() } else { x };
-    }
-}
-
-/// `grad += x <= 0 ? 0 : product`.
-#[multiversion(targets = "simd")]
-fn add_where_positive<T: Element>(grad: &mut [T], product: &[T], x: &[T]) {
-    for ((grad, &product), &x) in grad.iter_mut().zip(product).zip(x) {
-        *grad += if x <= T::zero() { T::zero() } else { product };
     }
 }
 
@@ -206,10 +192,28 @@ pub(super) fn merge(pieces: &[Vec<PartMoments>], n_channels: usize) -> Vec<Momen
         .collect()
 }
 
+/// Planes for a gradient.
+pub struct Target<'a, T> {
+    /// The planes.
+    pub planes: Vec<&'a mut [T]>,
+    /// Whether the gradient is added to what is there; it takes its place otherwise.
+    pub adds: bool,
+}
+
+impl<'a, T> Target<'a, T> {
+    /// Planes that hold nothing yet.
+    pub fn new(planes: Vec<&'a mut [T]>) -> Self {
+        Self {
+            planes,
+            adds: false,
+        }
+    }
+}
+
 /// What [`pointwise_backward`] is to compute.
 pub struct PointwiseGrads<'a, T> {
-    /// Planes of the input's gradient, to which it is added.
-    pub x: Option<Vec<&'a mut [T]>>,
+    /// Where the input's gradient is wanted.
+    pub x: Option<Target<'a, T>>,
     /// Whether the gradient of the weights is wanted.
     pub w: bool,
 }
@@ -226,8 +230,12 @@ pub fn pointwise_backward<T: Element>(
     let len = piece_len(n_in.max(n_out));
     let plane_len = grad_y.plane_len();
     let n_pieces = plane_len.div_ceil(len);
+    let adds = grads.x.as_ref().is_some_and(|target| target.adds);
     let grad_x: Vec<Option<Vec<&mut [T]>>> = match grads.x {
-        Some(planes) => pieces_mut(planes, len).into_iter().map(Some).collect(),
+        Some(target) => pieces_mut(target.planes, len)
+            .into_iter()
+            .map(Some)
+            .collect(),
         None => (0..n_pieces).map(|_| None).collect(),
     };
     let mut grad_w = vec![vec![0.0; if grads.w { w.len() } else { 0 }]; n_pieces];
@@ -256,10 +264,12 @@ pub fn pointwise_backward<T: Element>(
                 let mut rows: Vec<&mut [T]> = rows.take(n_in).collect();
                 transposed.product(y, &mut rows);
                 for ((grad_x, row), x) in grad_x.into_iter().zip(rows).zip(x) {
-                    if activates {
-                        add_where_positive(grad_x, row, &x[start..start + part]);
-                    } else {
-                        add(grad_x, row);
+                    let x = &x[start..start + part];
+                    match (activates, adds) {
+                        (true, true) => write_where_positive::<T, true>(grad_x, row, x),
+                        (true, false) => write_where_positive::<T, false>(grad_x, row, x),
+                        (false, true) => add(grad_x, row),
+                        (false, false) => grad_x.copy_from_slice(row),
                     }
                 }
             }

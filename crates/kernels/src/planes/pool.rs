@@ -205,7 +205,7 @@ pub fn average_backward<T: Element>(
         || (),
         |(), _, (grad_x, grad_y): (&mut [T], &mut [T])| {
             scale_pixels(grad_y, &factors, n);
-            stencil.add_backward_rows(grad_y, &ones, 0, grad_x);
+            stencil.backward_rows(grad_y, &ones, 0, (grad_x, true));
         },
     );
 }

@@ -147,16 +147,21 @@ impl Stencil {
         self.forward.gather::<T, false>(self, x, w, first, y);
     }
 
-    /// Adds to input rows `first..` of one plane the gradient that comes from the output's.
-    pub(super) fn add_backward_rows<T: Element>(
+    /// The gradient of input rows `first..` of one plane that comes from the output's: added to `grad_x`, or in
+    /// its place.
+    pub(super) fn backward_rows<T: Element>(
         &self,
         grad_y: &[T],
         w: &[T],
         first: usize,
-        grad_x: &mut [T],
+        (grad_x, adds): (&mut [T], bool),
     ) {
-        self.backward
-            .gather::<T, true>(self, grad_y, w, first, grad_x);
+        let direction = &self.backward;
+        if adds {
+            direction.gather::<T, true>(self, grad_y, w, first, grad_x);
+        } else {
+            direction.gather::<T, false>(self, grad_y, w, first, grad_x);
+        }
     }
 
     /// Adds to `sums`, one entry per tap, the products of some output rows' gradient with what the tap read.

@@ -170,7 +170,7 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         mean: 0.5,
         plane,
     };
-    accumulate(
+    combine(
         vec![&mut y],
         &[vec![term(0.5, &a[..]), term(-3.0, &b[..])]],
         &[0.25],
@@ -178,11 +178,8 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
     let expected: Vec<f64> = a
         .iter()
         .zip(&b)
-        .map(|(a, b)| 2.25 + 0.5 * (a - 0.5) - 3.0 * (b - 0.5))
+        .map(|(a, b)| 0.25 + 0.5 * (a - 0.5) - 3.0 * (b - 0.5))
         .collect();
-    assert_close(&y, &expected);
-    combine(vec![&mut y], &[vec![term(2.0, &a[..])]], &[1.0]);
-    let expected: Vec<f64> = a.iter().map(|a| 1.0 + 2.0 * (a - 0.5)).collect();
     assert_close(&y, &expected);
 
     let found = dots(&[&a], &[vec![&a[..], &b[..]]]);
@@ -192,6 +189,25 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         &[found[0].0, found[0].1[0], found[0].1[1]],
         &[sum, product(&a), product(&b)],
     );
+
+    let masked: Vec<f64> = a
+        .iter()
+        .zip(&b)
+        .map(|(a, b)| if *b <= 0.0 { 0.0 } else { *a })
+        .collect();
+    let mut grad = a.clone();
+    let found = mask_and_dots(vec![&mut grad], &[&b], &[vec![&a[..]]]);
+    assert_eq!(grad, masked);
+    let product: f64 = masked.iter().zip(&a).map(|(x, y)| x * y).sum();
+    assert_close(
+        &[found[0].0, found[0].1[0]],
+        &[masked.iter().sum(), product],
+    );
+    let mut y = b.clone();
+    accumulate_masked(vec![&mut y], &[&a], &[&b]);
+    let expected: Vec<f64> = b.iter().zip(&masked).map(|(x, y)| x + y).collect();
+    assert_close(&y, &expected);
+
     let found = moments(&[&a])[0];
     let mean = sum / len as f64;
     let var = a.iter().map(|a| (a - mean).powi(2)).sum::<f64>() / len as f64;

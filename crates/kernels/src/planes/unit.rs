@@ -2,7 +2,7 @@
 //! normalisation behind them, without ever storing what lies between.
 
 use super::combine::PartMoments;
-use super::pointwise::{NormGrad, merge, sum};
+use super::pointwise::{NormGrad, Target, merge, sum};
 use super::stencil::{LANES, Stencil};
 use super::{Buffer, Moments, for_each, parts_mut, pieces_mut};
 use crate::Element;
@@ -92,14 +92,14 @@ impl Unit {
         Rows::new(scratch, stride, z.len(), len)
     }
 
-    /// Adds the gradient of `z` to `grad_z`; the gradients of the weights are returned if they are wanted.
+    /// Writes the gradient of `z` to `grad_z`; the gradients of the weights are returned if they are wanted.
     pub fn backward<T: Element>(
         &self,
         z: &[&[T]],
         depthwise: &[T],
         pointwise: &[T],
         grad_y: &NormGrad<'_, T>,
-        grad_z: Vec<&mut [T]>,
+        grad_z: Target<'_, T>,
         wants_weights: bool,
     ) -> Option<UnitGrads> {
         let (n_channels, n_out, n_taps) = (z.len(), grad_y.len(), self.stencil.kernel_len());
@@ -140,13 +140,13 @@ impl Unit {
         // A few rows of one channel at a time.
         let in_rows = (super::PIECE * 2 / input.row_len().max(1)).max(1);
         for_each(
-            parts_mut(grad_z, in_rows * input.row_len()),
+            parts_mut(grad_z.planes, in_rows * input.row_len()),
             || (),
             |(), _, (channel, start, part)| {
                 let w = &depthwise[channel * n_taps..][..n_taps];
                 let first = start / input.row_len();
-                self.stencil
-                    .add_backward_rows(between[channel], w, first, part);
+                let part = (part, grad_z.adds);
+                self.stencil.backward_rows(between[channel], w, first, part);
             },
         );
         wants_weights.then(|| {

@@ -1,11 +1,12 @@
 //! The backward pass of a fused cell: state by state, from the last to the first.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use kernels::Element;
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, NormGrad, PointwiseGrads, Stencil, Term, Unit, accumulate,
-    average_backward, combine, dots, mask, pointwise_backward, subsample_backward,
+    Affine, Buffer, Grid, MaxPool, NormGrad, PointwiseGrads, Stencil, Target, Term, Unit,
+    accumulate_masked, average_backward, combine, dots, mask_and_dots, pointwise_backward,
+    subsample_backward,
 };
 
 use super::forward::{
@@ -19,7 +20,28 @@ use crate::layers::BATCH_NORM_EPS;
 /// The gradients of a run.
 pub(super) struct CellGrads<T: Element> {
     pub(super) inputs: [Option<Vec<T>>; 2],
+    /// Of the first input, if it is to be left in an inbox.
+    pub(super) left: Option<Buffer<T>>,
     pub(super) parameters: Vec<f64>,
+}
+
+/// The gradient of a state.
+pub(super) enum StateGrad<'a, T: Element> {
+    /// As the caller gave it.
+    Given(&'a [T]),
+    /// With all that was added.
+    Own(Buffer<T>),
+}
+
+impl<T: Element> Deref for StateGrad<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::Given(grad) => grad,
+            Self::Own(grad) => grad,
+        }
+    }
 }
 
 /// What the backward pass works on.
@@ -30,8 +52,10 @@ pub(super) struct Backward<'a, T: Element> {
     pub(super) saved: &'a Saved<T>,
     /// The nodes, as the forward pass left them.
     pub(super) nodes: &'a [T],
-    /// Of each state.
-    pub(super) grads: Vec<Buffer<T>>,
+    /// What the caller gives of the nodes' gradient: their sum is.
+    pub(super) given: Vec<&'a [T]>,
+    /// Of each state, complete once [`run`](Self::run) is past it.
+    pub(super) grads: Vec<StateGrad<'a, T>>,
     /// For each operation of each edge, per channel: the sum of its node's gradient, and the product of that
     /// gradient with what the operation put into the sum.
     pub(super) sums: Vec<Vec<Vec<[f64; 2]>>>,
@@ -45,21 +69,19 @@ impl<'a, T: Element> Backward<'a, T> {
         parameters: &'a [T],
         saved: &'a Saved<T>,
         nodes: &'a [T],
-        grad_nodes: &[T],
+        given: Vec<&'a [T]>,
     ) -> Self {
         let plan = &*op.plan;
-        let node_len = plan.channels * sizes.node.len();
-        let mut grads: Vec<Buffer<T>> = (0..2)
-            .map(|_| Buffer::zeros(plan.channels * sizes.input.len()))
-            .collect();
-        grads.extend(grad_nodes.chunks(node_len.max(1)).map(Buffer::copy_of));
         Self {
             op,
             sizes,
             parameters,
             saved,
             nodes,
-            grads,
+            given,
+            grads: (0..plan.n_states())
+                .map(|_| StateGrad::Given(&[]))
+                .collect(),
             sums: plan.edges.iter().map(|_| Vec::new()).collect(),
             grad_parameters: vec![0.0; parameters.len()],
         }
@@ -94,37 +116,66 @@ impl<'a, T: Element> Backward<'a, T> {
             // An input from which no variable follows needs no gradient, unless it leads to weights.
             let wants = self.op.wants;
             if state >= 2 || wants.weights || wants.inputs[state] {
-                let mut grad = std::mem::take(&mut self.grads[state]);
-                self.gather_state(state, &mut grad);
-                self.grads[state] = grad;
+                self.grads[state] = self.gather_state(state);
             }
             if state >= 2 {
                 self.weigh_node(state);
             }
         }
-        let inputs = [0, 1].map(|index| self.input(index, s[index]));
+        let wants = self.op.wants;
+        let leaves = wants.inputs[0] && self.op.inboxes.s0.is_some();
+        let mut left = leaves.then(|| Buffer::any(s[0].len()));
+        let mut inputs = [0, 1].map(|index| {
+            let is_own = wants.inputs[index] && !(index == 0 && leaves);
+            is_own.then(|| vec![T::zero(); s[index].len()])
+        });
+        for (index, grad) in inputs.iter_mut().enumerate() {
+            let left = left.as_deref_mut().filter(|_| index == 0);
+            self.input(index, s[index], left.or(grad.as_deref_mut()));
+        }
         CellGrads {
             inputs,
+            left,
             parameters: self.grad_parameters,
         }
     }
 
-    /// Adds to a state's gradient what comes from the edges that leave it. The gradients of their nodes are
-    /// complete by now.
-    pub(super) fn gather_state(&mut self, state: usize, grad_x: &mut [T]) {
+    /// A state's gradient: what is given, and what comes from the edges that leave it. The gradients of their
+    /// nodes are complete by now.
+    pub(super) fn gather_state(&mut self, state: usize) -> StateGrad<'a, T> {
         let plan = self.plan();
         let edges: Vec<usize> = (0..plan.edges.len())
             .filter(|&index| plan.edges[index].source == state)
             .collect();
-        if edges.is_empty() {
-            return;
-        }
         let (grid, node_len) = (self.grid(state), self.sizes.node.len());
-        let (n_partial, x) = (plan.n_partial(), self.x(state));
-        let saved: &'a SavedState<T> = &self.saved.states[state];
+        let state_len = plan.channels * grid.len();
+        let given: Vec<&'a [T]> = match state.checked_sub(2) {
+            Some(node) => self
+                .given
+                .iter()
+                .map(|all| &all[node * state_len..][..state_len])
+                .collect(),
+            None => Vec::new(),
+        };
+        if let ([], [given]) = (&edges[..], &given[..]) {
+            return StateGrad::Given(given);
+        }
 
         // Everything that is a weighted sum of the nodes' gradients.
         let mut direct: Vec<Vec<Term<'_, T>>> = vec![Vec::new(); plan.channels];
+        for given in given {
+            for (terms, plane) in direct.iter_mut().zip(planes(given, grid.len())) {
+                terms.push(Term::new(T::one(), plane));
+            }
+        }
+        let no_bias = vec![T::zero(); plan.channels];
+        let mut grad_x = Buffer::any(state_len);
+        if edges.is_empty() {
+            combine(planes_mut(&mut grad_x, grid.len()), &direct, &no_bias);
+            return StateGrad::Own(grad_x);
+        }
+        let (n_partial, x) = (plan.n_partial(), self.x(state));
+        let saved: &'a SavedState<T> = &self.saved.states[state];
         let mut pooled: [Vec<Vec<Term<'_, T>>>; 2] =
             std::array::from_fn(|_| vec![Vec::new(); n_partial]);
         let mut pooled_sums: [Vec<[f64; 2]>; 2] =
@@ -169,8 +220,7 @@ impl<'a, T: Element> Backward<'a, T> {
                 }
             }
         }
-        let no_bias = vec![T::zero(); plan.channels];
-        accumulate(planes_mut(grad_x, grid.len()), &direct, &no_bias);
+        combine(planes_mut(&mut grad_x, grid.len()), &direct, &no_bias);
         for kind in [PoolKind::Max, PoolKind::Average] {
             let terms = &pooled[kind as usize];
             if let Some(raw) = &saved.pooled[kind as usize] {
@@ -200,7 +250,8 @@ impl<'a, T: Element> Backward<'a, T> {
                 planes_mut(&mut grad_x[n_partial * grid.len()..], grid.len()),
             );
         }
-        self.gather_units(state, &edges, grad_x);
+        self.gather_units(state, &edges, &mut grad_x);
+        StateGrad::Own(grad_x)
     }
 
     /// The gradient of a pooling from that of its normalisation, which all edges share.
@@ -236,8 +287,8 @@ impl<'a, T: Element> Backward<'a, T> {
             sums,
             &ones,
         );
-        let mut grad_raw = Buffer::zeros(raw.len());
-        chain.add_to(planes_mut(&mut grad_raw, len));
+        let mut grad_raw = Buffer::any(raw.len());
+        chain.write_to(planes_mut(&mut grad_raw, len));
         grad_raw
     }
 
@@ -276,14 +327,15 @@ impl<'a, T: Element> Backward<'a, T> {
         let plan = self.plan();
         let grid = self.grid(state);
         let n_partial = plan.n_partial();
-        let mut grad_z = Buffer::zeros(z.len());
+        let mut grad_z = Buffer::any(z.len());
+        let mut is_first = true;
         let mut grad_halves = saved
             .halves
             .as_ref()
             .map(|halves| halves.each_ref().map(|half| Buffer::zeros(half.len())));
         for &index in edges {
             let edge = &plan.edges[index];
-            let grads = std::mem::take(&mut self.grads[edge.node]);
+            let grads = self.take_grad(edge.node);
             let node = planes(&grads, self.sizes.node.len());
             let own: Vec<&[T]> = (0..n_partial)
                 .map(|channel| node[plan.operation_plane(channel)])
@@ -293,7 +345,10 @@ impl<'a, T: Element> Backward<'a, T> {
                 match &operation.kind {
                     OperationKind::Conv(units) => {
                         let z = planes(z, grid.len());
-                        let grad_z = planes_mut(&mut grad_z, grid.len());
+                        let grad_z = Target {
+                            planes: planes_mut(&mut grad_z, grid.len()),
+                            adds: !std::mem::take(&mut is_first),
+                        };
                         self.conv(units, [index, number], &own, weight, &z, grad_z);
                     }
                     OperationKind::Halve { kernels, norm } => {
@@ -306,28 +361,30 @@ impl<'a, T: Element> Backward<'a, T> {
                         );
                         let halves = saved.halves.as_ref().expect("it is read");
                         let grads = grad_halves.as_mut().expect("it is read");
-                        self.unhalve(halves, kernels, &chain, false, Some(grads));
+                        self.unhalve(halves, kernels, &chain, false, Some((grads, true)));
                     }
                     OperationKind::Pool { .. } | OperationKind::Identity => {}
                 }
             }
             self.grads[edge.node] = grads;
         }
+        if is_first {
+            grad_z.fill(T::zero());
+        }
         if let Some(halves) = grad_halves {
             add_halves(&halves, grid, &mut grad_z);
         }
-        let z = planes(z, grid.len());
-        mask(planes_mut(&mut grad_z, grid.len()), &z);
-        let terms: Vec<Vec<Term<'_, T>>> = planes(&grad_z, grid.len())
-            .into_iter()
-            .map(|plane| vec![Term::new(T::one(), plane)])
-            .collect();
         let partial = &mut grad_x[..n_partial * grid.len()];
-        accumulate(
+        accumulate_masked(
             planes_mut(partial, grid.len()),
-            &terms,
-            &vec![T::zero(); n_partial],
+            &planes(&grad_z, grid.len()),
+            &planes(z, grid.len()),
         );
+    }
+
+    /// A state's gradient, to be put back.
+    fn take_grad(&mut self, state: usize) -> StateGrad<'a, T> {
+        std::mem::replace(&mut self.grads[state], StateGrad::Given(&[]))
     }
 
     /// The gradient of a unit's raw output.
@@ -363,7 +420,7 @@ impl<'a, T: Element> Backward<'a, T> {
         grads: &[&[T]],
         weight: f64,
         z: &[&[T]],
-        grad_z: Vec<&mut [T]>,
+        grad_z: Target<'_, T>,
     ) {
         let plan = self.plan();
         let source = self.grid(plan.edges[edge].source);
@@ -385,26 +442,21 @@ impl<'a, T: Element> Backward<'a, T> {
         let moments = &self.saved.statistics[first.norm.index].moments;
         let affine = affine(&first.norm, self.parameters, moments);
         let hidden = normalise_and_activate(&outputs[0], grid.len(), &affine);
-        let mut grad_hidden = Buffer::zeros(hidden.len());
+        let mut grad_hidden = Buffer::any(hidden.len());
         let hidden = planes(&hidden, grid.len());
-        self.unit(
-            second,
-            grid,
-            &hidden,
-            &chain,
-            planes_mut(&mut grad_hidden, grid.len()),
-        );
-        mask(planes_mut(&mut grad_hidden, grid.len()), &hidden);
-        let grad_hidden = planes(&grad_hidden, grid.len());
+        let target = Target::new(planes_mut(&mut grad_hidden, grid.len()));
+        self.unit(second, grid, &hidden, &chain, target);
         let raw: Vec<Vec<&[T]>> = planes(&outputs[0], grid.len())
             .into_iter()
             .map(|plane| vec![plane])
             .collect();
-        let sums: Vec<[f64; 2]> = dots(&grad_hidden, &raw)
-            .into_iter()
-            .map(|(sum, products)| [sum, products[0]])
-            .collect();
+        let sums: Vec<[f64; 2]> =
+            mask_and_dots(planes_mut(&mut grad_hidden, grid.len()), &hidden, &raw)
+                .into_iter()
+                .map(|(sum, products)| [sum, products[0]])
+                .collect();
         self.add_affine_grads(&first.norm, &sums, 1.0);
+        let grad_hidden = planes(&grad_hidden, grid.len());
         let chain = self.chain(&first.norm, &grad_hidden, &outputs[0], &sums, 1.0);
         self.unit(first, source, z, &chain, grad_z);
     }
@@ -415,7 +467,7 @@ impl<'a, T: Element> Backward<'a, T> {
         grid: Grid,
         z: &[&[T]],
         grad_y: &NormGrad<'_, T>,
-        grad_z: Vec<&mut [T]>,
+        grad_z: Target<'_, T>,
     ) {
         let unit = Unit::new(self.plan().stencil(plan.geometry, plan.kernel, grid));
         let grads = unit.backward(
@@ -432,22 +484,24 @@ impl<'a, T: Element> Backward<'a, T> {
         }
     }
 
-    /// Backward through two kernels on even and odd pixels.
+    /// Backward through two kernels on even and odd pixels. The gradients of these are added to what is there, or take
+    /// its place.
     pub(super) fn unhalve(
         &mut self,
         halves: &[Buffer<T>; 2],
         kernels: &[Range<usize>; 2],
         grad_y: &NormGrad<'_, T>,
         activates: bool,
-        mut grad_halves: Option<&mut [Buffer<T>; 2]>,
+        mut grad_halves: Option<(&mut [Buffer<T>; 2], bool)>,
     ) {
         let len = grad_y.plane_len();
         let mut first = 0;
         for (index, (half, kernel)) in halves.iter().zip(kernels).enumerate() {
             let n_out = kernel.len() * len / half.len().max(1);
-            let x = grad_halves
-                .as_mut()
-                .map(|grads| planes_mut(&mut grads[index], len));
+            let x = grad_halves.as_mut().map(|(grads, adds)| Target {
+                planes: planes_mut(&mut grads[index], len),
+                adds: *adds,
+            });
             let grads = PointwiseGrads {
                 x,
                 w: self.op.wants.weights,
@@ -491,7 +545,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let plan = self.plan();
         let len = self.sizes.node.len();
         let n_partial = plan.n_partial();
-        let grads = std::mem::take(&mut self.grads[node]);
+        let grads = self.take_grad(node);
         let grad_planes = planes(&grads, len);
         let edges: Vec<usize> = (0..plan.edges.len())
             .filter(|&index| plan.edges[index].node == node)
@@ -579,17 +633,17 @@ impl<'a, T: Element> Backward<'a, T> {
         self.grads[node] = grads;
     }
 
-    /// Backward through the preprocessing of an input.
-    pub(super) fn input(&mut self, index: usize, s: &[T]) -> Option<Vec<T>> {
+    /// Backward through the preprocessing of an input, whose gradient is written if it is wanted.
+    pub(super) fn input(&mut self, index: usize, s: &[T], grad_s: Option<&mut [T]>) {
         let wants = self.op.wants;
-        if !wants.inputs[index] && !wants.weights {
-            return None;
+        if grad_s.is_none() && !wants.weights {
+            return;
         }
         let op = self.op;
         let plan = &op.plan.inputs[index];
         let saved: &'a SavedInput<T> = &self.saved.inputs[index];
         let (raw_grid, len) = (self.sizes.raw[index], self.sizes.input.len());
-        let grads = std::mem::take(&mut self.grads[index]);
+        let grads = self.take_grad(index);
         let grads = planes(&grads, len);
         let raw: Vec<Vec<&[T]>> = planes(&saved.raw, len)
             .into_iter()
@@ -601,20 +655,20 @@ impl<'a, T: Element> Backward<'a, T> {
             .collect();
         self.add_affine_grads(&plan.norm, &sums, 1.0);
         let chain = self.chain(&plan.norm, &grads, &saved.raw, &sums, 1.0);
-        let mut grad_s = Buffer::zeros(if wants.inputs[index] { s.len() } else { 0 });
         match (&saved.halves, &plan.kernels[..]) {
             (Some(halves), [even, odd]) => {
                 let kernels = [even.clone(), odd.clone()];
-                let mut grads = halves.each_ref().map(|half| Buffer::zeros(half.len()));
-                let wanted = wants.inputs[index].then_some(&mut grads);
+                let mut grads = halves.each_ref().map(|half| Buffer::any(half.len()));
+                let wanted = grad_s.is_some().then_some((&mut grads, false));
                 self.unhalve(halves, &kernels, &chain, true, wanted);
-                if wants.inputs[index] {
-                    add_halves(&grads, raw_grid, &mut grad_s);
+                if let Some(grad_s) = grad_s {
+                    grad_s.fill(T::zero());
+                    add_halves(&grads, raw_grid, grad_s);
                 }
             }
             (_, kernels) => {
                 let grads = PointwiseGrads {
-                    x: wants.inputs[index].then(|| planes_mut(&mut grad_s, raw_grid.len())),
+                    x: grad_s.map(|grad_s| Target::new(planes_mut(grad_s, raw_grid.len()))),
                     w: wants.weights,
                 };
                 let kernel = &self.parameters[kernels[0].clone()];
@@ -624,7 +678,6 @@ impl<'a, T: Element> Backward<'a, T> {
                 }
             }
         }
-        wants.inputs[index].then(|| grad_s.into_vec())
     }
 }
 

@@ -320,7 +320,7 @@ impl<T: Element> CellOp<T> {
         let inputs =
             [0, 1].map(|index| self.input(index, s[index], sizes, parameters, &mut statistics));
         let node_len = sizes.node.len();
-        let mut out = Buffer::any(plan.n_nodes * plan.channels * node_len);
+        let mut out = vec![T::zero(); plan.n_nodes * plan.channels * node_len];
         let mut states: Vec<SavedState<T>> = Vec::with_capacity(plan.n_states());
         for (index, input) in inputs.iter().enumerate() {
             let x = planes(&input.x, sizes.input.len());
@@ -401,7 +401,7 @@ impl<T: Element> CellOp<T> {
             edges,
             statistics,
         };
-        (out.into_vec(), saved)
+        (out, saved)
     }
 }
 

@@ -10,6 +10,7 @@
 //! operations from the same parameters and are held against them by tests.
 
 mod backward;
+mod chain;
 mod forward;
 mod plan;
 
@@ -22,6 +23,8 @@ use kernels::planes::Grid;
 use kernels::{BatchStatistics, Element};
 
 use self::backward::Backward;
+pub(crate) use self::chain::Chain;
+use self::chain::Inbox;
 use self::forward::Saved;
 pub(crate) use self::plan::{CellParts, EdgeParts, InputParts};
 use self::plan::{Collector, EdgePlan};
@@ -97,12 +100,12 @@ impl FusedCell {
 
     /// Runs the cell on the outputs of the two before it, `c h w n`. `mixing`: the weights of the operations,
     /// `e p`, and of the edges, `e`, where there are any.
-    pub(crate) fn forward(
+    fn forward(
         &self,
-        s0: &Tensor,
-        s1: &Tensor,
-        mixing: Option<(&Tensor, Option<&Tensor>)>,
+        [s0, s1]: [&Tensor; 2],
+        mixing: Mixing<'_>,
         pass: &Pass<'_>,
+        inboxes: Inboxes,
     ) -> Result<Tensor> {
         let mut parameters = self
             .weights
@@ -124,8 +127,8 @@ impl FusedCell {
         };
         let (s0, s1) = (s0.contiguous()?, s1.contiguous()?);
         match s0.dtype() {
-            DType::F64 => self.apply::<f64>(&s0, &s1, &parameters, wants),
-            _ => self.apply::<f32>(&s0, &s1, &parameters, wants),
+            DType::F64 => self.apply::<f64>(&s0, &s1, &parameters, wants, inboxes),
+            _ => self.apply::<f32>(&s0, &s1, &parameters, wants, inboxes),
         }
     }
 
@@ -135,11 +138,13 @@ impl FusedCell {
         s1: &Tensor,
         parameters: &Tensor,
         wants: Wants,
+        inboxes: Inboxes,
     ) -> Result<Tensor> {
         let saved = Arc::new(Mutex::new(None));
         let op = CellOp::<T> {
             plan: self.plan.clone(),
             wants,
+            inboxes,
             saved: saved.clone(),
         };
         let y = s0.apply_op3(s1, parameters, op)?;
@@ -156,6 +161,17 @@ impl FusedCell {
     }
 }
 
+/// The weights of the operations, `e p`, and of the edges, `e`.
+type Mixing<'a> = Option<(&'a Tensor, Option<&'a Tensor>)>;
+
+/// Where gradients are left past candle's bookkeeping.
+struct Inboxes {
+    /// Of the first input.
+    s0: Option<Inbox>,
+    /// Of the output.
+    out: Inbox,
+}
+
 /// Which gradients lead to a variable.
 #[derive(Clone, Copy)]
 struct Wants {
@@ -168,6 +184,7 @@ struct Wants {
 struct CellOp<T: Element> {
     plan: Arc<Plan>,
     wants: Wants,
+    inboxes: Inboxes,
     saved: Arc<Mutex<Option<Saved<T>>>>,
 }
 
@@ -219,6 +236,7 @@ impl<T: Element> CustomOp3 for CellOp<T> {
         };
         let sizes = self.plan.sizes([s0.shape(), s1.shape()])?;
         let grad_out = grad_out.contiguous()?;
+        let left = self.inboxes.out.take::<T>();
         let grads = {
             let tensors = [s0, s1, parameters, out, &grad_out].map(Tensor::storage_and_layout);
             let mut slices = Vec::with_capacity(tensors.len());
@@ -228,9 +246,13 @@ impl<T: Element> CustomOp3 for CellOp<T> {
                 };
                 slices.push(slice::<T>(storage, layout)?);
             }
-            let backward = Backward::new(self, &sizes, slices[2], &saved, slices[3], slices[4]);
+            let given = [slices[4]].into_iter().chain(left.as_deref()).collect();
+            let backward = Backward::new(self, &sizes, slices[2], &saved, slices[3], given);
             backward.run([slices[0], slices[1]])
         };
+        if let Some(inbox) = &self.inboxes.s0 {
+            inbox.leave(grads.left);
+        }
         let [grad0, grad1] = grads.inputs;
         let tensor = |grad: Option<Vec<T>>, like: &Tensor| {
             grad.map(|grad| Tensor::from_vec(grad, like.shape(), like.device()))
