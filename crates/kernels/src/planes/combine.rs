@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use super::{Moments, PIECE, for_each, parts_mut, pieces_mut};
+use super::{Moments, PIECE, for_each, parts_mut};
 use crate::Element;
 
 /// Numbers that are worked on at a time, in registers.
@@ -206,6 +206,19 @@ pub struct Affine<T> {
     pub bias: T,
 }
 
+impl<T: Element> Affine<T> {
+    #[inline(always)]
+    fn of<const RELU: bool>(&self, x: T) -> T {
+        let value = self.factor * (x - self.mean) + self.bias;
+        // What is no number goes on, so that it shows in the loss.
+        if RELU && value <= T::zero() {
+            T::zero()
+        } else {
+            value
+        }
+    }
+}
+
 impl Affine<f64> {
     /// Nothing is done.
     pub const fn identity() -> Self {
@@ -226,29 +239,47 @@ impl Affine<f64> {
     }
 }
 
-/// `y = max(factor * (x - mean) + bias, 0)` per plane: batch normalisation and ReLU.
-pub fn activate<T: Element>(planes: Vec<&mut [T]>, x: &[&[T]], affine: &[Affine<T>]) {
-    let items = pieces_mut(planes, PIECE);
+/// `y = factor * (x - mean) + bias` per plane: batch normalisation; and with `RELU` that, or 0 if it is less.
+pub fn normalise<T: Element, const RELU: bool>(
+    planes: Vec<&mut [T]>,
+    x: &[&[T]],
+    affine: &[Affine<T>],
+) {
+    assert_eq!([x.len(), affine.len()], [planes.len(); 2]);
     for_each(
-        items,
+        parts_mut(planes, PIECE),
         || (),
-        |(), index, parts| {
-            for ((part, x), &affine) in parts.into_iter().zip(x).zip(affine) {
-                let start = index * PIECE;
-                let x = &x[start..start + part.len()];
-                activate_part(part, x, affine);
-            }
+        |(), _, (channel, start, y)| {
+            let x = &x[channel][start..start + y.len()];
+            normalise_part::<T, RELU>(y, x, affine[channel]);
         },
     );
 }
 
+/// [`normalise`] in place.
+pub fn normalise_in_place<T: Element, const RELU: bool>(
+    planes: Vec<&mut [T]>,
+    affine: &[Affine<T>],
+) {
+    assert_eq!(affine.len(), planes.len());
+    for_each(
+        parts_mut(planes, PIECE),
+        || (),
+        |(), _, (channel, _, y)| normalise_own::<T, RELU>(y, affine[channel]),
+    );
+}
+
 #[multiversion(targets = "simd")]
-fn activate_part<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>) {
-    let Affine { mean, factor, bias } = affine;
+fn normalise_part<T: Element, const RELU: bool>(y: &mut [T], x: &[T], affine: Affine<T>) {
     for (y, &x) in y.iter_mut().zip(x) {
-        let value = factor * (x - mean) + bias;
-        // What is no number goes on, so that it shows in the loss.
-        *y = if value <= T::zero() { T::zero() } else { value };
+        *y = affine.of::<RELU>(x);
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn normalise_own<T: Element, const RELU: bool>(y: &mut [T], affine: Affine<T>) {
+    for y in y {
+        *y = affine.of::<RELU>(*y);
     }
 }
 

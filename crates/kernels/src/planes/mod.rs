@@ -21,7 +21,8 @@ use rayon::prelude::*;
 
 pub use buffer::Buffer;
 pub use combine::{
-    Affine, Term, accumulate_masked, activate, combine, dots, mask_and_dots, moments,
+    Affine, Term, accumulate_masked, combine, dots, mask_and_dots, moments, normalise,
+    normalise_in_place,
 };
 pub use pointwise::{NormGrad, PointwiseGrads, Target, pointwise_backward, pointwise_forward};
 pub use pool::{MaxPool, average, average_backward, subsample, subsample_backward};

@@ -54,6 +54,32 @@ impl<'a, T: Element> NormGrad<'a, T> {
         }
     }
 
+    /// The same of channels that were normalised by `moments` in place: `normalised` is what they are now, and `sums`
+    /// has scalar products with it.
+    pub fn of_normalised(
+        grads: Vec<&'a [T]>,
+        normalised: Vec<&'a [T]>,
+        moments: &[Moments],
+        eps: f64,
+        sums: &[[f64; 2]],
+    ) -> Self {
+        let factors = moments
+            .iter()
+            .zip(sums)
+            .map(|(moments, sums)| {
+                let n = normalised.first().map_or(1, |plane| plane.len().max(1)) as f64;
+                let inv_std = moments.inv_std(eps);
+                let [mean_grad, mean_product] = sums.map(|sum| sum / n);
+                [inv_std, -inv_std * mean_product, -inv_std * mean_grad, 0.0].map(T::from_f64)
+            })
+            .collect();
+        Self {
+            grads,
+            raw: normalised,
+            factors,
+        }
+    }
+
     /// Number of channels.
     pub(super) fn len(&self) -> usize {
         self.factors.len()

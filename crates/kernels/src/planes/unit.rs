@@ -51,28 +51,53 @@ impl Unit {
         pointwise: &[T],
         y: Vec<&mut [T]>,
     ) -> Vec<Moments> {
+        let n_out = y.len();
+        let n_tiles = self.stencil.output().h.div_ceil(self.tile_rows(z.len()));
+        let mut moments = vec![vec![PartMoments::default(); n_out]; n_tiles];
+        let slots = moments.iter_mut().map(Some);
+        self.run(z, depthwise, pointwise, y, slots);
+        merge(&moments, n_out)
+    }
+
+    /// The `y` of [`forward`](Self::forward) alone.
+    pub fn outputs<T: Element>(
+        &self,
+        z: &[&[T]],
+        depthwise: &[T],
+        pointwise: &[T],
+        y: Vec<&mut [T]>,
+    ) {
+        self.run(z, depthwise, pointwise, y, std::iter::repeat_with(|| None));
+    }
+
+    /// Writes `y` tile by tile, and the moments of each tile where there is a slot for them.
+    fn run<'a, T: Element>(
+        &self,
+        z: &[&[T]],
+        depthwise: &[T],
+        pointwise: &[T],
+        y: Vec<&mut [T]>,
+        slots: impl Iterator<Item = Option<&'a mut Vec<PartMoments>>>,
+    ) {
         let (n_channels, n_out) = (z.len(), y.len());
         let rows = self.tile_rows(n_channels);
         let tile_len = rows * self.stencil.output().row_len();
         let stride = row_stride(tile_len);
         let weight = |o: usize, c: usize| pointwise[o * n_channels + c];
         let panels = Panels::new([n_out, n_channels], weight, |_| T::zero());
-        let tiles = pieces_mut(y, tile_len);
-        let mut moments = vec![vec![PartMoments::default(); n_out]; tiles.len()];
-        let items = tiles.into_iter().zip(&mut moments).collect();
+        let items = pieces_mut(y, tile_len).into_iter().zip(slots).collect();
         for_each(
             items,
             || Buffer::<T>::any(n_channels * stride),
-            |scratch, index, (mut y, moments)| {
+            |scratch, index, (mut y, slot)| {
                 let len = y.first().map_or(0, |y| y.len());
                 let d = self.depthwise_tile(z, depthwise, index * rows, len, (scratch, stride));
                 panels.product(d, &mut y);
-                for (moments, y) in moments.iter_mut().zip(&y) {
+                for (moments, y) in slot.into_iter().flatten().zip(&y) {
                     *moments = PartMoments::of(y);
                 }
             },
         );
-        merge(&moments, n_out)
     }
 
     /// What lies between the two convolutions, from output row `first` on, in rows of `scratch`.

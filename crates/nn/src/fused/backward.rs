@@ -5,13 +5,11 @@ use std::ops::{Deref, Range};
 use kernels::Element;
 use kernels::planes::{
     Affine, Buffer, Grid, MaxPool, NormGrad, PointwiseGrads, Stencil, Target, Term, Unit,
-    accumulate_masked, average_backward, combine, dots, mask_and_dots, pointwise_backward,
-    subsample_backward,
+    accumulate_masked, average_backward, combine, dots, mask_and_dots, normalise,
+    pointwise_backward, subsample_backward,
 };
 
-use super::forward::{
-    Saved, SavedInput, SavedState, affine, norm_weights, normalise_and_activate, source_of,
-};
+use super::forward::{Saved, SavedInput, SavedState, affine, norm_weights, source_of};
 use super::plan::{Norm, OperationKind, Plan, Sizes, UnitPlan};
 use super::{CellOp, planes, planes_mut};
 use crate::candidate::PoolKind;
@@ -355,7 +353,7 @@ impl<'a, T: Element> Backward<'a, T> {
                         let chain = self.chain(
                             norm,
                             &own,
-                            &self.saved.edges[index][number][0],
+                            &self.saved.edges[index][number],
                             &self.sums[index][number],
                             weight,
                         );
@@ -424,40 +422,52 @@ impl<'a, T: Element> Backward<'a, T> {
     ) {
         let plan = self.plan();
         let source = self.grid(plan.edges[edge].source);
-        let outputs: &'a [Buffer<T>] = &self.saved.edges[edge][number];
-        let last = units.len() - 1;
-        let chain = self.chain(
-            &units[last].norm,
-            grads,
-            &outputs[last],
-            &self.sums[edge][number],
-            weight,
-        );
-        if last == 0 {
-            self.unit(&units[0], source, z, &chain, grad_z);
-            return;
-        }
-        let (first, second) = (&units[0], &units[1]);
+        let output: &'a Buffer<T> = &self.saved.edges[edge][number];
+        let sums = &self.sums[edge][number];
+        let (first, second) = match units {
+            [only] => {
+                let chain = self.chain(&only.norm, grads, output, sums, weight);
+                self.unit(only, source, z, &chain, grad_z);
+                return;
+            }
+            [first, second] => (first, second),
+            _ => unreachable!("a convolution has one unit or two"),
+        };
+        let chain = self.chain(&second.norm, grads, output, sums, weight);
+        // What the second unit read, computed again.
         let grid = self.sizes.node;
         let moments = &self.saved.statistics[first.norm.index].moments;
         let affine = affine(&first.norm, self.parameters, moments);
-        let hidden = normalise_and_activate(&outputs[0], grid.len(), &affine);
+        let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
+        let mut raw = Buffer::any(plan.n_partial() * grid.len());
+        Unit::new(plan.stencil(first.geometry, first.kernel, source)).outputs(
+            z,
+            &self.parameters[first.depthwise.clone()],
+            &self.parameters[first.pointwise.clone()],
+            planes_mut(&mut raw, grid.len()),
+        );
+        let mut hidden = Buffer::any(raw.len());
+        normalise::<_, true>(
+            planes_mut(&mut hidden, grid.len()),
+            &planes(&raw, grid.len()),
+            &affine,
+        );
         let mut grad_hidden = Buffer::any(hidden.len());
         let hidden = planes(&hidden, grid.len());
         let target = Target::new(planes_mut(&mut grad_hidden, grid.len()));
         self.unit(second, grid, &hidden, &chain, target);
-        let raw: Vec<Vec<&[T]>> = planes(&outputs[0], grid.len())
+        let sources: Vec<Vec<&[T]>> = planes(&raw, grid.len())
             .into_iter()
             .map(|plane| vec![plane])
             .collect();
         let sums: Vec<[f64; 2]> =
-            mask_and_dots(planes_mut(&mut grad_hidden, grid.len()), &hidden, &raw)
+            mask_and_dots(planes_mut(&mut grad_hidden, grid.len()), &hidden, &sources)
                 .into_iter()
                 .map(|(sum, products)| [sum, products[0]])
                 .collect();
         self.add_affine_grads(&first.norm, &sums, 1.0);
         let grad_hidden = planes(&grad_hidden, grid.len());
-        let chain = self.chain(&first.norm, &grad_hidden, &outputs[0], &sums, 1.0);
+        let chain = self.chain(&first.norm, &grad_hidden, &raw, &sums, 1.0);
         self.unit(first, source, z, &chain, grad_z);
     }
 
@@ -558,8 +568,8 @@ impl<'a, T: Element> Backward<'a, T> {
             let x = self.x(edge.source);
             self.sums[index] = vec![Vec::new(); edge.operations.len()];
             for (number, operation) in edge.operations.iter().enumerate() {
-                let outputs = &self.saved.edges[index][number];
-                let (planes, norm) = source_of(operation, outputs, state, &x, len);
+                let output = &self.saved.edges[index][number];
+                let (planes, norm) = source_of(operation, output, state, &x, len);
                 if norm.is_some() || self.op.wants.mixing {
                     for (sources, plane) in sources.iter_mut().zip(planes) {
                         sources.push(plane);
@@ -645,16 +655,22 @@ impl<'a, T: Element> Backward<'a, T> {
         let (raw_grid, len) = (self.sizes.raw[index], self.sizes.input.len());
         let grads = self.take_grad(index);
         let grads = planes(&grads, len);
-        let raw: Vec<Vec<&[T]>> = planes(&saved.raw, len)
+        let seen = saved.raw.as_ref().unwrap_or(&saved.x);
+        let sources: Vec<Vec<&[T]>> = planes(seen, len)
             .into_iter()
             .map(|plane| vec![plane])
             .collect();
-        let sums: Vec<[f64; 2]> = dots(&grads, &raw)
+        let sums: Vec<[f64; 2]> = dots(&grads, &sources)
             .into_iter()
             .map(|(sum, products)| [sum, products[0]])
             .collect();
-        self.add_affine_grads(&plan.norm, &sums, 1.0);
-        let chain = self.chain(&plan.norm, &grads, &saved.raw, &sums, 1.0);
+        let chain = if saved.raw.is_some() {
+            self.add_affine_grads(&plan.norm, &sums, 1.0);
+            self.chain(&plan.norm, &grads, seen, &sums, 1.0)
+        } else {
+            let moments = &self.saved.statistics[plan.norm.index].moments;
+            NormGrad::of_normalised(grads, planes(seen, len), moments, BATCH_NORM_EPS, &sums)
+        };
         match (&saved.halves, &plan.kernels[..]) {
             (Some(halves), [even, odd]) => {
                 let kernels = [even.clone(), odd.clone()];

@@ -2,8 +2,8 @@
 
 use kernels::Element;
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, Stencil, Term, Unit, activate, average, combine,
-    moments, pointwise_forward, subsample,
+    Affine, Buffer, Grid, MaxPool, Moments, Stencil, Term, Unit, average, combine, moments,
+    normalise, normalise_in_place, pointwise_forward, subsample,
 };
 
 use super::plan::{Norm, OperationKind, OperationPlan, Sizes};
@@ -15,8 +15,9 @@ use crate::layers::BATCH_NORM_EPS;
 pub(super) struct Saved<T: Element> {
     pub(super) inputs: [SavedInput<T>; 2],
     pub(super) states: Vec<SavedState<T>>,
-    /// For each edge, the raw outputs of its operations: of each unit of a convolution, of the halving.
-    pub(super) edges: Vec<Vec<Vec<Buffer<T>>>>,
+    /// For each edge, the raw outputs of its operations: of the last unit of a convolution, of the halving. What the
+    /// unit before it gave is computed again when it is needed.
+    pub(super) edges: Vec<Vec<Buffer<T>>>,
     /// By the number of the batch normalisation.
     pub(super) statistics: Vec<Statistics>,
 }
@@ -33,8 +34,8 @@ pub(super) struct Statistics {
 pub(super) struct SavedInput<T: Element> {
     /// The even and the odd pixels, where the input is halved.
     pub(super) halves: Option<[Buffer<T>; 2]>,
-    /// Before its batch normalisation.
-    pub(super) raw: Buffer<T>,
+    /// Before its batch normalisation, if that has factors: without them [`x`](Self::x) tells as much.
+    pub(super) raw: Option<Buffer<T>>,
     pub(super) x: Buffer<T>,
 }
 
@@ -85,18 +86,6 @@ pub(super) fn norm_weights<T: Element>(
             .map(|weight| weight.to_f64())
             .collect(),
     }
-}
-
-/// The activated input of a unit: the ReLU of what was normalised.
-pub(super) fn normalise_and_activate<T: Element>(
-    raw: &[T],
-    len: usize,
-    affine: &[Affine<f64>],
-) -> Buffer<T> {
-    let mut z = Buffer::any(raw.len());
-    let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
-    activate(planes_mut(&mut z, len), &planes(raw, len), &affine);
-    z
 }
 
 /// Even and odd pixels of each plane.
@@ -157,22 +146,21 @@ impl<T: Element> CellOp<T> {
                 (None, raw, moments)
             }
         };
-        let mut x = Buffer::any(raw.len());
         let affine = affine(&plan.norm, parameters, &moments);
-        let terms: Vec<Vec<Term<'_, T>>> = planes(&raw, grid.len())
-            .into_iter()
-            .zip(&affine)
-            .map(|(plane, affine)| {
-                let Affine { mean, factor, .. } = affine.cast();
-                vec![Term {
-                    factor,
-                    mean,
-                    plane,
-                }]
-            })
-            .collect();
-        let bias: Vec<T> = affine.iter().map(|a| T::from_f64(a.bias)).collect();
-        combine(planes_mut(&mut x, grid.len()), &terms, &bias);
+        let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
+        let (raw, x) = if plan.norm.affine.is_some() {
+            let mut x = Buffer::any(raw.len());
+            normalise::<_, false>(
+                planes_mut(&mut x, grid.len()),
+                &planes(&raw, grid.len()),
+                &affine,
+            );
+            (Some(raw), x)
+        } else {
+            let mut x = raw;
+            normalise_in_place::<_, false>(planes_mut(&mut x, grid.len()), &affine);
+            (None, x)
+        };
         statistics[plan.norm.index] = Statistics {
             moments,
             count: grid.len(),
@@ -199,7 +187,7 @@ impl<T: Element> CellOp<T> {
         let activated = plan.reads(state, is_unit).then(|| {
             let mut z = Buffer::any(partial.len() * grid.len());
             let identity = vec![Affine::identity().cast(); partial.len()];
-            activate(planes_mut(&mut z, grid.len()), partial, &identity);
+            normalise::<_, true>(planes_mut(&mut z, grid.len()), partial, &identity);
             z
         });
         let halves = plan
@@ -252,7 +240,7 @@ impl<T: Element> CellOp<T> {
         }
     }
 
-    /// The raw outputs of an operation's units.
+    /// The raw output of an operation, empty where it is nobody's own.
     pub(super) fn operation(
         &self,
         operation: &OperationPlan,
@@ -260,9 +248,9 @@ impl<T: Element> CellOp<T> {
         grid: Grid,
         parameters: &[T],
         statistics: &mut [Statistics],
-    ) -> Vec<Buffer<T>> {
+    ) -> Buffer<T> {
         match &operation.kind {
-            OperationKind::Pool { .. } | OperationKind::Identity => Vec::new(),
+            OperationKind::Pool { .. } | OperationKind::Identity => Buffer::default(),
             OperationKind::Halve { kernels, norm } => {
                 let halves = state.halves.as_ref().expect("it is read");
                 let kernels = kernels.each_ref().map(|kernel| &parameters[kernel.clone()]);
@@ -272,22 +260,22 @@ impl<T: Element> CellOp<T> {
                     moments,
                     count: len,
                 };
-                vec![y]
+                y
             }
             OperationKind::Conv(units) => {
-                let mut outputs: Vec<Buffer<T>> = Vec::with_capacity(units.len());
-                let (mut grid, mut hidden) = (grid, Buffer::default());
+                let (mut grid, mut output) = (grid, Buffer::default());
                 for (index, plan) in units.iter().enumerate() {
                     let unit = Unit::new(self.plan.stencil(plan.geometry, plan.kernel, grid));
                     if let Some(previous) = index.checked_sub(1) {
                         let norm = &units[previous].norm;
                         let moments = &statistics[norm.index].moments;
                         let affine = affine(norm, parameters, moments);
-                        hidden = normalise_and_activate(&outputs[previous], grid.len(), &affine);
+                        let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
+                        normalise_in_place::<_, true>(planes_mut(&mut output, grid.len()), &affine);
                     }
                     let z = match index {
                         0 => state.activated.as_deref().expect("it is read"),
-                        _ => &hidden,
+                        _ => &output,
                     };
                     let len = unit.stencil().output().len();
                     let mut y = Buffer::any(self.plan.n_partial() * len);
@@ -301,10 +289,10 @@ impl<T: Element> CellOp<T> {
                         moments,
                         count: len,
                     };
-                    outputs.push(y);
+                    output = y;
                     grid = unit.stencil().output();
                 }
-                outputs
+                output
             }
         }
     }
@@ -326,7 +314,7 @@ impl<T: Element> CellOp<T> {
             let x = planes(&input.x, sizes.input.len());
             states.push(self.state(index, &x, sizes, &mut statistics));
         }
-        let mut edges: Vec<Vec<Vec<Buffer<T>>>> = Vec::with_capacity(plan.edges.len());
+        let mut edges: Vec<Vec<Buffer<T>>> = Vec::with_capacity(plan.edges.len());
         for node in 2..plan.n_states() {
             for edge in plan.edges.iter().filter(|edge| edge.node == node) {
                 let grid = if edge.source < 2 {
@@ -361,9 +349,9 @@ impl<T: Element> CellOp<T> {
                 }
                 let state = &states[edge.source];
                 let x = x_of(edge.source);
-                for (operation, outputs) in edge.operations.iter().zip(outputs) {
+                for (operation, output) in edge.operations.iter().zip(outputs) {
                     let weight = plan.weight(parameters, edge, operation.column);
-                    let (source, norm) = source_of(operation, outputs, state, &x, node_len);
+                    let (source, norm) = source_of(operation, output, state, &x, node_len);
                     let affine = match norm {
                         Some(norm) => affine(norm, parameters, &statistics[norm.index].moments),
                         None => vec![Affine::identity(); plan.n_partial()],
@@ -408,7 +396,7 @@ impl<T: Element> CellOp<T> {
 /// What an operation puts into the sum, `n_partial` planes, and the batch normalisation that is still to come.
 pub(super) fn source_of<'a, T: Element>(
     operation: &'a OperationPlan,
-    outputs: &'a [Buffer<T>],
+    output: &'a Buffer<T>,
     state: &'a SavedState<T>,
     x: &[&'a [T]],
     len: usize,
@@ -419,10 +407,10 @@ pub(super) fn source_of<'a, T: Element>(
             let pooled = state.pooled[*kind as usize].as_deref().expect("it is read");
             (planes(pooled, len), norm.as_ref())
         }
-        OperationKind::Halve { norm, .. } => (planes(&outputs[0], len), Some(norm)),
+        OperationKind::Halve { norm, .. } => (planes(output, len), Some(norm)),
         OperationKind::Conv(units) => {
-            let last = units.len() - 1;
-            (planes(&outputs[last], len), Some(&units[last].norm))
+            let norm = units.last().map(|unit| &unit.norm);
+            (planes(output, len), norm)
         }
     }
 }
