@@ -5,7 +5,7 @@ use space::{CellGenotype, CellKind, CellSpec, Genotype, NetworkSpec};
 
 use crate::auxiliary::AuxiliaryHead;
 use crate::candidate::{Candidate, EdgeInput};
-use crate::fused::{CellParts, Chain, EdgeParts, FusedCell, InputParts};
+use crate::fused::{CellParts, Chain, EdgeParts, Ends, FusedCell, InputParts};
 use crate::inference::{InferenceCell, InferenceNet};
 use crate::layers::{
     Affine, FactorizedReduce, Linear, ReluConvBn, Stem, from_planes, global_average_pool,
@@ -197,6 +197,14 @@ pub struct DerivedNet {
     parameters: Parameters,
 }
 
+/// Cells as one operation.
+fn chain_of(cells: &[DerivedCell]) -> Chain<'_> {
+    Chain {
+        cells: cells.iter().map(|cell| &cell.fused).collect(),
+        mixing: None,
+    }
+}
+
 impl DerivedNet {
     /// Builds the network under the published names; `auxiliary` adds the head behind layer 2L/3.
     pub fn new(
@@ -250,30 +258,33 @@ impl DerivedNet {
     /// Images `[n, c, h, w]` to logits.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Logits> {
         let (mut s0, mut s1) = self.stem.forward(x, pass)?;
-        let mut auxiliary = None;
-        let auxiliary_at = |layer| match &self.auxiliary {
-            Some((at, head)) if *at == layer && pass.is_training() => Some(head),
-            _ => None,
-        };
+        let auxiliary = self.auxiliary.as_ref().filter(|_| pass.is_training());
+        let mut auxiliary_logits = None;
         let pooled = if FusedCell::can_run(x, pass) {
-            let mut chain = Chain::from_images(&s0, &s1)?;
-            for (layer, cell) in self.cells.iter().enumerate() {
-                chain.push(&cell.fused, None, pass)?;
-                if let Some(head) = auxiliary_at(layer) {
-                    auxiliary = Some(head.forward(&from_planes(chain.last())?, pass)?);
-                }
+            let mut ends = Ends::of_images(&s0, &s1)?;
+            let mut rest = &self.cells[..];
+            if let Some((layer, head)) = auxiliary {
+                let (first, behind) = rest.split_at(layer + 1);
+                ends = chain_of(first).ends(ends, pass)?;
+                auxiliary_logits = Some(head.forward(&from_planes(&ends.s1)?, pass)?);
+                rest = behind;
             }
-            planes_average_pool(chain.last())?
+            planes_average_pool(&chain_of(rest).last(&ends, pass)?)?
         } else {
             for (layer, cell) in self.cells.iter().enumerate() {
                 (s0, s1) = (s1.clone(), cell.forward(&s0, &s1, pass)?);
-                if let Some(head) = auxiliary_at(layer) {
-                    auxiliary = Some(head.forward(&s1, pass)?);
+                if let Some((at, head)) = auxiliary
+                    && *at == layer
+                {
+                    auxiliary_logits = Some(head.forward(&s1, pass)?);
                 }
             }
             global_average_pool(&s1)?
         };
         let main = self.classifier.forward(&pooled, pass)?;
-        Ok(Logits { main, auxiliary })
+        Ok(Logits {
+            main,
+            auxiliary: auxiliary_logits,
+        })
     }
 }

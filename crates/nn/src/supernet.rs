@@ -12,7 +12,7 @@ use space::{CellKind, CellSpec, NetworkSpec, Primitive, SearchSpace};
 use crate::architecture::{ChannelRatio, Mixing};
 use crate::candidate::{Candidate, EdgeInput};
 use crate::derived::Preprocess;
-use crate::fused::{CellParts, Chain, EdgeParts, FusedCell, InputParts};
+use crate::fused::{CellParts, Chain, ChainMixing, EdgeParts, Ends, FusedCell, InputParts};
 use crate::layers::{Affine, Linear, ReluConvBn, Stem, global_average_pool, planes_average_pool};
 use crate::parameters::Builder;
 use crate::{Parameters, Pass};
@@ -180,13 +180,6 @@ impl SearchCell {
         FusedCell::new(&parts, inputs, &edges)
     }
 
-    /// [`forward`](Self::forward) as one operation, behind other cells.
-    fn forward_fused(&self, chain: &mut Chain, mixing: &Mixing, pass: &Pass<'_>) -> Result<()> {
-        let weights = mixing.of_operations()?;
-        let edges = mixing.edges.as_ref().filter(|_| self.ratio.is_partial());
-        chain.push(&self.fused, Some((&weights, edges)), pass)
-    }
-
     fn forward(
         &self,
         s0: &Tensor,
@@ -288,6 +281,22 @@ impl Supernet {
         &self.parameters
     }
 
+    /// The cells as one operation.
+    fn chain<'a>(&'a self, mixing: &'a [Mixing; 2]) -> Result<Chain<'a>> {
+        let of_kind = |mixing: &'a Mixing| {
+            let edges = mixing.edges.as_ref().filter(|_| self.ratio.is_partial());
+            Ok::<_, candle_core::Error>((mixing.of_operations()?, edges))
+        };
+        let cells = &self.cells;
+        Ok(Chain {
+            cells: cells.iter().map(|cell| &cell.fused).collect(),
+            mixing: Some(ChainMixing {
+                of_kinds: [of_kind(&mixing[0])?, of_kind(&mixing[1])?],
+                kinds: cells.iter().map(|cell| cell.spec.kind.index()).collect(),
+            }),
+        })
+    }
+
     /// Images `[n, c, h, w]` to logits `[n, n_classes]`; `mixing` per cell kind.
     ///
     /// # Errors
@@ -297,16 +306,13 @@ impl Supernet {
             candle_core::bail!("supernet: partial channels need edge normalisation (beta)");
         }
         let (mut s0, mut s1) = self.stem.forward(x, pass)?;
-        let mixing_of = |cell: &SearchCell| &mixing[cell.spec.kind.index()];
         let pooled = if FusedCell::can_run(x, pass) {
-            let mut chain = Chain::from_images(&s0, &s1)?;
-            for cell in &self.cells {
-                cell.forward_fused(&mut chain, mixing_of(cell), pass)?;
-            }
-            planes_average_pool(chain.last())?
+            let ends = Ends::of_images(&s0, &s1)?;
+            planes_average_pool(&self.chain(mixing)?.last(&ends, pass)?)?
         } else {
             for cell in &self.cells {
-                let out = cell.forward(&s0, &s1, mixing_of(cell), pass)?;
+                let mixing = &mixing[cell.spec.kind.index()];
+                let out = cell.forward(&s0, &s1, mixing, pass)?;
                 (s0, s1) = (s1, out);
             }
             global_average_pool(&s1)?

@@ -10,21 +10,13 @@ use kernels::planes::{
 };
 
 use super::forward::{Saved, SavedInput, SavedState, affine, norm_weights, source_of};
-use super::plan::{Norm, OperationKind, Plan, Sizes, UnitPlan};
-use super::{CellOp, planes, planes_mut};
+use super::plan::{Norm, OperationKind, Plan, UnitPlan};
+use super::{CellRun, planes, planes_mut};
 use crate::candidate::PoolKind;
 use crate::layers::BATCH_NORM_EPS;
 
-/// The gradients of a run.
-pub(super) struct CellGrads<T: Element> {
-    pub(super) inputs: [Option<Vec<T>>; 2],
-    /// Of the first input, if it is to be left in an inbox.
-    pub(super) left: Option<Buffer<T>>,
-    pub(super) parameters: Vec<f64>,
-}
-
 /// The gradient of a state.
-pub(super) enum StateGrad<'a, T: Element> {
+enum StateGrad<'a, T: Element> {
     /// As the caller gave it.
     Given(&'a [T]),
     /// With all that was added.
@@ -42,77 +34,73 @@ impl<T: Element> Deref for StateGrad<'_, T> {
     }
 }
 
-/// What the backward pass works on.
+/// The gradients of a run of a cell.
+pub(super) struct CellGrads<T: Element> {
+    pub(super) inputs: [Option<Buffer<T>>; 2],
+    pub(super) parameters: Vec<f64>,
+    pub(super) mixing: Vec<f64>,
+}
+
+/// The backward pass of a cell.
 pub(super) struct Backward<'a, T: Element> {
-    pub(super) op: &'a CellOp<T>,
-    pub(super) sizes: &'a Sizes,
-    pub(super) parameters: &'a [T],
-    pub(super) saved: &'a Saved<T>,
-    /// The nodes, as the forward pass left them.
-    pub(super) nodes: &'a [T],
-    /// What the caller gives of the nodes' gradient: their sum is.
-    pub(super) given: Vec<&'a [T]>,
-    /// Of each state, complete once [`run`](Self::run) is past it.
-    pub(super) grads: Vec<StateGrad<'a, T>>,
+    run: CellRun<'a, T>,
+    /// What the caller knows of the nodes' gradient, which is the sum of these.
+    given: Vec<&'a [T]>,
+    /// Of each state, complete once the pass is by it.
+    grads: Vec<StateGrad<'a, T>>,
     /// For each operation of each edge, per channel: the sum of its node's gradient, and the product of that
     /// gradient with what the operation put into the sum.
-    pub(super) sums: Vec<Vec<Vec<[f64; 2]>>>,
-    pub(super) grad_parameters: Vec<f64>,
+    sums: Vec<Vec<Vec<[f64; 2]>>>,
+    grad_parameters: Vec<f64>,
+    grad_mixing: Vec<f64>,
 }
 
 impl<'a, T: Element> Backward<'a, T> {
-    pub(super) fn new(
-        op: &'a CellOp<T>,
-        sizes: &'a Sizes,
-        parameters: &'a [T],
-        saved: &'a Saved<T>,
-        nodes: &'a [T],
-        given: Vec<&'a [T]>,
-    ) -> Self {
-        let plan = &*op.plan;
+    pub(super) fn new(run: CellRun<'a, T>, given: Vec<&'a [T]>) -> Self {
+        let plan = run.op.plan;
         Self {
-            op,
-            sizes,
-            parameters,
-            saved,
-            nodes,
             given,
             grads: (0..plan.n_states())
                 .map(|_| StateGrad::Given(&[]))
                 .collect(),
             sums: plan.edges.iter().map(|_| Vec::new()).collect(),
-            grad_parameters: vec![0.0; parameters.len()],
+            grad_parameters: vec![0.0; run.parameters.len()],
+            grad_mixing: vec![0.0; run.mixing.len()],
+            run,
         }
     }
 
-    pub(super) fn plan(&self) -> &'a Plan {
-        &self.op.plan
+    fn plan(&self) -> &'a Plan {
+        self.run.op.plan
     }
 
-    pub(super) fn grid(&self, state: usize) -> Grid {
+    fn grid(&self, state: usize) -> Grid {
         if state < 2 {
-            self.sizes.input
+            self.run.sizes.input
         } else {
-            self.sizes.node
+            self.run.sizes.node
         }
     }
 
-    pub(super) fn x(&self, state: usize) -> Vec<&'a [T]> {
-        let saved: &'a Saved<T> = self.saved;
+    fn x(&self, state: usize) -> Vec<&'a [T]> {
+        let saved: &'a Saved<T> = self.run.saved;
         match state {
-            0 | 1 => planes(&saved.inputs[state].x, self.sizes.input.len()),
+            0 | 1 => planes(&saved.inputs[state].x, self.run.sizes.input.len()),
             _ => {
-                let len = self.plan().channels * self.sizes.node.len();
-                let nodes: &'a [T] = self.nodes;
-                planes(&nodes[(state - 2) * len..][..len], self.sizes.node.len())
+                let len = self.plan().channels * self.run.sizes.node.len();
+                let nodes: &'a [T] = self.run.nodes;
+                planes(
+                    &nodes[(state - 2) * len..][..len],
+                    self.run.sizes.node.len(),
+                )
             }
         }
     }
 
-    pub(super) fn run(mut self, s: [&[T]; 2]) -> CellGrads<T> {
+    pub(super) fn run(mut self) -> CellGrads<T> {
         for state in (0..self.plan().n_states()).rev() {
             // An input from which no variable follows needs no gradient, unless it leads to weights.
-            let wants = self.op.wants;
+            let wants = self.run.op.wants;
             if state >= 2 || wants.weights || wants.inputs[state] {
                 self.grads[state] = self.gather_state(state);
             }
@@ -120,32 +108,22 @@ impl<'a, T: Element> Backward<'a, T> {
                 self.weigh_node(state);
             }
         }
-        let wants = self.op.wants;
-        let leaves = wants.inputs[0] && self.op.inboxes.s0.is_some();
-        let mut left = leaves.then(|| Buffer::any(s[0].len()));
-        let mut inputs = [0, 1].map(|index| {
-            let is_own = wants.inputs[index] && !(index == 0 && leaves);
-            is_own.then(|| vec![T::zero(); s[index].len()])
-        });
-        for (index, grad) in inputs.iter_mut().enumerate() {
-            let left = left.as_deref_mut().filter(|_| index == 0);
-            self.input(index, s[index], left.or(grad.as_deref_mut()));
-        }
+        let inputs = [0, 1].map(|index| self.input(index));
         CellGrads {
             inputs,
-            left,
             parameters: self.grad_parameters,
+            mixing: self.grad_mixing,
         }
     }
 
     /// A state's gradient: what is given, and what comes from the edges that leave it. The gradients of their
     /// nodes are complete by now.
-    pub(super) fn gather_state(&mut self, state: usize) -> StateGrad<'a, T> {
+    fn gather_state(&mut self, state: usize) -> StateGrad<'a, T> {
         let plan = self.plan();
         let edges: Vec<usize> = (0..plan.edges.len())
             .filter(|&index| plan.edges[index].source == state)
             .collect();
-        let (grid, node_len) = (self.grid(state), self.sizes.node.len());
+        let (grid, node_len) = (self.grid(state), self.run.sizes.node.len());
         let state_len = plan.channels * grid.len();
         let given: Vec<&'a [T]> = match state.checked_sub(2) {
             Some(node) => self
@@ -173,7 +151,7 @@ impl<'a, T: Element> Backward<'a, T> {
             return StateGrad::Own(grad_x);
         }
         let (n_partial, x) = (plan.n_partial(), self.x(state));
-        let saved: &'a SavedState<T> = &self.saved.states[state];
+        let saved: &'a SavedState<T> = &self.run.saved.states[state];
         let mut pooled: [Vec<Vec<Term<'_, T>>>; 2] =
             std::array::from_fn(|_| vec![Vec::new(); n_partial]);
         let mut pooled_sums: [Vec<[f64; 2]>; 2] =
@@ -183,7 +161,7 @@ impl<'a, T: Element> Backward<'a, T> {
             let edge = &plan.edges[index];
             let grads = planes(&self.grads[edge.node], node_len);
             for (number, operation) in edge.operations.iter().enumerate() {
-                let weight = plan.weight(self.parameters, edge, operation.column);
+                let weight = plan.weight(self.run.mixing, edge, operation.column);
                 let term =
                     |channel| Term::new(T::from_f64(weight), grads[plan.operation_plane(channel)]);
                 match &operation.kind {
@@ -207,7 +185,7 @@ impl<'a, T: Element> Backward<'a, T> {
                 }
             }
             if plan.ratio > 1 {
-                let factor = self.parameters[plan.edge_weights() + edge.row];
+                let factor = self.run.mixing[plan.edge_weights() + edge.row];
                 for channel in 0..plan.channels - n_partial {
                     let plane = grads[plan.bypass_plane(channel)];
                     let terms = match saved.bypass {
@@ -253,7 +231,7 @@ impl<'a, T: Element> Backward<'a, T> {
     }
 
     /// The gradient of a pooling from that of its normalisation, which all edges share.
-    pub(super) fn unnormalise_pool(
+    fn unnormalise_pool(
         &self,
         state: usize,
         kind: PoolKind,
@@ -274,8 +252,8 @@ impl<'a, T: Element> Backward<'a, T> {
         let Some(norm) = norm else {
             return grad;
         };
-        let len = self.sizes.node.len();
-        let moments = &self.saved.statistics[norm.index].moments;
+        let len = self.run.sizes.node.len();
+        let moments = &self.run.saved.statistics[norm.index].moments;
         let ones = vec![1.0; moments.len()];
         let chain = NormGrad::new(
             planes(&grad, len),
@@ -290,7 +268,7 @@ impl<'a, T: Element> Backward<'a, T> {
         grad_raw
     }
 
-    pub(super) fn unpool(
+    fn unpool(
         &self,
         kind: PoolKind,
         state: usize,
@@ -299,7 +277,7 @@ impl<'a, T: Element> Backward<'a, T> {
         mut grad_y: Buffer<T>,
         grad_x: Vec<&mut [T]>,
     ) {
-        let (grid, len) = (self.grid(state), self.sizes.node.len());
+        let (grid, len) = (self.grid(state), self.run.sizes.node.len());
         let window = self.plan().pool_window(self.plan().stride(state), grid);
         match kind {
             PoolKind::Max => MaxPool::new(window, grid.n).add_backward(
@@ -317,8 +295,8 @@ impl<'a, T: Element> Backward<'a, T> {
     }
 
     /// What comes from convolutions and halvings, through the ReLU that they share.
-    pub(super) fn gather_units(&mut self, state: usize, edges: &[usize], grad_x: &mut [T]) {
-        let saved: &'a SavedState<T> = &self.saved.states[state];
+    fn gather_units(&mut self, state: usize, edges: &[usize], grad_x: &mut [T]) {
+        let saved: &'a SavedState<T> = &self.run.saved.states[state];
         let Some(z) = &saved.activated else {
             return;
         };
@@ -334,12 +312,12 @@ impl<'a, T: Element> Backward<'a, T> {
         for &index in edges {
             let edge = &plan.edges[index];
             let grads = self.take_grad(edge.node);
-            let node = planes(&grads, self.sizes.node.len());
+            let node = planes(&grads, self.run.sizes.node.len());
             let own: Vec<&[T]> = (0..n_partial)
                 .map(|channel| node[plan.operation_plane(channel)])
                 .collect();
             for (number, operation) in edge.operations.iter().enumerate() {
-                let weight = plan.weight(self.parameters, edge, operation.column);
+                let weight = plan.weight(self.run.mixing, edge, operation.column);
                 match &operation.kind {
                     OperationKind::Conv(units) => {
                         let z = planes(z, grid.len());
@@ -353,7 +331,7 @@ impl<'a, T: Element> Backward<'a, T> {
                         let chain = self.chain(
                             norm,
                             &own,
-                            &self.saved.edges[index][number],
+                            &self.run.saved.edges[index][number],
                             &self.sums[index][number],
                             weight,
                         );
@@ -386,7 +364,7 @@ impl<'a, T: Element> Backward<'a, T> {
     }
 
     /// The gradient of a unit's raw output.
-    pub(super) fn chain<'b>(
+    fn chain<'b>(
         &self,
         norm: &Norm,
         grads: &[&'b [T]],
@@ -394,8 +372,8 @@ impl<'a, T: Element> Backward<'a, T> {
         sums: &[[f64; 2]],
         weight: f64,
     ) -> NormGrad<'b, T> {
-        let moments = &self.saved.statistics[norm.index].moments;
-        let weights: Vec<f64> = norm_weights(norm, self.parameters, moments.len())
+        let moments = &self.run.saved.statistics[norm.index].moments;
+        let weights: Vec<f64> = norm_weights(norm, self.run.parameters, moments.len())
             .into_iter()
             .map(|own| weight * own)
             .collect();
@@ -411,7 +389,7 @@ impl<'a, T: Element> Backward<'a, T> {
     }
 
     /// Backward through the units of a convolution.
-    pub(super) fn conv(
+    fn conv(
         &mut self,
         units: &[UnitPlan],
         [edge, number]: [usize; 2],
@@ -422,7 +400,7 @@ impl<'a, T: Element> Backward<'a, T> {
     ) {
         let plan = self.plan();
         let source = self.grid(plan.edges[edge].source);
-        let output: &'a Buffer<T> = &self.saved.edges[edge][number];
+        let output: &'a Buffer<T> = &self.run.saved.edges[edge][number];
         let sums = &self.sums[edge][number];
         let (first, second) = match units {
             [only] => {
@@ -435,15 +413,15 @@ impl<'a, T: Element> Backward<'a, T> {
         };
         let chain = self.chain(&second.norm, grads, output, sums, weight);
         // What the second unit read, computed again.
-        let grid = self.sizes.node;
-        let moments = &self.saved.statistics[first.norm.index].moments;
-        let affine = affine(&first.norm, self.parameters, moments);
+        let grid = self.run.sizes.node;
+        let moments = &self.run.saved.statistics[first.norm.index].moments;
+        let affine = affine(&first.norm, self.run.parameters, moments);
         let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
         let mut raw = Buffer::any(plan.n_partial() * grid.len());
         Unit::new(plan.stencil(first.geometry, first.kernel, source)).outputs(
             z,
-            &self.parameters[first.depthwise.clone()],
-            &self.parameters[first.pointwise.clone()],
+            &self.run.parameters[first.depthwise.clone()],
+            &self.run.parameters[first.pointwise.clone()],
             planes_mut(&mut raw, grid.len()),
         );
         let mut hidden = Buffer::any(raw.len());
@@ -471,7 +449,7 @@ impl<'a, T: Element> Backward<'a, T> {
         self.unit(first, source, z, &chain, grad_z);
     }
 
-    pub(super) fn unit(
+    fn unit(
         &mut self,
         plan: &UnitPlan,
         grid: Grid,
@@ -482,11 +460,11 @@ impl<'a, T: Element> Backward<'a, T> {
         let unit = Unit::new(self.plan().stencil(plan.geometry, plan.kernel, grid));
         let grads = unit.backward(
             z,
-            &self.parameters[plan.depthwise.clone()],
-            &self.parameters[plan.pointwise.clone()],
+            &self.run.parameters[plan.depthwise.clone()],
+            &self.run.parameters[plan.pointwise.clone()],
             grad_y,
             grad_z,
-            self.op.wants.weights,
+            self.run.op.wants.weights,
         );
         if let Some(grads) = grads {
             self.add(&plan.depthwise, &grads.depthwise);
@@ -496,7 +474,7 @@ impl<'a, T: Element> Backward<'a, T> {
 
     /// Backward through two kernels on even and odd pixels. The gradients of these are added to what is there, or take
     /// its place.
-    pub(super) fn unhalve(
+    fn unhalve(
         &mut self,
         halves: &[Buffer<T>; 2],
         kernels: &[Range<usize>; 2],
@@ -514,12 +492,12 @@ impl<'a, T: Element> Backward<'a, T> {
             });
             let grads = PointwiseGrads {
                 x,
-                w: self.op.wants.weights,
+                w: self.run.op.wants.weights,
             };
             let grad_w = pointwise_backward(
                 &planes(half, len),
                 activates,
-                &self.parameters[kernel.clone()],
+                &self.run.parameters[kernel.clone()],
                 &grad_y.channels(first..first + n_out),
                 grads,
             );
@@ -530,18 +508,18 @@ impl<'a, T: Element> Backward<'a, T> {
         }
     }
 
-    pub(super) fn add(&mut self, range: &Range<usize>, grads: &[f64]) {
+    fn add(&mut self, range: &Range<usize>, grads: &[f64]) {
         for (sum, grad) in self.grad_parameters[range.clone()].iter_mut().zip(grads) {
             *sum += grad;
         }
     }
 
     /// The gradients of factor and shift of a batch normalisation whose output has these sums.
-    pub(super) fn add_affine_grads(&mut self, norm: &Norm, sums: &[[f64; 2]], weight: f64) {
+    fn add_affine_grads(&mut self, norm: &Norm, sums: &[[f64; 2]], weight: f64) {
         let Some([factor, shift]) = &norm.affine else {
             return;
         };
-        let moments = &self.saved.statistics[norm.index].moments;
+        let moments = &self.run.saved.statistics[norm.index].moments;
         for (channel, (moments, &[sum, product])) in moments.iter().zip(sums).enumerate() {
             let normalised = (product - moments.mean * sum) * moments.inv_std(BATCH_NORM_EPS);
             self.grad_parameters[factor.start + channel] += weight * normalised;
@@ -551,9 +529,9 @@ impl<'a, T: Element> Backward<'a, T> {
 
     /// Takes the sums of a node's gradient, which is complete, with all that the node sums: they are the
     /// gradients of weights and of affine parameters, and what batch normalisations need.
-    pub(super) fn weigh_node(&mut self, node: usize) {
+    fn weigh_node(&mut self, node: usize) {
         let plan = self.plan();
-        let len = self.sizes.node.len();
+        let len = self.run.sizes.node.len();
         let n_partial = plan.n_partial();
         let grads = self.take_grad(node);
         let grad_planes = planes(&grads, len);
@@ -564,13 +542,13 @@ impl<'a, T: Element> Backward<'a, T> {
         let mut measured = Vec::new();
         for &index in &edges {
             let edge = &plan.edges[index];
-            let state = &self.saved.states[edge.source];
+            let state = &self.run.saved.states[edge.source];
             let x = self.x(edge.source);
             self.sums[index] = vec![Vec::new(); edge.operations.len()];
             for (number, operation) in edge.operations.iter().enumerate() {
-                let output = &self.saved.edges[index][number];
+                let output = &self.run.saved.edges[index][number];
                 let (planes, norm) = source_of(operation, output, state, &x, len);
-                if norm.is_some() || self.op.wants.mixing {
+                if norm.is_some() || self.run.op.wants.mixing {
                     for (sources, plane) in sources.iter_mut().zip(planes) {
                         sources.push(plane);
                     }
@@ -589,7 +567,7 @@ impl<'a, T: Element> Backward<'a, T> {
                 .collect();
             let edge = &plan.edges[index];
             let operation = &edge.operations[number];
-            let weight = plan.weight(self.parameters, edge, operation.column);
+            let weight = plan.weight(self.run.mixing, edge, operation.column);
             let norm = match &operation.kind {
                 OperationKind::Identity => None,
                 OperationKind::Pool { norm, .. } => norm.as_ref(),
@@ -599,17 +577,16 @@ impl<'a, T: Element> Backward<'a, T> {
             if let Some(norm) = norm {
                 self.add_affine_grads(norm, &sums, weight);
             }
-            if self.op.wants.mixing && plan.n_primitives > 0 {
+            if self.run.op.wants.mixing && plan.n_primitives > 0 {
                 let affine = match norm {
                     Some(norm) => affine(
                         norm,
-                        self.parameters,
-                        &self.saved.statistics[norm.index].moments,
+                        self.run.parameters,
+                        &self.run.saved.statistics[norm.index].moments,
                     ),
                     None => vec![Affine::identity(); n_partial],
                 };
-                self.grad_parameters
-                    [plan.n_weights + edge.row * plan.n_primitives + operation.column] += sums
+                self.grad_mixing[edge.row * plan.n_primitives + operation.column] += sums
                     .iter()
                     .zip(affine)
                     .map(|([sum, product], affine)| {
@@ -619,14 +596,14 @@ impl<'a, T: Element> Backward<'a, T> {
             }
             self.sums[index][number] = sums;
         }
-        if self.op.wants.mixing && plan.ratio > 1 {
+        if self.run.op.wants.mixing && plan.ratio > 1 {
             let own: Vec<&[T]> = (0..plan.channels - n_partial)
                 .map(|channel| grad_planes[plan.bypass_plane(channel)])
                 .collect();
             let mut sources: Vec<Vec<&[T]>> = vec![Vec::new(); own.len()];
             for &index in &edges {
                 let source = plan.edges[index].source;
-                let planes = match &self.saved.states[source].bypass {
+                let planes = match &self.run.saved.states[source].bypass {
                     Some(pooled) => planes(pooled, len),
                     None => self.x(source)[n_partial..].to_vec(),
                 };
@@ -636,23 +613,24 @@ impl<'a, T: Element> Backward<'a, T> {
             }
             for (_, products) in dots(&own, &sources) {
                 for (&index, product) in edges.iter().zip(products) {
-                    self.grad_parameters[plan.edge_weights() + plan.edges[index].row] += product;
+                    self.grad_mixing[plan.edge_weights() + plan.edges[index].row] += product;
                 }
             }
         }
         self.grads[node] = grads;
     }
 
-    /// Backward through the preprocessing of an input, whose gradient is written if it is wanted.
-    pub(super) fn input(&mut self, index: usize, s: &[T], grad_s: Option<&mut [T]>) {
-        let wants = self.op.wants;
-        if grad_s.is_none() && !wants.weights {
-            return;
+    /// Backward through the preprocessing of an input; its gradient is returned if it is wanted.
+    fn input(&mut self, index: usize) -> Option<Buffer<T>> {
+        let wants = self.run.op.wants;
+        if !wants.inputs[index] && !wants.weights {
+            return None;
         }
-        let op = self.op;
-        let plan = &op.plan.inputs[index];
-        let saved: &'a SavedInput<T> = &self.saved.inputs[index];
-        let (raw_grid, len) = (self.sizes.raw[index], self.sizes.input.len());
+        let plan = &self.plan().inputs[index];
+        let saved: &'a SavedInput<T> = &self.run.saved.inputs[index];
+        let s = self.run.s[index];
+        let mut grad_s = wants.inputs[index].then(|| Buffer::any(s.len()));
+        let (raw_grid, len) = (self.run.sizes.raw[index], self.run.sizes.input.len());
         let grads = self.take_grad(index);
         let grads = planes(&grads, len);
         let seen = saved.raw.as_ref().unwrap_or(&saved.x);
@@ -668,7 +646,7 @@ impl<'a, T: Element> Backward<'a, T> {
             self.add_affine_grads(&plan.norm, &sums, 1.0);
             self.chain(&plan.norm, &grads, seen, &sums, 1.0)
         } else {
-            let moments = &self.saved.statistics[plan.norm.index].moments;
+            let moments = &self.run.saved.statistics[plan.norm.index].moments;
             NormGrad::of_normalised(grads, planes(seen, len), moments, BATCH_NORM_EPS, &sums)
         };
         match (&saved.halves, &plan.kernels[..]) {
@@ -677,28 +655,31 @@ impl<'a, T: Element> Backward<'a, T> {
                 let mut grads = halves.each_ref().map(|half| Buffer::any(half.len()));
                 let wanted = grad_s.is_some().then_some((&mut grads, false));
                 self.unhalve(halves, &kernels, &chain, true, wanted);
-                if let Some(grad_s) = grad_s {
+                if let Some(grad_s) = &mut grad_s {
                     grad_s.fill(T::zero());
                     add_halves(&grads, raw_grid, grad_s);
                 }
             }
             (_, kernels) => {
                 let grads = PointwiseGrads {
-                    x: grad_s.map(|grad_s| Target::new(planes_mut(grad_s, raw_grid.len()))),
+                    x: grad_s
+                        .as_deref_mut()
+                        .map(|grad_s| Target::new(planes_mut(grad_s, raw_grid.len()))),
                     w: wants.weights,
                 };
-                let kernel = &self.parameters[kernels[0].clone()];
+                let kernel = &self.run.parameters[kernels[0].clone()];
                 let s = planes(s, raw_grid.len());
                 if let Some(grad_w) = pointwise_backward(&s, true, kernel, &chain, grads) {
                     self.add(&kernels[0], &grad_w);
                 }
             }
         }
+        grad_s
     }
 }
 
 /// Adds the gradients of even and odd pixels to that of all pixels.
-pub(super) fn add_halves<T: Element>(halves: &[Buffer<T>; 2], grid: Grid, grad_x: &mut [T]) {
+fn add_halves<T: Element>(halves: &[Buffer<T>; 2], grid: Grid, grad_x: &mut [T]) {
     for (offset, half) in halves.iter().enumerate() {
         let half = planes(half, grid.halved().len());
         for (half, grad_x) in half.into_iter().zip(planes_mut(grad_x, grid.len())) {

@@ -1,91 +1,411 @@
-//! Fused cells one behind the other.
+//! Fused cells one behind the other, as one operation of candle's.
 
-use std::any::Any;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
-use candle_core::{Result, Tensor};
-use kernels::Element;
-use kernels::planes::Buffer;
+use candle_core::{
+    CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, WithDType,
+};
+use kernels::planes::{Buffer, Grid, Term, combine};
+use kernels::{BatchStatistics, Element};
 
-use super::{FusedCell, Inboxes, Mixing};
+use super::backward::Backward;
+use super::forward::{Saved, Statistics};
+use super::plan::{Plan, Sizes};
+use super::{CellOp, CellRun, FusedCell, Wants, cast};
 use crate::Pass;
 use crate::layers::to_planes;
 
-/// The last two outputs of a row of cells, `c h w n`.
+/// Cells in a row, each of which reads the outputs of the two before it.
 ///
-/// A cell's output is read by the next cell and by the one behind that. The gradient from the latter comes first in
-/// the backward pass, and is left in an inbox of the cell that made the output, which adds it to the others as it
-/// reads them: candle would store the sum of the two first.
-pub(crate) struct Chain {
-    last: [State; 2],
+/// What goes from cell to cell, activations and their gradients, is not stored in tensors: candle would clear a
+/// gradient and add to it for each of its readers, and give the memory of all back to the system.
+pub(crate) struct Chain<'a> {
+    pub(crate) cells: Vec<&'a FusedCell>,
+    pub(crate) mixing: Option<ChainMixing<'a>>,
 }
 
-struct State {
-    tensor: Tensor,
-    /// Where its gradient may be left, if a cell of this chain made it.
-    inbox: Option<Inbox>,
+/// The weights of operations and edges in a row of cells.
+pub(crate) struct ChainMixing<'a> {
+    /// Of each cell kind, those of the operations, `e p`, and of the edges, `e`.
+    pub(crate) of_kinds: [(Tensor, Option<&'a Tensor>); 2],
+    /// The kind of each cell.
+    pub(crate) kinds: Vec<usize>,
 }
 
-impl Chain {
-    /// A chain that starts from the two outputs of a stem, `n c h w`, which may be one.
-    pub(crate) fn from_images(s0: &Tensor, s1: &Tensor) -> Result<Self> {
-        let planes1 = to_planes(s1)?;
-        let planes0 = if s0.id() == s1.id() {
-            planes1.clone()
-        } else {
-            to_planes(s0)?
+/// The last two outputs of a row of cells, `c h w n`.
+pub(crate) struct Ends {
+    pub(crate) s0: Tensor,
+    pub(crate) s1: Tensor,
+}
+
+impl Ends {
+    /// Those of a stem, `n c h w`, which may be one.
+    pub(crate) fn of_images(s0: &Tensor, s1: &Tensor) -> Result<Self> {
+        let planes = to_planes(s1)?;
+        Ok(Self {
+            s0: if s0.id() == s1.id() {
+                planes.clone()
+            } else {
+                to_planes(s0)?
+            },
+            s1: planes,
+        })
+    }
+}
+
+impl Chain<'_> {
+    /// The output of the last cell, `c h w n`.
+    pub(crate) fn last(&self, ends: &Ends, pass: &Pass<'_>) -> Result<Tensor> {
+        if self.cells.is_empty() {
+            return Ok(ends.s1.clone());
+        }
+        let (y, [_, shape]) = self.run(ends, pass, false)?;
+        y.reshape(shape)
+    }
+
+    /// The outputs of the last two cells.
+    pub(crate) fn ends(&self, ends: Ends, pass: &Pass<'_>) -> Result<Ends> {
+        match self.cells.len() {
+            0 => Ok(ends),
+            1 => Ok(Ends {
+                s1: self.last(&ends, pass)?,
+                s0: ends.s1,
+            }),
+            _ => {
+                let (y, [shape0, shape1]) = self.run(&ends, pass, true)?;
+                let len = shape0.elem_count();
+                Ok(Ends {
+                    s0: y.narrow(0, 0, len)?.reshape(shape0)?,
+                    s1: y.narrow(0, len, shape1.elem_count())?.reshape(shape1)?,
+                })
+            }
+        }
+    }
+
+    /// The numbers of the last output, or of the last two, and the shapes of these two.
+    fn run(&self, ends: &Ends, pass: &Pass<'_>, gives_both: bool) -> Result<(Tensor, [Shape; 2])> {
+        let weights = self.cells.iter().flat_map(|cell| &cell.weights);
+        let mut parameters = weights
+            .map(|var| pass.weight(var).flatten_all())
+            .collect::<Result<Vec<_>>>()?;
+        let mut wants_mixing = false;
+        let mut mixing = [0..0, 0..0];
+        let mut len = self.cells.iter().map(|cell| cell.plan.n_weights).sum();
+        for (range, (operations, edges)) in mixing
+            .iter_mut()
+            .zip(self.mixing.iter().flat_map(|mixing| &mixing.of_kinds))
+        {
+            let start = len;
+            for tensor in [Some(operations), *edges].into_iter().flatten() {
+                wants_mixing |= tensor.track_op();
+                len += tensor.elem_count();
+                parameters.push(tensor.flatten_all()?);
+            }
+            *range = start..len;
+        }
+        let parameters = Tensor::cat(&parameters, 0)?;
+        let (s0, s1) = (ends.s0.contiguous()?, ends.s1.contiguous()?);
+        let wants = Wants {
+            inputs: [s0.track_op(), s1.track_op()],
+            weights: pass.tracks_weights(),
+            mixing: wants_mixing,
         };
-        let last = [planes0, planes1].map(|tensor| State {
-            tensor,
-            inbox: None,
+        let kind_of = |index| self.mixing.as_ref().map_or(0, |mixing| mixing.kinds[index]);
+        let mut first = 0;
+        let cells = self.cells.iter().enumerate().map(|(index, cell)| {
+            let own = first..first + cell.plan.n_weights;
+            first = own.end;
+            ChainCell {
+                plan: cell.plan.clone(),
+                parameters: own,
+                mixing: mixing[kind_of(index)].clone(),
+            }
         });
-        Ok(Self { last })
+        let op = Arc::new(ChainCells {
+            cells: cells.collect(),
+            wants,
+            gives_both,
+        });
+        match s0.dtype() {
+            DType::F64 => self.apply::<f64>(&s0, &s1, &parameters, op),
+            _ => self.apply::<f32>(&s0, &s1, &parameters, op),
+        }
     }
 
-    /// Runs the next cell.
-    pub(crate) fn push(
-        &mut self,
-        cell: &FusedCell,
-        mixing: Mixing<'_>,
-        pass: &Pass<'_>,
-    ) -> Result<()> {
-        let [s0, s1] = &mut self.last;
-        let out = Inbox::default();
-        let inboxes = Inboxes {
-            s0: s0.inbox.take(),
-            out: out.clone(),
+    fn apply<T: Element>(
+        &self,
+        s0: &Tensor,
+        s1: &Tensor,
+        parameters: &Tensor,
+        chain: Arc<ChainCells>,
+    ) -> Result<(Tensor, [Shape; 2])> {
+        let saved = Arc::new(Mutex::new(Vec::new()));
+        let op = ChainOp::<T> {
+            chain,
+            saved: saved.clone(),
         };
-        let tensor = cell.forward([&s0.tensor, &s1.tensor], mixing, pass, inboxes)?;
-        self.last.swap(0, 1);
-        self.last[1] = State {
-            tensor,
-            inbox: Some(out),
-        };
-        Ok(())
-    }
-
-    /// The output of the last cell.
-    pub(crate) fn last(&self) -> &Tensor {
-        &self.last[1].tensor
+        let y = s0.apply_op3(s1, parameters, op)?;
+        let saved = saved.lock().expect("no thread panicked with it");
+        let norms = self.cells.iter().flat_map(|cell| &cell.norms);
+        let statistics = saved
+            .iter()
+            .flat_map(|cell: &SavedCell<T>| &cell.saved.statistics);
+        for (norm, Statistics { moments, count }) in norms.zip(statistics) {
+            norm.observe(&BatchStatistics {
+                mean: moments.iter().map(|m| m.mean).collect(),
+                var: moments.iter().map(|m| m.var).collect(),
+                count: *count,
+            })?;
+        }
+        let shape =
+            |cell: Option<&SavedCell<T>>| cell.map_or(Shape::from(0), |cell| cell.shape.clone());
+        let before = saved
+            .len()
+            .checked_sub(2)
+            .and_then(|index| saved.get(index));
+        Ok((y, [shape(before), shape(saved.last())]))
     }
 }
 
-/// A gradient that was left, a [`Buffer`].
-#[derive(Clone, Default)]
-pub(super) struct Inbox(Arc<Mutex<Option<Box<dyn Any + Send>>>>);
+/// A cell of a chain: the places of its parameters and of the weights that mix it.
+struct ChainCell {
+    plan: Arc<Plan>,
+    parameters: Range<usize>,
+    mixing: Range<usize>,
+}
 
-impl Inbox {
-    pub(super) fn leave<T: Element>(&self, grad: Option<Buffer<T>>) {
-        let grad = grad.map(|grad| Box::new(grad) as Box<dyn Any + Send>);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = grad;
+/// What a chain computes.
+struct ChainCells {
+    cells: Vec<ChainCell>,
+    wants: Wants,
+    gives_both: bool,
+}
+
+impl ChainCells {
+    fn op(&self, index: usize) -> CellOp<'_> {
+        let wants = self.wants;
+        let any = wants.weights || wants.mixing || wants.inputs[0] || wants.inputs[1];
+        let inputs = match index {
+            0 => wants.inputs,
+            1 => [wants.inputs[1], any],
+            _ => [any; 2],
+        };
+        CellOp {
+            plan: &self.cells[index].plan,
+            wants: Wants { inputs, ..wants },
+        }
+    }
+}
+
+/// A cell that has run, with what its backward pass needs.
+struct SavedCell<T: Element> {
+    sizes: Sizes,
+    shape: Shape,
+    nodes: Buffer<T>,
+    saved: Saved<T>,
+}
+
+/// One run of a chain.
+struct ChainOp<T: Element> {
+    chain: Arc<ChainCells>,
+    saved: Arc<Mutex<Vec<SavedCell<T>>>>,
+}
+
+/// What the cell at `index` reads: outputs of cells, or what the chain starts from.
+fn sources<'a, T: Element>(
+    saved: &'a [SavedCell<T>],
+    s: [&'a [T]; 2],
+    index: usize,
+) -> [&'a [T]; 2] {
+    [0, 1].map(|input| match (index + input).checked_sub(2) {
+        Some(cell) => &saved[cell].nodes[..],
+        None => s[index + input],
+    })
+}
+
+fn slice<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("fused cells: expected contiguous arguments");
+    };
+    Ok(&storage.as_slice::<T>()?[start..end])
+}
+
+fn grid(shape: &Shape) -> Result<Grid> {
+    let (_, h, w, n) = shape.dims4()?;
+    Ok(Grid { h, w, n })
+}
+
+impl<T: Element> CustomOp3 for ChainOp<T> {
+    fn name(&self) -> &'static str {
+        "fused_cells"
     }
 
-    pub(super) fn take<T: Element>(&self) -> Option<Buffer<T>> {
-        let grad = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()?;
-        Some(*grad.downcast().expect("a chain has one element type"))
+    fn cpu_fwd(
+        &self,
+        s0: &CpuStorage,
+        l0: &Layout,
+        s1: &CpuStorage,
+        l1: &Layout,
+        parameters: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let s = [slice::<T>(s0, l0)?, slice::<T>(s1, l1)?];
+        let parameters = slice::<T>(parameters, l2)?;
+        let mut grids = [grid(l0.shape())?, grid(l1.shape())?];
+        let mut saved: Vec<SavedCell<T>> = Vec::with_capacity(self.chain.cells.len());
+        for (index, cell) in self.chain.cells.iter().enumerate() {
+            let sizes = cell.plan.sizes(grids)?;
+            let (nodes, own) = self.chain.op(index).forward(
+                sources(&saved, s, index),
+                &sizes,
+                &parameters[cell.parameters.clone()],
+                &parameters[cell.mixing.clone()],
+            );
+            grids = [grids[1], sizes.node];
+            let Grid { h, w, n } = sizes.node;
+            let shape = Shape::from((cell.plan.n_nodes * cell.plan.channels, h, w, n));
+            saved.push(SavedCell {
+                sizes,
+                shape,
+                nodes,
+                saved: own,
+            });
+        }
+        let n_given = if self.chain.gives_both { 2 } else { 1 };
+        let given = &saved[saved.len() - n_given.min(saved.len())..];
+        let y: Vec<T> = given
+            .iter()
+            .flat_map(|cell| cell.nodes.iter().copied())
+            .collect();
+        let shape = Shape::from(y.len());
+        *self.saved.lock().expect("no thread panicked with it") = saved;
+        Ok((T::to_cpu_storage_owned(y), shape))
+    }
+
+    fn bwd(
+        &self,
+        s0: &Tensor,
+        s1: &Tensor,
+        parameters: &Tensor,
+        _: &Tensor,
+        grad_out: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let saved = std::mem::take(&mut *self.saved.lock().expect("no thread panicked with it"));
+        if saved.is_empty() {
+            candle_core::bail!("fused cells: the backward pass runs once for each forward pass");
+        }
+        let grad_out = grad_out.contiguous()?;
+        let grads = {
+            let tensors = [s0, s1, parameters, &grad_out].map(Tensor::storage_and_layout);
+            let mut slices = Vec::with_capacity(tensors.len());
+            for (storage, layout) in &tensors {
+                let Storage::Cpu(storage) = &**storage else {
+                    candle_core::bail!("fused cells: run on the CPU alone");
+                };
+                slices.push(slice::<T>(storage, layout)?);
+            }
+            self.backward(saved, [slices[0], slices[1]], slices[2], slices[3])
+        };
+        let tensor = |grad: Option<Vec<T>>, like: &Tensor| {
+            grad.map(|grad| Tensor::from_vec(grad, like.shape(), like.device()))
+                .transpose()
+        };
+        let [grad0, grad1] = grads.inputs;
+        let wants = self.chain.wants;
+        let grad_parameters = (wants.weights || wants.mixing).then(|| cast::<T>(&grads.parameters));
+        Ok((
+            tensor(grad0, s0)?,
+            tensor(grad1, s1)?,
+            tensor(grad_parameters, parameters)?,
+        ))
+    }
+}
+
+/// The gradients of a chain.
+struct ChainGrads<T> {
+    inputs: [Option<Vec<T>>; 2],
+    parameters: Vec<f64>,
+}
+
+impl<T: Element> ChainOp<T> {
+    /// From the last cell to the first; what a cell saved is given back once it is done.
+    fn backward(
+        &self,
+        mut saved: Vec<SavedCell<T>>,
+        s: [&[T]; 2],
+        parameters: &[T],
+        grad_out: &[T],
+    ) -> ChainGrads<T> {
+        let mut grad_parameters = vec![0.0; parameters.len()];
+        // Gradients that are still to be added: of what the chain starts from and of each output.
+        let mut pending: Vec<Vec<Buffer<T>>> = Vec::new();
+        pending.resize_with(saved.len() + 2, Vec::new);
+        let n = saved.len();
+        let given_len = |index: usize| match n - index {
+            1 => saved[index].nodes.len(),
+            2 if self.chain.gives_both => saved[index].nodes.len(),
+            _ => 0,
+        };
+        let mut given_ends = grad_out.len();
+        let given: Vec<&[T]> = (0..n)
+            .rev()
+            .map(|index| {
+                let end = given_ends;
+                given_ends -= given_len(index);
+                &grad_out[given_ends..end]
+            })
+            .collect();
+        for (index, given) in (0..n).rev().zip(given) {
+            let own = pending.pop().unwrap_or_default();
+            let cell = &self.chain.cells[index];
+            let (before, last) = saved.split_at(index);
+            let SavedCell {
+                sizes,
+                nodes,
+                saved: own_saved,
+                ..
+            } = &last[0];
+            let run = CellRun {
+                op: self.chain.op(index),
+                sizes,
+                parameters: &parameters[cell.parameters.clone()],
+                mixing: &parameters[cell.mixing.clone()],
+                s: sources(before, s, index),
+                nodes,
+                saved: own_saved,
+            };
+            let given = [given]
+                .into_iter()
+                .filter(|given| !given.is_empty())
+                .chain(own.iter().map(|grad| &grad[..]))
+                .collect();
+            let grads = Backward::new(run, given).run();
+            for (range, own) in [
+                (&cell.parameters, &grads.parameters),
+                (&cell.mixing, &grads.mixing),
+            ] {
+                let sums = grad_parameters[range.clone()].iter_mut();
+                sums.zip(own).for_each(|(sum, own)| *sum += own);
+            }
+            for (input, grad) in grads.inputs.into_iter().enumerate() {
+                pending[index + input].extend(grad);
+            }
+            saved.truncate(index);
+        }
+        let mut pending = pending.into_iter();
+        let inputs = [s[0].len(), s[1].len()].map(|len| {
+            let grads = pending.next().unwrap_or_default();
+            (!grads.is_empty()).then(|| {
+                let mut sum = vec![T::zero(); len];
+                let terms = grads.iter().map(|grad| Term::new(T::one(), &grad[..]));
+                combine(vec![&mut sum], &[terms.collect()], &[T::zero()]);
+                sum
+            })
+        });
+        ChainGrads {
+            inputs,
+            parameters: grad_parameters,
+        }
     }
 }

@@ -119,8 +119,8 @@ pub(super) fn halve<T: Element>(
     (y, found)
 }
 
-impl<T: Element> CellOp<T> {
-    pub(super) fn input(
+impl CellOp<'_> {
+    fn input<T: Element>(
         &self,
         index: usize,
         s: &[T],
@@ -169,14 +169,14 @@ impl<T: Element> CellOp<T> {
     }
 
     /// What the edges that leave a state share.
-    pub(super) fn state(
+    fn state<T: Element>(
         &self,
         state: usize,
         x: &[&[T]],
         sizes: &Sizes,
         statistics: &mut [Statistics],
     ) -> SavedState<T> {
-        let plan = &*self.plan;
+        let plan = self.plan;
         let grid = if state < 2 { sizes.input } else { sizes.node };
         let out_len = sizes.node.len();
         let (partial, bypass) = x.split_at(plan.n_partial());
@@ -241,7 +241,7 @@ impl<T: Element> CellOp<T> {
     }
 
     /// The raw output of an operation, empty where it is nobody's own.
-    pub(super) fn operation(
+    fn operation<T: Element>(
         &self,
         operation: &OperationPlan,
         state: &SavedState<T>,
@@ -297,18 +297,20 @@ impl<T: Element> CellOp<T> {
         }
     }
 
-    pub(super) fn forward(
+    /// The nodes of a cell from the outputs of the two before it.
+    pub(super) fn forward<T: Element>(
         &self,
         s: [&[T]; 2],
         sizes: &Sizes,
         parameters: &[T],
-    ) -> (Vec<T>, Saved<T>) {
-        let plan = &*self.plan;
+        mixing: &[T],
+    ) -> (Buffer<T>, Saved<T>) {
+        let plan = self.plan;
         let mut statistics = vec![Statistics::default(); plan.n_norms];
         let inputs =
             [0, 1].map(|index| self.input(index, s[index], sizes, parameters, &mut statistics));
         let node_len = sizes.node.len();
-        let mut out = vec![T::zero(); plan.n_nodes * plan.channels * node_len];
+        let mut out = Buffer::any(plan.n_nodes * plan.channels * node_len);
         let mut states: Vec<SavedState<T>> = Vec::with_capacity(plan.n_states());
         for (index, input) in inputs.iter().enumerate() {
             let x = planes(&input.x, sizes.input.len());
@@ -350,7 +352,7 @@ impl<T: Element> CellOp<T> {
                 let state = &states[edge.source];
                 let x = x_of(edge.source);
                 for (operation, output) in edge.operations.iter().zip(outputs) {
-                    let weight = plan.weight(parameters, edge, operation.column);
+                    let weight = plan.weight(mixing, edge, operation.column);
                     let (source, norm) = source_of(operation, output, state, &x, node_len);
                     let affine = match norm {
                         Some(norm) => affine(norm, parameters, &statistics[norm.index].moments),
@@ -367,7 +369,7 @@ impl<T: Element> CellOp<T> {
                     }
                 }
                 if plan.ratio > 1 {
-                    let weight = parameters[plan.edge_weights() + edge.row];
+                    let weight = mixing[plan.edge_weights() + edge.row];
                     let bypass = match &state.bypass {
                         Some(pooled) => planes(pooled, node_len),
                         None => x[plan.n_partial()..].to_vec(),

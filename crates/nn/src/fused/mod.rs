@@ -1,4 +1,4 @@
-//! A cell as one operation: the fast path of training on the CPU.
+//! Cells in a row as one operation: the fast path of training on the CPU.
 //!
 //! States are laid out `c h w n` ([`kernels::planes`]). A unit's output is stored before its batch
 //! normalisation; whoever reads it (the ReLU of the next unit, the weighted sum of a node) normalises as it
@@ -14,20 +14,15 @@ mod chain;
 mod forward;
 mod plan;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use candle_core::{
-    CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, Var, WithDType,
-};
-use kernels::planes::Grid;
-use kernels::{BatchStatistics, Element};
+use candle_core::{DType, Device, Tensor, Var};
+use kernels::Element;
 
-use self::backward::Backward;
-pub(crate) use self::chain::Chain;
-use self::chain::Inbox;
+pub(crate) use self::chain::{Chain, ChainMixing, Ends};
 use self::forward::Saved;
 pub(crate) use self::plan::{CellParts, EdgeParts, InputParts};
-use self::plan::{Collector, EdgePlan};
+use self::plan::{Collector, EdgePlan, Sizes};
 pub(crate) use self::plan::{Norm, OperationKind, OperationPlan, Plan, UnitPlan};
 use crate::Pass;
 use crate::layers::BatchNorm;
@@ -35,7 +30,7 @@ use crate::layers::BatchNorm;
 /// A cell, ready to run as one operation.
 pub(crate) struct FusedCell {
     plan: Arc<Plan>,
-    /// The parameters, in the order of the operation's third argument.
+    /// The parameters, in the order of the plan.
     weights: Vec<Var>,
     norms: Vec<BatchNorm>,
 }
@@ -97,79 +92,6 @@ impl FusedCell {
             && matches!(x.dtype(), DType::F32 | DType::F64)
             && pass.can_fuse()
     }
-
-    /// Runs the cell on the outputs of the two before it, `c h w n`. `mixing`: the weights of the operations,
-    /// `e p`, and of the edges, `e`, where there are any.
-    fn forward(
-        &self,
-        [s0, s1]: [&Tensor; 2],
-        mixing: Mixing<'_>,
-        pass: &Pass<'_>,
-        inboxes: Inboxes,
-    ) -> Result<Tensor> {
-        let mut parameters = self
-            .weights
-            .iter()
-            .map(|var| pass.weight(var).flatten_all())
-            .collect::<Result<Vec<_>>>()?;
-        let mut wants_mixing = false;
-        if let Some((operations, edges)) = mixing {
-            for tensor in [Some(operations), edges].into_iter().flatten() {
-                wants_mixing |= tensor.track_op();
-                parameters.push(tensor.flatten_all()?);
-            }
-        }
-        let parameters = Tensor::cat(&parameters, 0)?;
-        let wants = Wants {
-            inputs: [s0.track_op(), s1.track_op()],
-            weights: pass.tracks_weights(),
-            mixing: wants_mixing,
-        };
-        let (s0, s1) = (s0.contiguous()?, s1.contiguous()?);
-        match s0.dtype() {
-            DType::F64 => self.apply::<f64>(&s0, &s1, &parameters, wants, inboxes),
-            _ => self.apply::<f32>(&s0, &s1, &parameters, wants, inboxes),
-        }
-    }
-
-    fn apply<T: Element>(
-        &self,
-        s0: &Tensor,
-        s1: &Tensor,
-        parameters: &Tensor,
-        wants: Wants,
-        inboxes: Inboxes,
-    ) -> Result<Tensor> {
-        let saved = Arc::new(Mutex::new(None));
-        let op = CellOp::<T> {
-            plan: self.plan.clone(),
-            wants,
-            inboxes,
-            saved: saved.clone(),
-        };
-        let y = s0.apply_op3(s1, parameters, op)?;
-        let saved = saved.lock().expect("no thread panicked with it");
-        let statistics = saved.as_ref().map(|saved| &saved.statistics[..]);
-        for (norm, statistics) in self.norms.iter().zip(statistics.unwrap_or_default()) {
-            norm.observe(&BatchStatistics {
-                mean: statistics.moments.iter().map(|m| m.mean).collect(),
-                var: statistics.moments.iter().map(|m| m.var).collect(),
-                count: statistics.count,
-            })?;
-        }
-        Ok(y)
-    }
-}
-
-/// The weights of the operations, `e p`, and of the edges, `e`.
-type Mixing<'a> = Option<(&'a Tensor, Option<&'a Tensor>)>;
-
-/// Where gradients are left past candle's bookkeeping.
-struct Inboxes {
-    /// Of the first input.
-    s0: Option<Inbox>,
-    /// Of the output.
-    out: Inbox,
 }
 
 /// Which gradients lead to a variable.
@@ -180,92 +102,26 @@ struct Wants {
     mixing: bool,
 }
 
-/// One run of a cell.
-struct CellOp<T: Element> {
-    plan: Arc<Plan>,
+/// A cell that is to run.
+#[derive(Clone, Copy)]
+struct CellOp<'a> {
+    plan: &'a Plan,
     wants: Wants,
-    inboxes: Inboxes,
-    saved: Arc<Mutex<Option<Saved<T>>>>,
 }
 
-fn slice<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        candle_core::bail!("fused cell: expected contiguous arguments");
-    };
-    Ok(&storage.as_slice::<T>()?[start..end])
-}
-
-impl<T: Element> CustomOp3 for CellOp<T> {
-    fn name(&self) -> &'static str {
-        "fused_cell"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s0: &CpuStorage,
-        l0: &Layout,
-        s1: &CpuStorage,
-        l1: &Layout,
-        parameters: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let sizes = self.plan.sizes([l0.shape(), l1.shape()])?;
-        let s = [slice::<T>(s0, l0)?, slice::<T>(s1, l1)?];
-        let (out, saved) = self.forward(s, &sizes, slice::<T>(parameters, l2)?);
-        *self.saved.lock().expect("no thread panicked with it") = Some(saved);
-        let Grid { h, w, n } = sizes.node;
-        let shape = Shape::from((self.plan.n_nodes * self.plan.channels, h, w, n));
-        Ok((T::to_cpu_storage_owned(out), shape))
-    }
-
-    fn bwd(
-        &self,
-        s0: &Tensor,
-        s1: &Tensor,
-        parameters: &Tensor,
-        out: &Tensor,
-        grad_out: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let saved = self
-            .saved
-            .lock()
-            .expect("no thread panicked with it")
-            .take();
-        let Some(saved) = saved else {
-            candle_core::bail!("fused cell: the backward pass runs once for each forward pass");
-        };
-        let sizes = self.plan.sizes([s0.shape(), s1.shape()])?;
-        let grad_out = grad_out.contiguous()?;
-        let left = self.inboxes.out.take::<T>();
-        let grads = {
-            let tensors = [s0, s1, parameters, out, &grad_out].map(Tensor::storage_and_layout);
-            let mut slices = Vec::with_capacity(tensors.len());
-            for (storage, layout) in &tensors {
-                let candle_core::Storage::Cpu(storage) = &**storage else {
-                    candle_core::bail!("fused cell: runs on the CPU alone");
-                };
-                slices.push(slice::<T>(storage, layout)?);
-            }
-            let given = [slices[4]].into_iter().chain(left.as_deref()).collect();
-            let backward = Backward::new(self, &sizes, slices[2], &saved, slices[3], given);
-            backward.run([slices[0], slices[1]])
-        };
-        if let Some(inbox) = &self.inboxes.s0 {
-            inbox.leave(grads.left);
-        }
-        let [grad0, grad1] = grads.inputs;
-        let tensor = |grad: Option<Vec<T>>, like: &Tensor| {
-            grad.map(|grad| Tensor::from_vec(grad, like.shape(), like.device()))
-                .transpose()
-        };
-        let wants = self.wants;
-        let grad_parameters = (wants.weights || wants.mixing).then(|| cast::<T>(&grads.parameters));
-        Ok((
-            tensor(grad0, s0)?,
-            tensor(grad1, s1)?,
-            tensor(grad_parameters, parameters)?,
-        ))
-    }
+/// A cell that has run.
+#[derive(Clone, Copy)]
+struct CellRun<'a, T: Element> {
+    op: CellOp<'a>,
+    sizes: &'a Sizes,
+    parameters: &'a [T],
+    /// The weights of the operations, `e p`, and of the edges, `e`, where there are any.
+    mixing: &'a [T],
+    /// What it read.
+    s: [&'a [T]; 2],
+    /// What it gave.
+    nodes: &'a [T],
+    saved: &'a Saved<T>,
 }
 
 /// The planes of a buffer.

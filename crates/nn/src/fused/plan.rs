@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Shape, Var};
+use candle_core::{Result, Var};
 use kernels::planes::{Grid, Stencil};
 use kernels::{Conv2dGeometry, Element, Pool2dGeometry, Window};
 
@@ -18,7 +18,7 @@ pub(crate) struct Plan {
     pub(crate) is_reduction: bool,
     pub(crate) inputs: [InputPlan; 2],
     pub(crate) edges: Vec<EdgePlan>,
-    /// Numbers of all parameters; behind them come the weights of the operations, `e p`, and of the edges, `e`.
+    /// Numbers of all parameters.
     pub(super) n_weights: usize,
     pub(super) n_norms: usize,
     /// Operations that can stand on an edge; 0 where nothing is weighted.
@@ -204,12 +204,7 @@ impl Plan {
         channel % n_partial * self.ratio + channel / n_partial + 1
     }
 
-    pub(super) fn sizes(&self, shapes: [&Shape; 2]) -> Result<Sizes> {
-        let grid = |shape: &Shape| {
-            let (_, h, w, n) = shape.dims4()?;
-            Ok::<_, candle_core::Error>(Grid { h, w, n })
-        };
-        let raw = [grid(shapes[0])?, grid(shapes[1])?];
+    pub(super) fn sizes(&self, raw: [Grid; 2]) -> Result<Sizes> {
         let input = raw[1];
         let node = if self.is_reduction {
             input.halved()
@@ -230,22 +225,18 @@ impl Plan {
         Ok(Sizes { raw, input, node })
     }
 
-    /// The weight of an operation; 1 where nothing is weighted.
-    pub(super) fn weight<T: Element>(
-        &self,
-        parameters: &[T],
-        edge: &EdgePlan,
-        column: usize,
-    ) -> f64 {
+    /// The weight of an operation; 1 where nothing is weighted. `mixing`: the weights of the operations, `e p`, and
+    /// behind them of the edges, `e`.
+    pub(super) fn weight<T: Element>(&self, mixing: &[T], edge: &EdgePlan, column: usize) -> f64 {
         match self.n_primitives {
             0 => 1.0,
-            n => parameters[self.n_weights + edge.row * n + column].to_f64(),
+            n => mixing[edge.row * n + column].to_f64(),
         }
     }
 
     /// Where the weights of edges start.
     pub(super) fn edge_weights(&self) -> usize {
-        self.n_weights + self.edges.len() * self.n_primitives
+        self.edges.len() * self.n_primitives
     }
 
     pub(super) fn stencil(&self, geometry: Conv2dGeometry, kernel: usize, grid: Grid) -> Stencil {
