@@ -249,6 +249,7 @@ impl<T: Vectorised> Tile<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::tests::{OnPath, agrees_on_every_path};
 
     #[test]
     fn a_product_is_the_sum_that_defines_it_whatever_its_size() {
@@ -297,6 +298,53 @@ mod tests {
                 let sum: f64 = pairs.map(|(y, x)| y * x).sum();
                 assert!((grad - 1.0 - sum).abs() < 1e-12, "{n_out} {n_in} {len}");
             }
+        }
+    }
+
+    /// A product and an outer product of one size.
+    struct Both<T>([usize; 3], std::marker::PhantomData<T>);
+
+    impl<T: Element> OnPath for Both<T> {
+        fn run<S: Simd>(&self, simd: S) -> Vec<f64> {
+            let Self([n_out, n_in, len], _) = *self;
+            let stride = row_stride(len);
+            let numbers = |n: usize, shift: f64| -> Vec<T> {
+                (0..n * stride)
+                    .map(|i| T::from_f64((i as f64 + shift).sin()))
+                    .collect()
+            };
+            let (x, grad) = (numbers(n_in, 0.0), numbers(n_out, 0.5));
+            let x = Rows::new(&x, stride, n_in, len);
+            let weight = |o: usize, c: usize| T::from_f64(((o * 31 + c * 7) as f64).cos());
+            let panels = Panels::new([n_out, n_in], weight, |o| T::from_f64(o as f64));
+            let mut y = vec![T::zero(); n_out * len];
+            let mut rows: Vec<&mut [T]> = y.chunks_mut(len).collect();
+            simd.vectorize(Product {
+                panels: &panels,
+                x,
+                y: &mut rows,
+            });
+            let mut grad_w = vec![0.0; n_out * n_in];
+            simd.vectorize(Outer {
+                grad_w: &mut grad_w,
+                grad_y: Rows::new(&grad, stride, n_out, len),
+                x,
+            });
+            y.iter().map(|y| y.to_f64()).chain(grad_w).collect()
+        }
+    }
+
+    #[test]
+    fn every_kind_of_vectors_gives_the_same_products() {
+        for size in [
+            [1, 1, 1],
+            [6, 4, 32],
+            [13, 5, 100],
+            [7, 3, 33],
+            [16, 64, 17],
+        ] {
+            agrees_on_every_path(&Both::<f64>(size, std::marker::PhantomData), 1e-12);
+            agrees_on_every_path(&Both::<f32>(size, std::marker::PhantomData), 2e-5);
         }
     }
 }

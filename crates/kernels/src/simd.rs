@@ -103,3 +103,58 @@ impl_vectorised!(
     mul_add_e_f64s,
     reduce_sum_f64s
 );
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use pulp::Simd;
+
+    /// Work that can be done by any instructions.
+    pub(crate) trait OnPath {
+        /// Does it.
+        fn run<S: Simd>(&self, simd: S) -> Vec<f64>;
+    }
+
+    /// Does the work without vectors and by every kind of vectors that this processor has: all must agree but for
+    /// the order in which numbers are added.
+    pub(crate) fn agrees_on_every_path(work: &impl OnPath, tolerance: f64) {
+        let expected = work.run(pulp::Scalar);
+        let check = |name: &str, found: Vec<f64>| {
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                let error = (found - expected).abs();
+                assert!(
+                    error <= tolerance,
+                    "{name}: {found}, {expected} without vectors"
+                );
+            }
+        };
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(simd) = pulp::x86::V3::try_new() {
+                check("AVX2 with FMA", work.run(simd));
+            }
+            if let Some(simd) = pulp::x86::V4::try_new() {
+                check("AVX-512", work.run(simd));
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(simd) = pulp::aarch64::Neon::try_new() {
+            check("NEON", work.run(simd));
+        }
+        check(
+            "what the program picks",
+            pulp::Arch::new().dispatch(Picked(work)),
+        );
+    }
+
+    struct Picked<'a, W>(&'a W);
+
+    impl<W: OnPath> pulp::WithSimd for Picked<'_, W> {
+        type Output = Vec<f64>;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> Vec<f64> {
+            self.0.run(simd)
+        }
+    }
+}

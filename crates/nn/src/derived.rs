@@ -260,7 +260,7 @@ impl DerivedNet {
         let (mut s0, mut s1) = self.stem.forward(x, pass)?;
         let auxiliary = self.auxiliary.as_ref().filter(|_| pass.is_training());
         let mut auxiliary_logits = None;
-        let pooled = if FusedCell::can_run(x, pass) {
+        let pooled = if FusedCell::can_run(x, false, pass) {
             let mut ends = Ends::of_images(&s0, &s1)?;
             let mut rest = &self.cells[..];
             if let Some((layer, head)) = auxiliary {

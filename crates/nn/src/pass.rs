@@ -95,9 +95,9 @@ impl<'r> Pass<'r> {
         self.tracks_weights
     }
 
-    /// Whether cells may run fused: fused cells know training and no drop path.
+    /// Whether cells may run fused.
     pub(crate) fn can_fuse(&self) -> bool {
-        self.fuses && self.training && self.drop_path.is_none()
+        self.fuses
     }
 
     /// The tensor of a weight, tracked or constant as this pass wants it.
@@ -111,22 +111,31 @@ impl<'r> Pass<'r> {
 
     /// Applies drop path to the output of an operation, `[n, c, h, w]`; the identity outside training.
     pub(crate) fn drop_path(&self, x: Tensor) -> Result<Tensor> {
-        let Some(drop) = &self.drop_path else {
+        let n = x.dim(0)?;
+        let Some(mask) = self.draw_mask(n) else {
             return Ok(x);
         };
-        let n = x.dim(0)?;
-        let keep = 1.0 - drop.probability;
-        let mut rng = drop.rng.borrow_mut();
-        let mask: Vec<f32> = (0..n)
-            .map(|_| {
-                if rng.random::<f64>() < keep {
-                    (1.0 / keep) as f32
-                } else {
-                    0.0
-                }
-            })
-            .collect();
         let mask = Tensor::from_vec(mask, (n, 1, 1, 1), x.device())?.to_dtype(x.dtype())?;
         x.broadcast_mul(&mask)
+    }
+
+    /// Whether drop path is on.
+    pub(crate) fn drops_paths(&self) -> bool {
+        self.drop_path.is_some()
+    }
+
+    /// By what drop path multiplies each of `n` images at one operation; `None` without drop path.
+    pub(crate) fn draw_mask(&self, n: usize) -> Option<Vec<f32>> {
+        let drop = self.drop_path.as_ref()?;
+        let keep = 1.0 - drop.probability;
+        let mut rng = drop.rng.borrow_mut();
+        let mut draw = || {
+            if rng.random::<f64>() < keep {
+                (1.0 / keep) as f32
+            } else {
+                0.0
+            }
+        };
+        Some((0..n).map(|_| draw()).collect())
     }
 }

@@ -306,7 +306,11 @@ impl Supernet {
             candle_core::bail!("supernet: partial channels need edge normalisation (beta)");
         }
         let (mut s0, mut s1) = self.stem.forward(x, pass)?;
-        let pooled = if FusedCell::can_run(x, pass) {
+        let is_tracked = |mixing: &Mixing| {
+            let edges = mixing.edges.as_ref();
+            mixing.operations.track_op() || edges.is_some_and(Tensor::track_op)
+        };
+        let pooled = if FusedCell::can_run(x, mixing.iter().any(is_tracked), pass) {
             let ends = Ends::of_images(&s0, &s1)?;
             planes_average_pool(&self.chain(mixing)?.last(&ends, pass)?)?
         } else {

@@ -128,34 +128,108 @@ fn a_fused_supernet_is_the_supernet() -> Result<()> {
     Ok(())
 }
 
+/// A network of the genotype, with factors and shifts that show.
+fn derived(genotype: &Genotype, spec: &NetworkSpec, auxiliary: bool) -> Result<DerivedNet> {
+    let mut rng = Rng::seed_from_u64(12);
+    let builder = Builder::new(&Device::Cpu, DType::F64, &mut rng);
+    let network = DerivedNet::new(&builder, spec, genotype, auxiliary)?;
+    for (index, (name, var)) in network.parameters().weights().iter().enumerate() {
+        if var.rank() == 1 && !name.starts_with("classifier") {
+            let n = var.elem_count();
+            let values: Vec<f64> = (0..n)
+                .map(|i| 0.8 + ((7 * i + index) % 5) as f64 / 9.0)
+                .collect();
+            var.set(&Tensor::from_vec(values, n, &Device::Cpu)?)?;
+        }
+    }
+    Ok(network)
+}
+
+fn genotypes(n_random: usize) -> Vec<Genotype> {
+    let mut rng = Rng::seed_from_u64(3);
+    let named = ["DARTS_V2", "PC_DARTS_cifar", "PDARTS"];
+    let named = named.map(|name| Genotype::named(name).expect("a published name"));
+    let random = (0..n_random).map(|_| SearchSpace::darts().sample(&mut rng));
+    named.into_iter().chain(random).collect()
+}
+
 #[test]
 fn a_fused_derived_network_is_the_derived_network() -> Result<()> {
-    let mut rng = Rng::seed_from_u64(3);
-    let mut genotypes: Vec<Genotype> = ["DARTS_V2", "PC_DARTS_cifar", "PDARTS"]
-        .map(|name| Genotype::named(name).expect("a published name"))
-        .into();
-    genotypes.extend((0..6).map(|_| SearchSpace::darts().sample(&mut rng)));
-    for (index, genotype) in genotypes.iter().enumerate() {
+    for (index, genotype) in genotypes(6).iter().enumerate() {
         let (size, n) = if index % 2 == 0 { (8, 4) } else { (7, 16) };
         let run = |pass: &Pass<'_>| -> Result<_> {
-            let mut rng = Rng::seed_from_u64(12);
-            let builder = Builder::new(&Device::Cpu, DType::F64, &mut rng);
-            let network = DerivedNet::new(&builder, &spec(size, 4), genotype, false)?;
-            // Factors and shifts that show.
-            for (index, (name, var)) in network.parameters().weights().iter().enumerate() {
-                if var.rank() == 1 && !name.starts_with("classifier") {
-                    let n = var.elem_count();
-                    let values: Vec<f64> = (0..n)
-                        .map(|i| 0.8 + ((7 * i + index) % 5) as f64 / 9.0)
-                        .collect();
-                    var.set(&Tensor::from_vec(values, n, &Device::Cpu)?)?;
-                }
-            }
+            let network = derived(genotype, &spec(size, 4), false)?;
             let (x, y) = batch(n, size)?;
             let loss = cross_entropy(&network.forward(&x, pass)?.main, &y, 0.0)?;
             outcome(&loss, &x, &[network.parameters()])
         };
         assert_same(&run(&Pass::training())?, &run(&Pass::training().unfused())?);
+        let drop = |fuses: bool| {
+            let mut rng = Rng::seed_from_u64(5);
+            let pass = Pass::training_with_drop_path(0.4, &mut rng);
+            run(&if fuses { pass } else { pass.unfused() })
+        };
+        let dropped = drop(true)?;
+        assert_ne!(dropped["loss"], run(&Pass::training())?["loss"]);
+        assert_same(&dropped, &drop(false)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_auxiliary_head_sees_what_fused_cells_give() -> Result<()> {
+    let genotype = Genotype::named("PC_DARTS_cifar").expect("a published name");
+    for n_layers in [3, 6] {
+        let run = |pass: &Pass<'_>| -> Result<_> {
+            let network = derived(&genotype, &spec(32, n_layers), true)?;
+            let (x, y) = batch(3, 32)?;
+            let logits = network.forward(&x, pass)?;
+            let auxiliary = logits.auxiliary.expect("in training there is one");
+            let auxiliary = (cross_entropy(&auxiliary, &y, 0.0)? * 0.4)?;
+            let loss = (cross_entropy(&logits.main, &y, 0.0)? + auxiliary)?;
+            outcome(&loss, &x, &[network.parameters()])
+        };
+        assert_same(&run(&Pass::training())?, &run(&Pass::training().unfused())?);
+    }
+    Ok(())
+}
+
+/// By running statistics, after a step that moved them.
+#[test]
+fn fused_cells_know_evaluation() -> Result<()> {
+    let values = |logits: &Tensor| logits.flatten_all()?.to_vec1::<f64>();
+    let assert_close = |fused: Vec<f64>, plain: Vec<f64>| {
+        for (fused, plain) in fused.iter().zip(&plain) {
+            assert!((fused - plain).abs() < 1e-9, "{fused} is not {plain}");
+        }
+    };
+    let (x, _) = batch(5, 8)?;
+    let x = x.as_detached_tensor();
+    for genotype in genotypes(1) {
+        let network = derived(&genotype, &spec(8, 4), false)?;
+        network.forward(&x, &Pass::training())?;
+        let run = |pass: &Pass<'_>| values(&network.forward(&x, pass)?.main);
+        assert_close(run(&Pass::inference())?, run(&Pass::inference().unfused())?);
+    }
+    for k in [1, 4] {
+        let space = SearchSpace::darts();
+        let mut rng = Rng::seed_from_u64(11);
+        let ratio = ChannelRatio::new(k).expect("K is not 0");
+        let builder = Builder::new(&Device::Cpu, DType::F64, &mut rng);
+        let network = Supernet::new(&builder, space, &spec(8, 3), ratio)?;
+        let architecture = Architecture::new(space, k > 1, &Device::Cpu, DType::F64, &mut rng)?;
+        let mixing = |tracked| -> Result<_> {
+            let [normal, reduction] = CellKind::ALL.map(|kind| architecture.mixing(kind, tracked));
+            Ok([normal?, reduction?])
+        };
+        network.forward(&x, &mixing(false)?, &Pass::training())?;
+        let run = |pass: &Pass<'_>| values(&network.forward(&x, &mixing(false)?, pass)?);
+        assert_close(run(&Pass::inference())?, run(&Pass::inference().unfused())?);
+        // What has a gradient keeps it.
+        let logits = network.forward(&x, &mixing(true)?, &Pass::inference())?;
+        let grads = logits.sqr()?.sum_all()?.backward()?;
+        let alphas = architecture.parameters().weights();
+        assert!(alphas.values().any(|alpha| grads.get(alpha).is_some()));
     }
     Ok(())
 }

@@ -207,3 +207,35 @@ fn block<S: Simd, const N: usize>(
     }
     len
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::tests::{OnPath, agrees_on_every_path};
+
+    /// A window of nine taps over so many numbers.
+    struct Window(usize);
+
+    impl OnPath for Window {
+        fn run<S: Simd>(&self, simd: S) -> Vec<f64> {
+            let numbers = |n: usize| -> Vec<f32> { (0..n).map(|i| (i as f32).sin()).collect() };
+            let taps: Vec<usize> = (0..9).map(|tap| tap / 3 * 11 + tap % 3).collect();
+            let (x, w) = (numbers(self.0 + 25 + BLOCK * LANES_MAX), numbers(9));
+            let mut y = vec![f32::NAN; self.0];
+            simd.vectorize(Weigh {
+                x: &x,
+                taps: &taps,
+                w: &w,
+                y: &mut y,
+            });
+            y.into_iter().map(f64::from).collect()
+        }
+    }
+
+    #[test]
+    fn every_kind_of_vectors_gives_the_same_windows() {
+        for n in [1, 15, 16, 17, 64, 100] {
+            agrees_on_every_path(&Window(n), 1e-5);
+        }
+    }
+}

@@ -269,6 +269,34 @@ pub fn normalise_in_place<T: Element, const RELU: bool>(
     );
 }
 
+/// `y = mask[image] * (factor * (x - mean) + bias)` per plane, pixel by pixel: what drop path leaves of each image.
+pub fn drop_images<T: Element>(
+    planes: Vec<&mut [T]>,
+    x: &[&[T]],
+    affine: &[Affine<T>],
+    mask: &[T],
+) {
+    assert_eq!([x.len(), affine.len()], [planes.len(); 2]);
+    let n = mask.len().max(1);
+    for_each(
+        parts_mut(planes, (PIECE / n).max(1) * n),
+        || (),
+        |(), _, (channel, start, y)| {
+            let x = &x[channel][start..start + y.len()];
+            for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
+                drop_pixel(y, x, affine[channel], mask);
+            }
+        },
+    );
+}
+
+#[multiversion(targets = "simd")]
+fn drop_pixel<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>, mask: &[T]) {
+    for ((y, &x), &mask) in y.iter_mut().zip(x).zip(mask) {
+        *y = mask * affine.of::<false>(x);
+    }
+}
+
 #[multiversion(targets = "simd")]
 fn normalise_part<T: Element, const RELU: bool>(y: &mut [T], x: &[T], affine: Affine<T>) {
     for (y, &x) in y.iter_mut().zip(x) {

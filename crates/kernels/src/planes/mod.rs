@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 pub use buffer::Buffer;
 pub use combine::{
-    Affine, Term, accumulate_masked, combine, dots, mask_and_dots, moments, normalise,
+    Affine, Term, accumulate_masked, combine, dots, drop_images, mask_and_dots, moments, normalise,
     normalise_in_place,
 };
 pub use pointwise::{NormGrad, PointwiseGrads, Target, pointwise_backward, pointwise_forward};

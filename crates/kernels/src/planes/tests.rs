@@ -76,7 +76,7 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
             );
 
             let mut y = vec![0.0; n * c * out_len];
-            let mut grad_x = vec![1.0; n * c * in_len];
+            let mut grad_x = vec![f64::NAN; n * c * in_len];
             let mut grad_w = Vec::new();
             let n_taps = window.kernel_len();
             for channel in 0..c {
@@ -85,7 +85,9 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
                 let grad = planes(&grad_planes, c)[channel];
                 stencil.forward_rows(x, w, 0, planes_mut(&mut y, c).remove(channel));
                 let grad_x = planes_mut(&mut grad_x, c).remove(channel);
-                stencil.add_backward_rows(grad, w, 0, grad_x);
+                // What is there is replaced, then added to.
+                stencil.backward_rows(grad, w, 0, (grad_x, false));
+                stencil.backward_rows(grad, w, 0, (grad_x, true));
                 let mut lanes = vec![[0.0; stencil::LANES]; n_taps];
                 stencil.add_tap_products(x, grad, 0..window.output()[0], &mut lanes);
                 grad_w.extend(lanes.iter().map(|lanes| lanes.iter().sum::<f64>()));
@@ -95,7 +97,7 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
             let expected = depthwise_conv2d::naive::grad_x(&grad, &w, &shape);
             let expected: Vec<f64> = to_planes(&expected, [n, c, in_len])
                 .iter()
-                .map(|grad| grad + 1.0)
+                .map(|grad| 2.0 * grad)
                 .collect();
             assert_close(&grad_x, &expected);
             assert_close(&grad_w, &depthwise_conv2d::naive::grad_w(&grad, &x, &shape));

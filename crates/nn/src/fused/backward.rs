@@ -5,12 +5,12 @@ use std::ops::{Deref, Range};
 use kernels::Element;
 use kernels::planes::{
     Affine, Buffer, Grid, MaxPool, NormGrad, PointwiseGrads, Stencil, Target, Term, Unit,
-    accumulate_masked, average_backward, combine, dots, mask_and_dots, normalise,
+    accumulate_masked, average_backward, combine, dots, drop_images, mask_and_dots, normalise,
     pointwise_backward, subsample_backward,
 };
 
 use super::forward::{Saved, SavedInput, SavedState, affine, norm_weights, source_of};
-use super::plan::{Norm, OperationKind, Plan, UnitPlan};
+use super::plan::{Norm, OperationKind, OperationPlan, Plan, UnitPlan};
 use super::{CellRun, planes, planes_mut};
 use crate::candidate::PoolKind;
 use crate::layers::BATCH_NORM_EPS;
@@ -157,13 +157,33 @@ impl<'a, T: Element> Backward<'a, T> {
         let mut pooled_sums: [Vec<[f64; 2]>; 2] =
             std::array::from_fn(|_| vec![[0.0; 2]; n_partial]);
         let mut bypass: Vec<Vec<Term<'_, T>>> = vec![Vec::new(); plan.channels - n_partial];
-        for &index in &edges {
+        let dropped: Vec<Vec<Option<Buffer<T>>>> = edges
+            .iter()
+            .map(|&index| {
+                let is_pool = |kind: &_| matches!(kind, OperationKind::Pool { .. });
+                let operations = plan.edges[index].operations.iter().enumerate();
+                let drop = |(number, operation): (usize, &OperationPlan)| {
+                    let node = &self.grads[plan.edges[index].node];
+                    is_pool(&operation.kind)
+                        .then(|| self.drop(index, number, node))
+                        .flatten()
+                };
+                operations.map(drop).collect()
+            })
+            .collect();
+        for (&index, dropped) in edges.iter().zip(&dropped) {
             let edge = &plan.edges[index];
             let grads = planes(&self.grads[edge.node], node_len);
-            for (number, operation) in edge.operations.iter().enumerate() {
+            for ((number, operation), dropped) in edge.operations.iter().enumerate().zip(dropped) {
+                let dropped = dropped.as_ref().map(|grad| planes(grad, node_len));
                 let weight = plan.weight(self.run.mixing, edge, operation.column);
-                let term =
-                    |channel| Term::new(T::from_f64(weight), grads[plan.operation_plane(channel)]);
+                let term = |channel| {
+                    let plane = match &dropped {
+                        Some(dropped) => dropped[channel],
+                        None => grads[plan.operation_plane(channel)],
+                    };
+                    Term::new(T::from_f64(weight), plane)
+                };
                 match &operation.kind {
                     OperationKind::Identity => {
                         for (channel, terms) in direct[..n_partial].iter_mut().enumerate() {
@@ -228,6 +248,20 @@ impl<'a, T: Element> Backward<'a, T> {
         }
         self.gather_units(state, &edges, &mut grad_x);
         StateGrad::Own(grad_x)
+    }
+
+    /// What drop path leaves of a node's gradient for an operation, if it may drop that.
+    fn drop(&self, edge: usize, number: usize, node: &[T]) -> Option<Buffer<T>> {
+        let mask = self.run.op.mask::<T>(edge, number)?;
+        let (plan, len) = (self.plan(), self.run.sizes.node.len());
+        let node = planes(node, len);
+        let own: Vec<&[T]> = (0..plan.n_partial())
+            .map(|channel| node[plan.operation_plane(channel)])
+            .collect();
+        let mut dropped = Buffer::any(own.len() * len);
+        let identity = vec![Affine::identity().cast(); own.len()];
+        drop_images(planes_mut(&mut dropped, len), &own, &identity, &mask);
+        Some(dropped)
     }
 
     /// The gradient of a pooling from that of its normalisation, which all edges share.
@@ -318,6 +352,9 @@ impl<'a, T: Element> Backward<'a, T> {
                 .collect();
             for (number, operation) in edge.operations.iter().enumerate() {
                 let weight = plan.weight(self.run.mixing, edge, operation.column);
+                let dropped = self.drop(index, number, &grads);
+                let dropped = dropped.as_deref().map(|grad| planes(grad, node[0].len()));
+                let own = dropped.as_deref().unwrap_or(&own);
                 match &operation.kind {
                     OperationKind::Conv(units) => {
                         let z = planes(z, grid.len());
@@ -325,12 +362,12 @@ impl<'a, T: Element> Backward<'a, T> {
                             planes: planes_mut(&mut grad_z, grid.len()),
                             adds: !std::mem::take(&mut is_first),
                         };
-                        self.conv(units, [index, number], &own, weight, &z, grad_z);
+                        self.conv(units, [index, number], own, weight, &z, grad_z);
                     }
                     OperationKind::Halve { kernels, norm } => {
                         let chain = self.chain(
                             norm,
-                            &own,
+                            own,
                             &self.run.saved.edges[index][number],
                             &self.sums[index][number],
                             weight,
@@ -561,10 +598,15 @@ impl<'a, T: Element> Backward<'a, T> {
             .collect();
         let products = dots(&own, &sources);
         for (at, (index, number)) in measured.into_iter().enumerate() {
-            let sums: Vec<[f64; 2]> = products
-                .iter()
-                .map(|(sum, products)| [*sum, products[at]])
-                .collect();
+            let sums: Vec<[f64; 2]> = match self.drop(index, number, &grads) {
+                Some(dropped) => {
+                    let sources: Vec<Vec<&[T]>> =
+                        sources.iter().map(|sources| vec![sources[at]]).collect();
+                    let products = dots(&planes(&dropped, len), &sources);
+                    products.iter().map(|(sum, of)| [*sum, of[0]]).collect()
+                }
+                None => products.iter().map(|(sum, of)| [*sum, of[at]]).collect(),
+            };
             let edge = &plan.edges[index];
             let operation = &edge.operations[number];
             let weight = plan.weight(self.run.mixing, edge, operation.column);

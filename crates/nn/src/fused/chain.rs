@@ -12,7 +12,7 @@ use kernels::{BatchStatistics, Element};
 use super::backward::Backward;
 use super::forward::{Saved, Statistics};
 use super::plan::{Plan, Sizes};
-use super::{CellOp, CellRun, FusedCell, Wants, cast};
+use super::{CellOp, CellRun, FusedCell, Masks, Wants, cast};
 use crate::Pass;
 use crate::layers::to_planes;
 
@@ -111,19 +111,25 @@ impl Chain<'_> {
             weights: pass.tracks_weights(),
             mixing: wants_mixing,
         };
+        let n_images = ends.s1.dim(3)?;
         let kind_of = |index| self.mixing.as_ref().map_or(0, |mixing| mixing.kinds[index]);
         let mut first = 0;
         let cells = self.cells.iter().enumerate().map(|(index, cell)| {
             let own = first..first + cell.plan.n_weights;
             first = own.end;
-            ChainCell {
+            Ok(ChainCell {
                 plan: cell.plan.clone(),
                 parameters: own,
                 mixing: mixing[kind_of(index)].clone(),
-            }
+                running: match pass.is_training() {
+                    true => None,
+                    false => Some(cell.running()?),
+                },
+                masks: cell.masks(n_images, pass),
+            })
         });
         let op = Arc::new(ChainCells {
-            cells: cells.collect(),
+            cells: cells.collect::<Result<_>>()?,
             wants,
             gives_both,
         });
@@ -148,9 +154,10 @@ impl Chain<'_> {
         let y = s0.apply_op3(s1, parameters, op)?;
         let saved = saved.lock().expect("no thread panicked with it");
         let norms = self.cells.iter().flat_map(|cell| &cell.norms);
-        let statistics = saved
+        let cells = saved
             .iter()
-            .flat_map(|cell: &SavedCell<T>| &cell.saved.statistics);
+            .filter_map(|cell: &SavedCell<T>| cell.saved.as_ref());
+        let statistics = cells.flat_map(|saved| &saved.statistics);
         for (norm, Statistics { moments, count }) in norms.zip(statistics) {
             norm.observe(&BatchStatistics {
                 mean: moments.iter().map(|m| m.mean).collect(),
@@ -173,6 +180,9 @@ struct ChainCell {
     plan: Arc<Plan>,
     parameters: Range<usize>,
     mixing: Range<usize>,
+    /// What its batch normalisations go by outside training.
+    running: Option<Vec<Statistics>>,
+    masks: Option<Masks>,
 }
 
 /// What a chain computes.
@@ -191,9 +201,12 @@ impl ChainCells {
             1 => [wants.inputs[1], any],
             _ => [any; 2],
         };
+        let cell = &self.cells[index];
         CellOp {
-            plan: &self.cells[index].plan,
+            plan: &cell.plan,
             wants: Wants { inputs, ..wants },
+            running: cell.running.as_deref(),
+            masks: cell.masks.as_ref(),
         }
     }
 }
@@ -203,7 +216,8 @@ struct SavedCell<T: Element> {
     sizes: Sizes,
     shape: Shape,
     nodes: Buffer<T>,
-    saved: Saved<T>,
+    /// Nothing outside training.
+    saved: Option<Saved<T>>,
 }
 
 /// One run of a chain.
@@ -269,7 +283,7 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
                 sizes,
                 shape,
                 nodes,
-                saved: own,
+                saved: cell.running.is_none().then_some(own),
             });
         }
         let n_given = if self.chain.gives_both { 2 } else { 1 };
@@ -292,8 +306,10 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
         grad_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let saved = std::mem::take(&mut *self.saved.lock().expect("no thread panicked with it"));
-        if saved.is_empty() {
-            candle_core::bail!("fused cells: the backward pass runs once for each forward pass");
+        if saved.iter().all(|cell| cell.saved.is_none()) {
+            candle_core::bail!(
+                "fused cells: the backward pass runs once for each forward pass in training"
+            );
         }
         let grad_out = grad_out.contiguous()?;
         let grads = {
@@ -363,9 +379,12 @@ impl<T: Element> ChainOp<T> {
             let SavedCell {
                 sizes,
                 nodes,
-                saved: own_saved,
+                saved: Some(own_saved),
                 ..
-            } = &last[0];
+            } = &last[0]
+            else {
+                unreachable!("a chain has saved what all its cells need, or nothing");
+            };
             let run = CellRun {
                 op: self.chain.op(index),
                 sizes,

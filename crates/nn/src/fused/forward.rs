@@ -2,8 +2,8 @@
 
 use kernels::Element;
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, Stencil, Term, Unit, average, combine, moments,
-    normalise, normalise_in_place, pointwise_forward, subsample,
+    Affine, Buffer, Grid, MaxPool, Moments, Stencil, Term, Unit, average, combine, drop_images,
+    moments, normalise, normalise_in_place, pointwise_forward, subsample,
 };
 
 use super::plan::{Norm, OperationKind, OperationPlan, Sizes};
@@ -146,6 +146,7 @@ impl CellOp<'_> {
                 (None, raw, moments)
             }
         };
+        let moments = self.settle(&plan.norm, moments);
         let affine = affine(&plan.norm, parameters, &moments);
         let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
         let (raw, x) = if plan.norm.affine.is_some() {
@@ -166,6 +167,27 @@ impl CellOp<'_> {
             count: grid.len(),
         };
         SavedInput { halves, raw, x }
+    }
+
+    /// The moments that a batch normalisation goes by: those that were found, or the running ones.
+    fn settle(&self, norm: &Norm, found: Vec<Moments>) -> Vec<Moments> {
+        match self.running {
+            Some(running) => running[norm.index].moments.clone(),
+            None => found,
+        }
+    }
+
+    /// What a batch normalisation does, or none.
+    fn affine_of<T: Element>(
+        &self,
+        norm: Option<&Norm>,
+        parameters: &[T],
+        statistics: &[Statistics],
+    ) -> Vec<Affine<f64>> {
+        match norm {
+            Some(norm) => affine(norm, parameters, &statistics[norm.index].moments),
+            None => vec![Affine::identity(); self.plan.n_partial()],
+        }
     }
 
     /// What the edges that leave a state share.
@@ -220,11 +242,16 @@ impl CellOp<'_> {
             {
                 let index = *kind as usize;
                 let pooled = pooled[index].as_deref().expect("it is read");
-                let own = seen[index].get_or_insert_with(|| Statistics {
-                    moments: moments(&planes(pooled, out_len)),
-                    count: out_len,
-                });
-                statistics[norm.index] = own.clone();
+                statistics[norm.index] = match self.running {
+                    Some(running) => running[norm.index].clone(),
+                    None => {
+                        let own = seen[index].get_or_insert_with(|| Statistics {
+                            moments: moments(&planes(pooled, out_len)),
+                            count: out_len,
+                        });
+                        own.clone()
+                    }
+                };
             }
         }
         let bypass = (stride == 2 && !bypass.is_empty()).then(|| {
@@ -257,7 +284,7 @@ impl CellOp<'_> {
                 let len = grid.halved().len();
                 let (y, moments) = halve(halves, kernels, false, len);
                 statistics[norm.index] = Statistics {
-                    moments,
+                    moments: self.settle(norm, moments),
                     count: len,
                 };
                 y
@@ -286,7 +313,7 @@ impl CellOp<'_> {
                         planes_mut(&mut y, len),
                     );
                     statistics[plan.norm.index] = Statistics {
-                        moments,
+                        moments: self.settle(&plan.norm, moments),
                         count: len,
                     };
                     output = y;
@@ -343,20 +370,43 @@ impl CellOp<'_> {
                 }
             };
             // What each plane of the node is the weighted sum of.
+            let x_of = &x_of;
+            let into_node = || {
+                let edges = plan.edges.iter().zip(&edges).enumerate();
+                edges.filter(|(_, (edge, _))| edge.node == node)
+            };
+            let mut dropped: Vec<Buffer<T>> = Vec::new();
+            for (index, (edge, outputs)) in into_node() {
+                for (number, (operation, output)) in edge.operations.iter().zip(outputs).enumerate()
+                {
+                    let Some(mask) = self.mask::<T>(index, number) else {
+                        continue;
+                    };
+                    let (state, x) = (&states[edge.source], x_of(edge.source));
+                    let (source, norm) = source_of(operation, output, state, &x, node_len);
+                    let affine = self.affine_of(norm, parameters, &statistics);
+                    let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
+                    let mut y = Buffer::any(source.len() * node_len);
+                    drop_images(planes_mut(&mut y, node_len), &source, &affine, &mask);
+                    dropped.push(y);
+                }
+            }
+            let mut dropped = dropped.iter();
+            let identity = vec![Affine::identity(); plan.n_partial()];
             let mut terms: Vec<Vec<Term<'_, T>>> = vec![Vec::new(); plan.channels];
             let mut bias = vec![0.0; plan.channels];
-            for (edge, outputs) in plan.edges.iter().zip(&edges) {
-                if edge.node != node {
-                    continue;
-                }
+            for (index, (edge, outputs)) in into_node() {
                 let state = &states[edge.source];
                 let x = x_of(edge.source);
-                for (operation, output) in edge.operations.iter().zip(outputs) {
+                for (number, (operation, output)) in edge.operations.iter().zip(outputs).enumerate()
+                {
                     let weight = plan.weight(mixing, edge, operation.column);
-                    let (source, norm) = source_of(operation, output, state, &x, node_len);
-                    let affine = match norm {
-                        Some(norm) => affine(norm, parameters, &statistics[norm.index].moments),
-                        None => vec![Affine::identity(); plan.n_partial()],
+                    let (source, affine) = if self.drops(index, number) {
+                        let y = dropped.next().expect("every operation that is dropped");
+                        (planes(y, node_len), identity.clone())
+                    } else {
+                        let (source, norm) = source_of(operation, output, state, &x, node_len);
+                        (source, self.affine_of(norm, parameters, &statistics))
                     };
                     for (channel, (plane, affine)) in source.into_iter().zip(affine).enumerate() {
                         let at = plan.operation_plane(channel);

@@ -16,11 +16,12 @@ mod plan;
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use kernels::Element;
+use kernels::planes::Moments;
 
 pub(crate) use self::chain::{Chain, ChainMixing, Ends};
-use self::forward::Saved;
+use self::forward::{Saved, Statistics};
 pub(crate) use self::plan::{CellParts, EdgeParts, InputParts};
 use self::plan::{Collector, EdgePlan, Sizes};
 pub(crate) use self::plan::{Norm, OperationKind, OperationPlan, Plan, UnitPlan};
@@ -86,11 +87,47 @@ impl FusedCell {
         (&self.plan, &self.weights, &self.norms)
     }
 
-    /// Whether a pass can be fused: training on the CPU, without drop path.
-    pub(crate) fn can_run(x: &Tensor, pass: &Pass<'_>) -> bool {
+    /// Whether a pass can be fused: on the CPU, and in training unless nothing is to have a gradient.
+    pub(crate) fn can_run(x: &Tensor, tracked: bool, pass: &Pass<'_>) -> bool {
         matches!(x.device(), Device::Cpu)
             && matches!(x.dtype(), DType::F32 | DType::F64)
             && pass.can_fuse()
+            && (pass.is_training() || !(tracked || pass.tracks_weights() || x.track_op()))
+    }
+
+    /// The running statistics of its batch normalisations.
+    fn running(&self) -> Result<Vec<Statistics>> {
+        let values = |var: &Var| {
+            var.as_detached_tensor()
+                .to_dtype(DType::F64)?
+                .to_vec1::<f64>()
+        };
+        let statistics = |norm: &BatchNorm| {
+            let (mean, var) = norm.running();
+            let moments = values(mean)?.into_iter().zip(values(var)?);
+            Ok(Statistics {
+                moments: moments.map(|(mean, var)| Moments { mean, var }).collect(),
+                count: 0,
+            })
+        };
+        self.norms.iter().map(statistics).collect()
+    }
+
+    /// Draws what drop path leaves of `n` images, in the order in which the operations would run one by one.
+    fn masks(&self, n: usize, pass: &Pass<'_>) -> Option<Masks> {
+        if !pass.drops_paths() {
+            return None;
+        }
+        let mask = |operation: &OperationPlan| match operation.kind {
+            OperationKind::Identity => None,
+            _ => pass.draw_mask(n),
+        };
+        let edges = self.plan.edges.iter();
+        Some(
+            edges
+                .map(|edge| edge.operations.iter().map(mask).collect())
+                .collect(),
+        )
     }
 }
 
@@ -107,6 +144,25 @@ struct Wants {
 struct CellOp<'a> {
     plan: &'a Plan,
     wants: Wants,
+    /// What batch normalisations go by, if not by the batch.
+    running: Option<&'a [Statistics]>,
+    masks: Option<&'a Masks>,
+}
+
+/// For each operation of each edge, by what drop path multiplies each image, if it may drop the operation.
+type Masks = Vec<Vec<Option<Vec<f32>>>>;
+
+impl CellOp<'_> {
+    fn drops(&self, edge: usize, operation: usize) -> bool {
+        self.masks
+            .is_some_and(|masks| masks[edge][operation].is_some())
+    }
+
+    fn mask<T: Element>(&self, edge: usize, operation: usize) -> Option<Vec<T>> {
+        let mask = self.masks?[edge][operation].as_ref()?;
+        let cast = |&value: &f32| T::from_f64(f64::from(value));
+        Some(mask.iter().map(cast).collect())
+    }
 }
 
 /// A cell that has run.
