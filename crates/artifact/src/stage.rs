@@ -362,11 +362,11 @@ pub fn execute<A, E>(
     args: &StageArgs,
     parts: KeyParts,
     machine: Value,
-    run: impl FnOnce(&RunContext) -> Result<A, E>,
+    run: impl FnOnce(&RunContext) -> Result<A, E> + Send,
 ) -> Result<(), E>
 where
-    A: Artifact,
-    E: From<Error>,
+    A: Artifact + Send,
+    E: From<Error> + Send,
 {
     // Before anything is looked up: a device that is not there is an error, cached or not.
     let parts = match args.device.find()? {
@@ -415,7 +415,8 @@ where
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_secs());
     let clock = Instant::now();
-    let value = run(&context).inspect_err(|_| {
+    // On a thread of the pool: every hand-over from another one costs.
+    let value = rayon::scope(|_| run(&context)).inspect_err(|_| {
         // Checkpoints stay for the next run; without any, nothing stays. Removes empty folders only.
         let _ = fs::remove_dir(&context.work_dir);
     })?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use kernels::image::{self, Maps, PaddedMaps};
 use kernels::planes::{Buffer, NormGrad, Stencil, Target, Unit, dots};
 use kernels::{Conv2dGeometry, Pool2dGeometry, Window};
 
@@ -176,6 +177,9 @@ fn all(criterion: &mut Criterion) {
             fused_unit(criterion, c, size, kernel);
         }
     }
+    for (c, size, kernel) in [(36, 32, 3), (36, 32, 5), (144, 8, 5)] {
+        image_unit(criterion, c, size, kernel);
+    }
     // The stem and the last convolution of the auxiliary head.
     for (i, o, size, kernel, geometry) in [
         (3, 48, 32, 3, same(3, 1, 1)),
@@ -247,6 +251,28 @@ fn fused_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
             let target = Target::new(grad_z.chunks_mut(len).collect());
             unit.backward(&z, &depthwise, &pointwise, &chain, target, true)
         })
+    });
+}
+
+/// The unit and the pointwise convolution of a deployed network, on one image.
+fn image_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
+    let numbers = |n: usize| -> Vec<f32> { (0..n).map(|i| (i as f32 * 0.37).sin()).collect() };
+    let x = Maps::from_slice(c, size, size, &numbers(c * size * size));
+    let (weight, bias) = (numbers(c * c), numbers(c));
+    let mut group = criterion.benchmark_group("image");
+    let geometry = same(kernel, 1, 1);
+    let depthwise = numbers(c * kernel * kernel);
+    let unit = image::Unit::new(&depthwise, kernel, geometry, &weight, &bias);
+    let padded = PaddedMaps::rectified(&x, unit.padding());
+    let label = format!("c{c} {size}x{size} k{kernel}");
+    group.bench_function(BenchmarkId::new("unit", &label), |bencher| {
+        bencher.iter(|| unit.forward(&padded))
+    });
+    let pointwise = image::Pointwise::new(&weight, &bias);
+    let mut y = Maps::any(c, size, size);
+    let label = format!("c{c} {size}x{size}");
+    group.bench_function(BenchmarkId::new("pointwise", &label), |bencher| {
+        bencher.iter(|| pointwise.forward(&x, &mut y, 0))
     });
 }
 

@@ -1,6 +1,6 @@
 //! The building blocks that the networks share (Liu et al. 2018, the published code's `operations.py`).
 
-use candle_core::{D, Result, Tensor, Var};
+use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Tensor, Var};
 use kernels::{BatchStatistics, Conv2dGeometry};
 
 use crate::Pass;
@@ -81,9 +81,14 @@ impl BatchNorm {
     pub(crate) fn observe(&self, batch: &BatchStatistics) -> Result<()> {
         let unbias = batch.count as f64 / (batch.count.max(2) - 1) as f64;
         let blend = |running: &Var, batch: Vec<f64>| {
-            let batch = Tensor::from_vec(batch, running.shape(), running.device())?
-                .to_dtype(running.dtype())?;
-            let kept = (running.as_detached_tensor() * (1.0 - BATCH_NORM_MOMENTUM))?;
+            let own = running.as_detached_tensor();
+            if own.device().is_cpu() {
+                return own.inplace_op1(&Blend(batch));
+            }
+            // The same in operations that every device has.
+            let batch =
+                Tensor::from_vec(batch, own.shape(), own.device())?.to_dtype(own.dtype())?;
+            let kept = (own * (1.0 - BATCH_NORM_MOMENTUM))?;
             running.set(&(kept + (batch * BATCH_NORM_MOMENTUM)?)?)
         };
         blend(&self.running_mean, batch.mean.clone())?;
@@ -91,6 +96,35 @@ impl BatchNorm {
             &self.running_var,
             batch.var.iter().map(|var| var * unbias).collect(),
         )
+    }
+}
+
+/// Moves running statistics towards a batch's.
+struct Blend(Vec<f64>);
+
+impl InplaceOp1 for Blend {
+    fn name(&self) -> &'static str {
+        "blend"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("blend: expected contiguous statistics");
+        };
+        macro_rules! blend {
+            ($float:ty, $running:expr) => {{
+                for (running, batch) in $running[start..end].iter_mut().zip(&self.0) {
+                    let kept = *running * (1.0 - BATCH_NORM_MOMENTUM) as $float;
+                    *running = kept + *batch as $float * BATCH_NORM_MOMENTUM as $float;
+                }
+                Ok(())
+            }};
+        }
+        match storage {
+            CpuStorage::F32(running) => blend!(f32, running),
+            CpuStorage::F64(running) => blend!(f64, running),
+            _ => candle_core::bail!("blend: statistics must be f32 or f64"),
+        }
     }
 }
 

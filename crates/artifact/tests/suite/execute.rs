@@ -1,6 +1,6 @@
 //! From a key to an artifact.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::fs;
 use std::path::Path;
 
@@ -31,7 +31,7 @@ fn args(store: &Path, more: &[&str]) -> StageArgs {
 
 fn execute(
     args: &StageArgs,
-    run: impl FnOnce(&RunContext) -> Result<Report, Error>,
+    run: impl FnOnce(&RunContext) -> Result<Report, Error> + Send,
 ) -> Result<(), Error> {
     let machine = json!({"cpu_model": "a processor"});
     stage::execute(args, samples::key_parts::<Report>(), machine, run)
@@ -41,9 +41,9 @@ fn execute(
 fn a_stage_runs_once() {
     let scratch = tempfile::tempdir().unwrap();
     let args = args(scratch.path(), &[]);
-    let n_runs = Cell::new(0);
+    let n_runs = AtomicUsize::new(0);
     let run = |context: &RunContext| {
-        n_runs.set(n_runs.get() + 1);
+        n_runs.fetch_add(1, Ordering::Relaxed);
         assert!(context.work_dir.is_dir());
         assert_eq!(context.n_threads, args.n_threads());
         Ok(Report::sample())
@@ -51,7 +51,7 @@ fn a_stage_runs_once() {
     for _ in 0..3 {
         execute(&args, run).unwrap();
     }
-    assert_eq!(n_runs.get(), 1);
+    assert_eq!(n_runs.into_inner(), 1);
     let key = samples::key_parts::<Report>().key();
     let found = Store::at(scratch.path())
         .find::<Report>(&key)
