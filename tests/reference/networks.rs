@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
+use nn::bilevel::unrolled_gradient;
 use nn::loss::{cross_entropy, scalar};
 use nn::optimizer::{Adam, Gradients, Sgd};
 use nn::parameters::{Builder, Parameters};
@@ -266,12 +267,12 @@ struct Search {
 }
 
 impl Search {
-    fn forward(&self, x: &Tensor, tracked: bool, pass: &Pass<'_>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, tracked: bool, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let mixing = self.mixing(tracked)?;
-        Ok(self.network.forward(x, &mixing, pass)?)
+        self.network.forward(x, &mixing, pass)
     }
 
-    fn mixing(&self, tracked: bool) -> Result<[nn::architecture::Mixing; 2]> {
+    fn mixing(&self, tracked: bool) -> candle_core::Result<[nn::architecture::Mixing; 2]> {
         let [normal, reduction] = CellKind::ALL.map(|kind| self.architecture.mixing(kind, tracked));
         Ok([normal?, reduction?])
     }
@@ -392,7 +393,38 @@ pub(crate) fn supernet(
         two_search_steps(&build(DType::F32)?, vectors, report)?;
     }
     if vectors.names().any(|name| name.starts_with("unrolled.")) {
-        report.skip("unrolled.*: the second-order gradient is not implemented");
+        unrolled(&build(DType::F64)?, vectors, report)?;
+    }
+    Ok(())
+}
+
+/// The second-order gradient of the first step, in f64: it is a difference of gradients.
+fn unrolled(search: &Search, vectors: &Vectors, report: &mut FileReport<'_>) -> Result<()> {
+    let loss = |input: &str, target: &str| -> Result<_> {
+        let x = vectors.get(input)?.to_dtype(DType::F64)?;
+        let target = vectors.get(target)?;
+        Ok(move || {
+            let logits = search.forward(&x, true, &Pass::training())?;
+            cross_entropy(&logits, target, 0.0)
+        })
+    };
+    let (loss, gradients) = unrolled_gradient(
+        search.network.parameters(),
+        search.architecture.parameters(),
+        &Sgd::new(0.9, 3e-4),
+        0.025,
+        loss("input", "target")?,
+        loss("input_valid", "target_valid")?,
+    )?;
+    let group = "unrolled gradient, f64";
+    let reference = vectors.get("unrolled.loss_f64")?;
+    report.compare(group, "unrolled.loss", &loss, reference, TIGHT)?;
+    for name in search.architecture.parameters().weights().keys() {
+        let ours = gradients
+            .get(name)
+            .with_context(|| format!("no unrolled gradient of {name}"))?;
+        let name = format!("unrolled.grad_arch_f64.{name}");
+        report.compare(group, &name, ours, vectors.get(&name)?, TIGHT)?;
     }
     Ok(())
 }

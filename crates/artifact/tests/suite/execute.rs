@@ -1,8 +1,8 @@
 //! From a key to an artifact.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::samples::{self, Sample};
 use artifact::stage::{self, RunContext, StageArgs};
