@@ -45,7 +45,7 @@ pub enum Error {
     },
     /// The latency model is of a kind that this program does not know.
     #[error(
-        "the latency model in {path} chose `{chosen}`, expected mlp or ridge; run the predictor stage again"
+        "the latency model in {path} chose `{chosen}`, expected structured, mlp, ridge or transfer; run the predictor stage again"
     )]
     UnknownModel {
         /// The artifact's folder.
