@@ -19,8 +19,8 @@ use std::path::Path;
 
 use artifact::stage::{ExitCode, RunContext, StageError};
 use artifact::{
-    Digest, FiguresRecord, HeldOut, LatencyDataset, LatencyModelArtifact, LatencySample, ModelCard,
-    Validation,
+    Digest, FiguresRecord, HeldOut, LatencyDataset, LatencyModelArtifact, LatencySample, Metric,
+    ModelCard, Validation,
 };
 use latency::{Figures, FitError, noise_floor_mape};
 use space::{Genotype, SearchSpace, Topology};
@@ -72,12 +72,23 @@ impl Inputs {
 }
 
 impl Inputs {
-    /// The undisturbed architectures, and how many are left out.
-    fn undisturbed(self, needed: usize) -> Result<(Vec<LatencySample>, usize), Error> {
+    /// The undisturbed architectures with what they cost, and how many are left out.
+    fn undisturbed(
+        self,
+        metric: Metric,
+        needed: usize,
+    ) -> Result<(Vec<(LatencySample, f64)>, usize), Error> {
         let n_all = self.dataset.samples.len();
         let samples = self.dataset.samples.into_iter();
         let samples: Vec<LatencySample> = samples.filter(|sample| !sample.disturbed).collect();
         let n_disturbed = n_all - samples.len();
+        let samples = samples.into_iter();
+        let samples: Vec<(LatencySample, f64)> = samples
+            .filter_map(|sample| metric.of(&sample).map(|cost| (sample, cost)))
+            .collect();
+        if samples.is_empty() && n_all > n_disturbed {
+            return Err(Error::NotMeasured { metric });
+        }
         if samples.len() < needed {
             return Err(Error::TooFew {
                 found: samples.len(),
@@ -101,9 +112,9 @@ pub fn run(
 ) -> Result<LatencyModelArtifact, Error> {
     config.check()?;
     let settings = inputs.dataset.settings.clone();
-    let (samples, n_disturbed) = inputs.undisturbed(MIN_ARCHITECTURES)?;
+    let (samples, n_disturbed) = inputs.undisturbed(config.metric, MIN_ARCHITECTURES)?;
 
-    let genotypes: Vec<&Genotype> = samples.iter().map(|sample| &sample.genotype).collect();
+    let genotypes: Vec<&Genotype> = samples.iter().map(|(s, _)| &s.genotype).collect();
     let Split { train, held_out } = split(&genotypes, config.held_out, config.seed);
     if train.is_empty() {
         return Err(Error::NothingToFit {
@@ -114,7 +125,7 @@ pub fn run(
     let part = |indices: &[usize]| -> (Vec<Vec<f32>>, Vec<f64>) {
         let samples = indices.iter().map(|&index| &samples[index]);
         samples
-            .map(|sample| (space.encode(&sample.genotype), sample.median_millis))
+            .map(|(sample, cost)| (space.encode(&sample.genotype), *cost))
             .unzip()
     };
     let (train_codes, train_millis) = part(&train);
@@ -147,7 +158,7 @@ pub fn run(
                 .collect(),
         })
         .collect();
-    let pairs = timed_twice(&samples);
+    let pairs = timed_twice(config.metric, &samples);
     let validation = Validation {
         models: judged
             .iter()
@@ -183,6 +194,7 @@ pub fn run(
     };
     let card = ModelCard {
         settings,
+        metric: config.metric,
         chosen: chosen.kind.name().to_owned(),
         reason,
         reference_millis: median(&train_millis),
@@ -208,11 +220,13 @@ pub fn run(
     })
 }
 
-/// What architectures took that were timed twice.
-fn timed_twice(samples: &[LatencySample]) -> Vec<(f64, f64)> {
+/// What architectures cost that were measured twice: of other metrics than latency, none.
+fn timed_twice(metric: Metric, samples: &[(LatencySample, f64)]) -> Vec<(f64, f64)> {
+    if metric != Metric::Latency {
+        return Vec::new();
+    }
     let pairs = samples.iter();
-    let pairs =
-        pairs.filter_map(|sample| Some((sample.median_millis, sample.repeat_median_millis?)));
+    let pairs = pairs.filter_map(|(sample, cost)| Some((*cost, sample.repeat_median_millis?)));
     pairs.collect()
 }
 
@@ -308,6 +322,14 @@ pub enum Error {
         /// Rows with a cost.
         found: usize,
     },
+    /// The data set does not hold what is to be modelled.
+    #[error(
+        "the data set holds no {metric}; profile with metrics = [\"{metric}\"] in profile.toml, or model another metric"
+    )]
+    NotMeasured {
+        /// The metric.
+        metric: Metric,
+    },
     /// Models of other devices cannot be used together, or with the data set.
     #[error("the latency model in {path} {reason}")]
     Source {
@@ -328,7 +350,7 @@ impl StageError for Error {
             Self::HeldOut { .. } | Self::NothingToFit { .. } | Self::Train { .. } => {
                 ExitCode::Usage
             }
-            Self::TooFew { .. } | Self::Source { .. } => ExitCode::Input,
+            Self::TooFew { .. } | Self::Source { .. } | Self::NotMeasured { .. } => ExitCode::Input,
             Self::Fit(error) => match error {
                 FitError::Setting { .. } => ExitCode::Usage,
                 FitError::NonFinite { .. } | FitError::Singular => ExitCode::Numbers,

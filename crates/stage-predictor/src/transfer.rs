@@ -95,16 +95,29 @@ pub fn run_transfer(
     context: &RunContext,
 ) -> Result<LatencyModelArtifact, Error> {
     let settings = inputs.dataset.settings.clone();
-    let (samples, n_disturbed) = inputs.undisturbed(MIN_TIMED)?;
+    if let Some(other) = sources
+        .opened
+        .iter()
+        .find(|s| s.value.card.metric != config.metric)
+    {
+        return Err(Error::Source {
+            path: other.dir.display().to_string(),
+            reason: format!(
+                "is of {}, the config asks for {}",
+                other.value.card.metric, config.metric
+            ),
+        });
+    }
+    let (samples, n_disturbed) = inputs.undisturbed(config.metric, MIN_TIMED)?;
     let space = SearchSpace::darts();
     let (codes, millis): (Vec<Vec<f32>>, Vec<f64>) = samples
         .iter()
-        .map(|sample| (space.encode(&sample.genotype), sample.median_millis))
+        .map(|(sample, cost)| (space.encode(&sample.genotype), *cost))
         .unzip();
     let transfer = Arc::new(sources.transfer(&pool(config.seed).1)?);
     let (model, left_out) = transfer.fit(&codes, &millis)?;
     let figures = Figures::compute(&left_out.predicted, &millis);
-    let pairs = timed_twice(&samples);
+    let pairs = timed_twice(config.metric, &samples);
     let name = || TRANSFER.to_owned();
     let held_out = millis.iter().zip(&left_out.predicted).zip(&left_out.spread);
     let validation = Validation {
@@ -126,6 +139,7 @@ pub fn run_transfer(
     };
     let card = ModelCard {
         settings,
+        metric: config.metric,
         chosen: name(),
         reason: format!(
             "made from models of {} other devices; judged by the architectures that it was fitted on, each left out",

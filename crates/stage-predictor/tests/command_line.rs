@@ -9,8 +9,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Opened, Store, open,
-    stage,
+    Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Metric, Opened, Store,
+    open, stage,
 };
 use latency::{LatencyModel, Mlp, Ridge, State, StateTensor, Structured, Transferred};
 use parquet::arrow::ArrowWriter;
@@ -173,6 +173,8 @@ fn dataset(n: usize) -> LatencyDataset {
                 anchor_ratio: 1.0,
                 disturbed,
                 repeat_median_millis: (index < 12).then(&mut noisy),
+                peak_memory_bytes: None,
+                energy_joules: None,
                 genotype,
             }
         })
@@ -538,6 +540,30 @@ fn a_device_or_store_that_is_not_there_is_named() {
     place
         .run(&[])
         .failed(2, &[place.path("store").to_str().unwrap(), "--store"]);
+}
+
+#[test]
+fn another_metric_is_modelled_by_its_name() {
+    let mut measured = dataset(60);
+    for sample in &mut measured.samples {
+        // Mebibytes that differ from the milliseconds.
+        let mebibytes = 2.0 * sample.median_millis + 1.0;
+        sample.peak_memory_bytes = Some((mebibytes * f64::from(1 << 20)).round());
+    }
+    let place = Place::with(measured);
+    let latency = place.run(&[]).model().value;
+    let answer = place.run(&["--set", "metric=\"peak-memory\""]);
+    assert!(answer.stderr.contains("MAE MiB"), "{}", answer.stderr);
+    let memory = answer.model().value;
+    assert_eq!(latency.card.metric, Metric::Latency);
+    assert_eq!(memory.card.metric, Metric::PeakMemory);
+    let expected = 2.0 * latency.card.reference_millis + 1.0;
+    assert!((memory.card.reference_millis - expected).abs() < 1e-5);
+    assert!(latency.validation.noise_floor_mape.is_some());
+    assert_eq!(memory.validation.noise_floor_mape, None);
+    place
+        .run(&["--set", "metric=\"energy\""])
+        .failed(3, &["holds no energy", "metrics = [\"energy\"]"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the stage is asked.
 
-use artifact::{NetworkRecord, TimingRecord};
+use artifact::{Metric, NetworkRecord, TimingRecord};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -26,6 +26,9 @@ pub struct Config {
     /// left out is no larger than this ratio, or than the noise floor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_mape: Option<f64>,
+    /// What is measured beside latency: `peak-memory`, `energy`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<Metric>,
     /// The frame that the architectures fill.
     pub network: NetworkRecord,
     /// How each timing is made.
@@ -56,6 +59,11 @@ impl Config {
                 "max_disturbance",
                 self.max_disturbance > 0.0 && self.max_disturbance.is_finite(),
                 "a positive ratio, such as 0.05".to_owned(),
+            ),
+            (
+                "metrics",
+                !self.metrics.contains(&Metric::Latency),
+                "what is measured beside latency: peak-memory, energy".to_owned(),
             ),
             (
                 "until_mape",

@@ -296,6 +296,7 @@ mod tests {
             max_disturbance: 1.0,
             cells: false,
             until_mape,
+            metrics: vec![],
             network: (&space::NetworkSpec::cifar10()).into(),
             timing: artifact::TimingRecord {
                 batch_size: 1,

@@ -92,6 +92,14 @@ pub enum Error {
     /// The store or the config file.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
+    /// This machine does not tell what a network costs in a metric.
+    #[error("{metric} cannot be measured here: {reason}; take it out of metrics in the config")]
+    Metric {
+        /// The metric.
+        metric: artifact::Metric,
+        /// Why not, in words.
+        reason: String,
+    },
     /// The file of architectures cannot be read.
     #[error("cannot read {path}")]
     ReadArchitectures {
@@ -169,6 +177,7 @@ impl StageError for Error {
             | Self::ReadArchitectures { .. }
             | Self::Architectures { .. } => ExitCode::Input,
             Self::Threads { .. } | Self::Network { .. } => ExitCode::Bug,
+            Self::Metric { .. } => ExitCode::Device,
             Self::Zero { .. } => ExitCode::Numbers,
         }
     }

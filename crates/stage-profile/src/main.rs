@@ -10,9 +10,10 @@ use measure::Machine;
 use stage_profile::{Architectures, Config, Error};
 
 /// Buffers of one step are those of the next: without pages going back to the system in between, a
-/// network's latency does not depend on the order in which it frees them.
+/// network's latency does not depend on the order in which it frees them. It counts what an inference needs.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: measure::memory::Counting<mimalloc::MiMalloc> =
+    measure::memory::Counting(mimalloc::MiMalloc);
 
 /// Times sampled networks and cells on this device
 #[derive(Parser)]

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use artifact::stage::{Bar, Progress};
 use artifact::{
     AnchorRecord, CellSample, DeviceSpec, LatencyDataset, LatencySample, MeasurementSettings,
+    Metric,
 };
 use candle_core::Device;
 use measure::{Anchor, Drift, Machine, Timing};
 use serde::{Deserialize, Serialize};
 use space::NetworkSpec;
 
-use crate::bench::{Bench, Position, positions};
+use crate::bench::{Bench, Costs, Position, positions};
 use crate::itinerary::{Architectures, Itinerary, Timed};
 use crate::journal::Journal;
 use crate::{Config, Error};
@@ -58,6 +59,11 @@ struct Visit {
     network: Nanos,
     /// One for each position; none on a second visit.
     cells: Vec<Nanos>,
+    /// What else was asked for; none on a second visit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    peak_memory_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    energy_joules: Option<f64>,
 }
 
 impl Visit {
@@ -65,6 +71,13 @@ impl Visit {
     fn drift(&self, anchor: &Anchor) -> Drift {
         anchor.drift(&self.before.into(), &self.after.into())
     }
+}
+
+/// A visit without what lies around it.
+struct Visited {
+    network: Nanos,
+    cells: Vec<Nanos>,
+    costs: Costs,
 }
 
 /// A [`Timing`] in the journal.
@@ -151,12 +164,12 @@ impl Profiling {
             }
         }
         let is_ours = |(index, visit): (usize, &Visit)| {
-            let n_cells = if itinerary.is_first(index) {
-                positions.len()
-            } else {
-                0
-            };
-            visit.index == index && visit.cells.len() == n_cells
+            let is_first = itinerary.is_first(index);
+            let asks = |metric| is_first && config.metrics.contains(&metric);
+            visit.index == index
+                && visit.cells.len() == if is_first { positions.len() } else { 0 }
+                && visit.peak_memory_bytes.is_some() == asks(Metric::PeakMemory)
+                && visit.energy_joules.is_some() == asks(Metric::Energy)
         };
         if !visits.iter().enumerate().all(is_ours) {
             return Err(foreign());
@@ -262,29 +275,39 @@ impl Profiling {
         let (before, after) = (before.into(), self.before.into());
         Ok(indices
             .zip(timings)
-            .map(|(index, (network, cells))| Visit {
+            .map(|(index, visited)| Visit {
                 index,
                 before,
                 after,
-                network,
-                cells,
+                network: visited.network,
+                cells: visited.cells,
+                peak_memory_bytes: visited.costs.peak_memory_bytes,
+                energy_joules: visited.costs.energy_joules,
             })
             .collect())
     }
 
-    /// Times a network and, on the first visit, its cells at every position.
-    fn time_visit(&self, index: usize) -> Result<(Nanos, Vec<Nanos>), Error> {
+    /// Times a network and, on the first visit, its cells at every position, and measures what else is asked for.
+    fn time_visit(&self, index: usize) -> Result<Visited, Error> {
         let genotype = self.itinerary.architecture(index);
         let network = self.bench.time_network(genotype)?.into();
         if !self.itinerary.is_first(index) {
-            return Ok((network, Vec::new()));
+            return Ok(Visited {
+                network,
+                cells: Vec::new(),
+                costs: Costs::default(),
+            });
         }
         let cells = self
             .positions
             .iter()
             .map(|Position { spec, .. }| Ok(self.bench.time_cell(spec, genotype)?.into()))
             .collect::<Result<_, Error>>()?;
-        Ok((network, cells))
+        Ok(Visited {
+            network,
+            cells,
+            costs: self.bench.costs(genotype)?,
+        })
     }
 
     /// Times what is left; the whole data set, drift corrected: all times are as if the anchor had taken
@@ -322,6 +345,8 @@ impl Profiling {
                     let timing = drift.correct(&second.network.into());
                     (!drift.disturbed).then(|| timing.median_millis())
                 }),
+                peak_memory_bytes: visit.peak_memory_bytes.map(|bytes| bytes as f64),
+                energy_joules: visit.energy_joules,
             });
             for (Position { spec, n_uses }, &nanos) in self.positions.iter().zip(&visit.cells) {
                 let timing = drift.correct(&nanos.into());

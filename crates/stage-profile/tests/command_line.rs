@@ -395,6 +395,50 @@ fn rounds_end_at_the_figure() {
 }
 
 #[test]
+fn peak_memory_is_measured_and_the_same_every_time() {
+    let asked = ["--set", "metrics=[\"peak-memory\"]", "--set", "cells=false"];
+    let bytes = || -> Vec<f64> {
+        let samples = Place::new().run(&asked).dataset().value.samples;
+        let bytes = samples.iter().map(|s| s.peak_memory_bytes.unwrap());
+        bytes.collect()
+    };
+    let first = bytes();
+    assert_eq!(bytes(), first);
+    // A network of some thousand weights, on 8 x 8 pixels.
+    let plausible = |&bytes: &f64| (10e3..10e6).contains(&bytes) && bytes.fract() == 0.0;
+    assert!(first.iter().all(plausible), "{first:?}");
+    assert!(first.iter().any(|bytes| *bytes != first[0]));
+
+    let place = Place::new();
+    let samples = place.run(&[]).dataset().value.samples;
+    assert!(samples.iter().all(|s| s.peak_memory_bytes.is_none()));
+    place
+        .run(&["--set", "metrics=[\"latency\"]"])
+        .failed(2, &["metrics", "beside latency"]);
+}
+
+#[test]
+fn energy_is_measured_or_refused_but_not_guessed() {
+    let place = Place::new();
+    let asked = [
+        "--set",
+        "metrics=[\"energy\"]",
+        "--set",
+        "n_architectures=4",
+    ];
+    let answer = place.run(&asked);
+    if measure::EnergyMeter::open(Path::new(measure::energy::POWERCAP)).is_ok() {
+        let samples = answer.dataset().value.samples;
+        assert!(samples.iter().all(|s| s.energy_joules.is_some()));
+    } else {
+        answer.failed(
+            4,
+            &["energy cannot be measured here", "metrics in the config"],
+        );
+    }
+}
+
+#[test]
 fn architectures_may_be_given() {
     let place = Place::new();
     let file = place.dir.path().join("architectures.jsonl");

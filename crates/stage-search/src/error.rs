@@ -53,6 +53,16 @@ pub enum Error {
         /// The name that it gives.
         chosen: String,
     },
+    /// The model is not of latency.
+    #[error(
+        "the model in {path} is of {metric}, the search descends on latency; fit one with metric = \"latency\""
+    )]
+    Metric {
+        /// The artifact's folder.
+        path: String,
+        /// What it is of.
+        metric: artifact::Metric,
+    },
     /// The latency model was fitted on codes of another length.
     #[error(
         "the latency model in {path} reads codes of {found} numbers, this space has {expected}; run the predictor stage again"
@@ -152,6 +162,7 @@ impl StageError for Error {
             | Self::NothingDrawn { .. } => ExitCode::Usage,
             Self::LatencyModel { .. }
             | Self::UnknownModel { .. }
+            | Self::Metric { .. }
             | Self::CodeLength { .. }
             | Self::NotSquare { .. }
             | Self::WarmStart { .. }

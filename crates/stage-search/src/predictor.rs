@@ -1,6 +1,6 @@
 //! The frozen latency model, and how far it may be trusted.
 
-use artifact::{FloatTensors, LatencyModelArtifact, Opened};
+use artifact::{FloatTensors, LatencyModelArtifact, Metric, Opened};
 use latency::{Conformal, LatencyModel, Mlp, Ridge, State, StateTensor, Structured, Transferred};
 use space::{Genotype, SearchSpace};
 
@@ -27,6 +27,12 @@ impl Predictor {
             validation,
         } = &opened.value;
         let path = opened.dir.display().to_string();
+        if card.metric != Metric::Latency {
+            return Err(Error::Metric {
+                path,
+                metric: card.metric,
+            });
+        }
         let (mut predicted, mut spread, mut measured) = (Vec::new(), Vec::new(), Vec::new());
         for one in &validation.held_out {
             let Some(&own) = one
