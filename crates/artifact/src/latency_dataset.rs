@@ -14,9 +14,14 @@ use crate::table::{Column, Columns, Table};
 
 const SAMPLES: &str = "samples.parquet";
 const CELLS: &str = "cells.parquet";
-/// Columns that are there if anything stands in them.
 const PEAK_MEMORY: &str = "peak_memory_bytes";
 const ENERGY: &str = "energy_joules";
+/// Columns that are there if anything stands in them.
+const MORE: [(&str, Cost); 2] = [
+    (PEAK_MEMORY, |s| s.peak_memory_bytes),
+    (ENERGY, |s| s.energy_joules),
+];
+type Cost = fn(&LatencySample) -> Option<f64>;
 
 /// The network that a genotype was put into, as it stands in configs and files; the other form of
 /// [`NetworkSpec`].
@@ -325,11 +330,7 @@ impl Artifact for LatencyDataset {
             "latency_repeat_median_millis",
             samples.iter().map(|s| s.repeat_median_millis),
         );
-        let more: [(&str, fn(&LatencySample) -> Option<f64>); 2] = [
-            (PEAK_MEMORY, |s| s.peak_memory_bytes),
-            (ENERGY, |s| s.energy_joules),
-        ];
-        for (name, of) in more {
+        for (name, of) in MORE {
             if samples.iter().any(|sample| of(sample).is_some()) {
                 columns.put(name, samples.iter().map(of));
             }
