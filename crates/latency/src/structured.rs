@@ -563,13 +563,16 @@ fn prepare(topology: &Topology, codes: &[Vec<f32>]) -> (Features, Vec<Function>,
     (features, functions, views)
 }
 
+/// A latency in milliseconds, and its spread.
+type Said = (f64, f64);
+
 /// Half of the smallest latency.
 fn floor_of(millis: &[f64]) -> f64 {
     millis.iter().copied().fold(f64::INFINITY, f64::min) / 2.0
 }
 
 /// What the experts say together, and its spread.
-fn agree(experts: &[Expert], floor: f64, said: &[f64]) -> (f64, f64) {
+fn agree(experts: &[Expert], floor: f64, said: &[f64]) -> Said {
     let weighted = |of: &dyn Fn(usize) -> f64| -> f64 {
         let experts = experts.iter().enumerate();
         experts.map(|(index, e)| e.weight * of(index)).sum()
@@ -633,8 +636,8 @@ impl Trainer {
         }
     }
 
-    /// All experts with their weights, and what they say together of each architecture left out, with its spread.
-    fn fit_all(&self, views: &[Vec<usize>]) -> Result<(Vec<Expert>, Vec<(f64, f64)>), FitError> {
+    /// All experts with their weights, and what they say together of each architecture left out.
+    fn fit_all(&self, views: &[Vec<usize>]) -> Result<(Vec<Expert>, Vec<Said>), FitError> {
         let (mut experts, mut said) = (Vec::new(), Vec::new());
         for view in views {
             for (expert, left_out) in self.fit(view)? {
@@ -657,7 +660,7 @@ impl Trainer {
         &self,
         views: &[Vec<usize>],
         fold: usize,
-        left_out: &mut [(f64, f64)],
+        left_out: &mut [Said],
     ) -> Result<(), FitError> {
         let n = self.millis.len();
         let (out, rest): (Vec<usize>, Vec<usize>) = (0..n).partition(|i| i % FOLDS == fold);
