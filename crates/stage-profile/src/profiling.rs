@@ -23,7 +23,7 @@ const JOURNAL: &str = "visits.jsonl";
 
 /// A profile under way.
 ///
-/// Architectures are *visited* in turn, some a second time, in the order of an [`Itinerary`]. The
+/// Architectures are *visited* in turn, some a second time, in the order of an itinerary. The
 /// visits fall into blocks of `anchor_every` with a timing of the anchor between every two. A finished
 /// block goes to the journal at once; a profile that is opened on a journal goes on behind it.
 pub struct Profiling {
