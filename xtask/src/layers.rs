@@ -18,7 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime", &["space", "nn", "kernels", "measure"]),
     (
         "stage-profile",
-        &["space", "artifact", "nn", "runtime", "measure"],
+        &["space", "artifact", "latency", "nn", "runtime", "measure"],
     ),
     ("stage-predictor", &["space", "artifact", "latency"]),
     (

@@ -63,6 +63,8 @@ impl fmt::Display for Kind {
 /// | all | 1.0 | the first |
 /// | all but the report | 1.1 | `settings.anchor`: what latencies are corrected to |
 /// | latency model | 1.2 | the model `structured`, `reason`, `spread`, and the figures `regret`, `left_out_mape`, `coverage_90` |
+/// | latency-dataset | 1.2 | the columns `peak_memory_bytes` and `energy_joules`, where they were measured |
+/// | latency model | 1.3 | `metric`, where it is not latency; the model `transfer` |
 /// | search-result | 1.2 | `objective`, `bridge`, `target`, `interval_millis`; in the trace the weight of the latency, the bridge, the bound, the panel of collapse, events |
 /// | evaluation | 1.2 | `search.objective`, `search.target`, `search.interval_millis`; `verdict.json` |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

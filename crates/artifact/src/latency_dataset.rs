@@ -14,6 +14,14 @@ use crate::table::{Column, Columns, Table};
 
 const SAMPLES: &str = "samples.parquet";
 const CELLS: &str = "cells.parquet";
+const PEAK_MEMORY: &str = "peak_memory_bytes";
+const ENERGY: &str = "energy_joules";
+/// Columns that are there if anything stands in them.
+const MORE: [(&str, Cost); 2] = [
+    (PEAK_MEMORY, |s| s.peak_memory_bytes),
+    (ENERGY, |s| s.energy_joules),
+];
+type Cost = fn(&LatencySample) -> Option<f64>;
 
 /// The network that a genotype was put into, as it stands in configs and files; the other form of
 /// [`NetworkSpec`].
@@ -94,6 +102,62 @@ impl TryFrom<&NetworkRecord> for NetworkSpec {
     }
 }
 
+/// A cost of a network: what can be measured, modelled and searched for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Metric {
+    /// The time of one call, in milliseconds.
+    #[default]
+    Latency,
+    /// The bytes of the network, its input and its largest set of buffers during one call on one thread, in mebibytes.
+    PeakMemory,
+    /// What the processor takes up during one call, in millijoules.
+    Energy,
+}
+
+impl Metric {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Latency, Self::PeakMemory, Self::Energy];
+
+    /// The name in configs and files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Latency => "latency",
+            Self::PeakMemory => "peak-memory",
+            Self::Energy => "energy",
+        }
+    }
+
+    /// The unit of [`of`](Self::of), for people.
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Self::Latency => "ms",
+            Self::PeakMemory => "MiB",
+            Self::Energy => "mJ",
+        }
+    }
+
+    /// What a sample costs, in the unit of the metric; `None` where it was not measured.
+    pub fn of(self, sample: &LatencySample) -> Option<f64> {
+        match self {
+            Self::Latency => Some(sample.median_millis),
+            Self::PeakMemory => Some(sample.peak_memory_bytes? / f64::from(1 << 20)),
+            Self::Energy => Some(sample.energy_joules? * 1e3),
+        }
+    }
+
+    /// Whether it is the one that is meant where none is named.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::fmt::Display for Metric {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// How a latency was taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -155,6 +219,11 @@ pub struct LatencySample {
     pub disturbed: bool,
     /// The median of a second timing later in the run: the noise floor of the measurement.
     pub repeat_median_millis: Option<f64>,
+    /// The bytes of the network, its input and its largest set of buffers during one call on one thread: whole bytes. `None`
+    /// where nobody asked, and before format 1.2.
+    pub peak_memory_bytes: Option<f64>,
+    /// What the processor took up during one call, the whole package, in joules. `None` as above.
+    pub energy_joules: Option<f64>,
 }
 
 /// One timed cell, on its own.
@@ -231,7 +300,7 @@ impl LatencyDataset {
 
 impl Artifact for LatencyDataset {
     const KIND: Kind = Kind::LatencyDataset;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 1);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 2);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -261,6 +330,11 @@ impl Artifact for LatencyDataset {
             "latency_repeat_median_millis",
             samples.iter().map(|s| s.repeat_median_millis),
         );
+        for (name, of) in MORE {
+            if samples.iter().any(|sample| of(sample).is_some()) {
+                columns.put(name, samples.iter().map(of));
+            }
+        }
         files.put_table::<Self>(SAMPLES, columns, settings.clone())?;
 
         let cells = &self.cells;
@@ -366,6 +440,16 @@ fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
     let anchor_ratio = optional(table, "anchor_ratio", |_| 1.0)?;
     let disturbed = optional(table, "disturbed", |_| false)?;
     let repeat = optional(table, "latency_repeat_median_millis", |_| None)?;
+    let peak_memory: Vec<Option<f64>> = optional(table, PEAK_MEMORY, |_| None)?;
+    let energy: Vec<Option<f64>> = optional(table, ENERGY, |_| None)?;
+    for (name, costs) in [(PEAK_MEMORY, &peak_memory), (ENERGY, &energy)] {
+        if let Some(row) = costs.iter().position(|cost| cost.is_some_and(|c| c <= 0.0)) {
+            return Err(table.malformed(format!(
+                "{name} is {} in row {row}, expected a number above 0",
+                costs[row].unwrap_or_default()
+            )));
+        }
+    }
     let samples = normal.into_iter().zip(reduction).enumerate();
     Ok(samples
         .map(|(row, (normal, reduction))| LatencySample {
@@ -377,6 +461,8 @@ fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
             anchor_ratio: anchor_ratio[row],
             disturbed: disturbed[row],
             repeat_median_millis: repeat[row],
+            peak_memory_bytes: peak_memory[row],
+            energy_joules: energy[row],
         })
         .collect())
 }

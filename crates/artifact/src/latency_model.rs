@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::files::Files;
 use crate::format::{FormatVersion, Kind};
-use crate::latency_dataset::MeasurementSettings;
+use crate::latency_dataset::{MeasurementSettings, Metric};
 use crate::store::Artifact;
 use crate::tensors::FloatTensors;
 
@@ -21,7 +21,11 @@ const VALIDATION: &str = "validation.json";
 pub struct ModelCard {
     /// What the latencies are of; `None` if a foreign data set did not say.
     pub settings: Option<MeasurementSettings>,
-    /// The model that `search` is to use: `structured`, `mlp` or `ridge`.
+    /// What is predicted; latency before format 1.3. Where it is another metric, every number of the artifact that is named after
+    /// milliseconds is in [the unit of that metric](Metric::unit).
+    #[serde(default, skip_serializing_if = "Metric::is_default")]
+    pub metric: Metric,
+    /// The model that `search` is to use: `structured`, `mlp` or `ridge`; since format 1.3 also `transfer`.
     pub chosen: String,
     /// Why that one; empty before format 1.2.
     #[serde(default)]
@@ -30,7 +34,7 @@ pub struct ModelCard {
     pub reference_millis: f64,
     /// Architectures that it was fitted on.
     pub n_train: usize,
-    /// Architectures that were held out.
+    /// Architectures that were held out; of a `transfer`, those that it was fitted on, each left out.
     pub n_test: usize,
 }
 
@@ -111,7 +115,7 @@ pub struct LatencyModelArtifact {
 
 impl Artifact for LatencyModelArtifact {
     const KIND: Kind = Kind::LatencyModel;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 2);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 3);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

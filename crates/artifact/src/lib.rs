@@ -90,8 +90,8 @@ pub use crate::files::Files;
 pub use crate::format::{FormatVersion, Kind};
 pub use crate::genotype::{genotype_from_arg, genotype_from_json, genotype_to_json};
 pub use crate::latency_dataset::{
-    AnchorRecord, CellSample, LatencyDataset, LatencySample, MeasurementSettings, NetworkRecord,
-    TimingRecord,
+    AnchorRecord, CellSample, LatencyDataset, LatencySample, MeasurementSettings, Metric,
+    NetworkRecord, TimingRecord,
 };
 pub use crate::latency_model::{
     FiguresRecord, HeldOut, LatencyModelArtifact, ModelCard, Validation,

@@ -56,7 +56,7 @@ pub const PROFILE: StageSpec = StageSpec {
 pub const PREDICTOR: StageSpec = StageSpec {
     name: "predictor",
     package: "stage-predictor",
-    revision: 2,
+    revision: 3,
     inputs: &[Kind::LatencyDataset],
     output: Kind::LatencyModel,
     uses_device: false,

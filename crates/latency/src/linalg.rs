@@ -202,9 +202,22 @@ impl Cholesky {
                 row[first..first + width].copy_from_slice(&corner[i * width..][..width]);
             }
         }
-        // The inverse is L⁻ᵀ L⁻¹.
-        let lower = Matrix::new(&inverse, n, n);
-        product(lower.transposed(), lower)
+        // The inverse is L⁻ᵀ L⁻¹: its lower triangle by blocks of rows, from the rows below, then the other half.
+        let mut whole = vec![0.0; n * n];
+        for first in (0..n).step_by(BLOCK) {
+            let width = BLOCK.min(n - first);
+            let below = &inverse[first * n..];
+            let left = Matrix::strided(&below[first..], n - first, width, n);
+            let right = Matrix::strided(below, n - first, first + width, n);
+            let out = &mut whole[first * n..];
+            product_into(out, n, false, 1.0, left.transposed(), right);
+        }
+        for i in 0..n {
+            for j in 0..i {
+                whole[j * n + i] = whole[i * n + j];
+            }
+        }
+        whole
     }
 }
 

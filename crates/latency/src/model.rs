@@ -256,6 +256,12 @@ pub enum StateError {
         /// The shape that it must have, in words.
         expected: String,
     },
+    /// The numbers are there but contradict each other.
+    #[error("the numbers make no model: {reason}")]
+    Unfit {
+        /// Why not.
+        reason: String,
+    },
     /// A tensor holds NaN or infinity.
     #[error("tensor `{name}` holds a number that is not finite")]
     NonFinite {

@@ -113,6 +113,12 @@ const REWEIGHTINGS: usize = 2;
 const FREEDOM: f64 = 4.0;
 /// How fast an expert's weight falls with its error relative to the best one's.
 const SELECTIVITY: f64 = 20.0;
+/// Architectures are left out fold by fold, by fits that know nothing of them, up to this many; of more, one at a time
+/// under the variances of all, in which a single one then hardly has a say.
+const MAX_FOLDED: usize = 300;
+const FOLDS: usize = 5;
+/// The variances of a fold are learnt on as many architectures.
+const FOLD_VARIANCE_ARCHITECTURES: usize = 150;
 
 /// A term, ready to be evaluated.
 struct Function {
@@ -249,8 +255,9 @@ impl Structured {
 
     /// Fits, and tells what the model says of each architecture when that one is left out.
     ///
-    /// The variances and weights are still those of all of them, so the errors are a little too small where
-    /// architectures are few. Architectures that the fit does not use are predicted as they are.
+    /// Up to 300 architectures are left out by fifths, and variances, weights and functions are fitted again on the
+    /// rest. Of more, each is left out on its own, by its precision, under the variances of all: one of so many hardly
+    /// moves them. Architectures that the fit does not use are predicted as they are.
     ///
     /// # Errors
     /// As [`fit`](Self::fit).
@@ -274,15 +281,13 @@ impl Structured {
 
         let (features, functions, views) = prepare(topology, &codes);
         let trainer = Trainer::new(&functions, &millis);
-        let (mut experts, mut left_out) = (Vec::new(), Vec::new());
-        for view in &views {
-            for (expert, predicted) in trainer.fit(view)? {
-                experts.push(expert);
-                left_out.push(predicted);
+        let (experts, mut left_out) = trainer.fit_all(&views)?;
+        if codes.len() <= MAX_FOLDED {
+            for fold in 0..FOLDS {
+                trainer.leave_out(&views, fold, &mut left_out)?;
             }
         }
-        weigh(&mut experts);
-        let fitted = Self::assemble(features, codes, functions, experts, &millis);
+        let fitted = Self::assemble(features, codes, functions, experts, floor_of(&millis));
         // What is stored has the precision of the state; so has this one.
         let fitted = Self::from_state(topology, &fitted.state()).expect("a state of its own");
 
@@ -291,23 +296,10 @@ impl Structured {
             .map(|code| fitted.predict_millis(code))
             .collect();
         let mut spread: Vec<f64> = all_codes.iter().map(|code| fitted.spread(code)).collect();
-        for (place, &index) in used.iter().enumerate() {
-            let said: Vec<f64> = left_out.iter().map(|of_expert| of_expert[place]).collect();
-            (predicted[index], spread[index]) = fitted.agree(&said);
+        for (&index, left_out) in used.iter().zip(left_out) {
+            (predicted[index], spread[index]) = left_out;
         }
         Ok((fitted, LeftOut { predicted, spread }))
-    }
-
-    /// What the experts say together, and its spread.
-    fn agree(&self, said: &[f64]) -> (f64, f64) {
-        let weighted = |of: &dyn Fn(usize) -> f64| -> f64 {
-            let experts = self.experts.iter().enumerate();
-            experts.map(|(index, e)| e.weight * of(index)).sum()
-        };
-        let mean = weighted(&|index| said[index]);
-        let variance = weighted(&|index| (said[index] - mean).powi(2) + self.experts[index].noise);
-        let millis = positive(mean, self.floor).0;
-        (millis, (variance.sqrt() / millis).max(1e-6))
     }
 
     fn assemble(
@@ -315,9 +307,8 @@ impl Structured {
         codes: Vec<Vec<f32>>,
         functions: Vec<Function>,
         experts: Vec<Expert>,
-        millis: &[f64],
+        floor: f64,
     ) -> Self {
-        let floor = millis.iter().copied().fold(f64::INFINITY, f64::min) / 2.0;
         let coefficients: Vec<Vec<Vec<f64>>> = functions
             .iter()
             .enumerate()
@@ -495,13 +486,7 @@ impl Structured {
                 weight: f64::from(weights[expert]),
             })
             .collect();
-        Ok(Self::assemble(
-            features,
-            codes,
-            functions,
-            experts,
-            &[2.0 * floor],
-        ))
+        Ok(Self::assemble(features, codes, functions, experts, floor))
     }
 }
 
@@ -542,7 +527,7 @@ impl LatencyModel for Structured {
                 *said += dot(&kernel, coefficients);
             }
         }
-        self.agree(&said).1
+        agree(&self.experts, self.floor, &said).1
     }
 }
 
@@ -578,6 +563,26 @@ fn prepare(topology: &Topology, codes: &[Vec<f32>]) -> (Features, Vec<Function>,
     (features, functions, views)
 }
 
+/// A latency in milliseconds, and its spread.
+type Said = (f64, f64);
+
+/// Half of the smallest latency.
+fn floor_of(millis: &[f64]) -> f64 {
+    millis.iter().copied().fold(f64::INFINITY, f64::min) / 2.0
+}
+
+/// What the experts say together, and its spread.
+fn agree(experts: &[Expert], floor: f64, said: &[f64]) -> Said {
+    let weighted = |of: &dyn Fn(usize) -> f64| -> f64 {
+        let experts = experts.iter().enumerate();
+        experts.map(|(index, e)| e.weight * of(index)).sum()
+    };
+    let mean = weighted(&|index| said[index]);
+    let variance = weighted(&|index| (said[index] - mean).powi(2) + experts[index].noise);
+    let millis = positive(mean, floor).0;
+    (millis, (variance.sqrt() / millis).max(1e-6))
+}
+
 /// Gives experts weights that fall with their errors and sum to 1.
 fn weigh(experts: &mut [Expert]) {
     let least = experts
@@ -593,14 +598,14 @@ fn weigh(experts: &mut [Expert]) {
     experts.iter_mut().for_each(|expert| expert.weight /= sum);
 }
 
-/// What the fits of all experts share.
-struct Trainer<'a> {
-    millis: &'a [f64],
+/// What the fits of all experts to the same architectures share.
+struct Trainer {
+    millis: Vec<f64>,
     variance: f64,
-    /// The kernels between all architectures, and between those that variances are learnt on.
+    /// The kernel of each function between all architectures.
     grams: Vec<Vec<f64>>,
+    /// The architectures that variances are learnt on.
     few: Vec<usize>,
-    few_grams: Vec<Vec<f64>>,
 }
 
 /// The process given the variances.
@@ -611,30 +616,86 @@ struct Solution {
     precisions: Vec<f64>,
 }
 
-impl<'a> Trainer<'a> {
-    fn new(functions: &[Function], millis: &'a [f64]) -> Self {
+impl Trainer {
+    fn new(functions: &[Function], millis: &[f64]) -> Self {
+        let all: Vec<usize> = (0..millis.len()).collect();
+        let grams = functions.iter().map(|f| f.gram(&all)).collect();
+        Self::of(grams, millis.to_vec(), VARIANCE_ARCHITECTURES)
+    }
+
+    fn of(grams: Vec<Vec<f64>>, millis: Vec<f64>, n_few: usize) -> Self {
         let n = millis.len() as f64;
         let mean = millis.iter().sum::<f64>() / n;
         let variance = millis.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / n;
-        let all: Vec<usize> = (0..millis.len()).collect();
-        let few = evenly(millis.len(), VARIANCE_ARCHITECTURES);
         Self {
-            millis,
             // Latencies that are all the same are a model, too.
             variance: variance.max(1e-12 * mean * mean),
-            grams: functions.iter().map(|f| f.gram(&all)).collect(),
-            few_grams: functions.iter().map(|f| f.gram(&few)).collect(),
-            few,
+            few: evenly(millis.len(), n_few),
+            grams,
+            millis,
         }
+    }
+
+    /// All experts with their weights, and what they say together of each architecture left out.
+    fn fit_all(&self, views: &[Vec<usize>]) -> Result<(Vec<Expert>, Vec<Said>), FitError> {
+        let (mut experts, mut said) = (Vec::new(), Vec::new());
+        for view in views {
+            for (expert, left_out) in self.fit(view)? {
+                experts.push(expert);
+                said.push(left_out);
+            }
+        }
+        weigh(&mut experts);
+        let floor = floor_of(&self.millis);
+        let together = (0..self.millis.len()).map(|place| {
+            let said: Vec<f64> = said.iter().map(|of_expert| of_expert[place]).collect();
+            agree(&experts, floor, &said)
+        });
+        let together = together.collect();
+        Ok((experts, together))
+    }
+
+    /// Predicts the architectures of a fold, and the spread of each, by a fit to all others.
+    fn leave_out(
+        &self,
+        views: &[Vec<usize>],
+        fold: usize,
+        left_out: &mut [Said],
+    ) -> Result<(), FitError> {
+        let n = self.millis.len();
+        let (out, rest): (Vec<usize>, Vec<usize>) = (0..n).partition(|i| i % FOLDS == fold);
+        let grams = self.grams.iter().map(|gram| {
+            let rows = rest.iter().map(|&i| &gram[i * n..][..n]);
+            rows.flat_map(|row| rest.iter().map(|&j| row[j])).collect()
+        });
+        let millis = rest.iter().map(|&i| self.millis[i]).collect();
+        let others = Self::of(grams.collect(), millis, FOLD_VARIANCE_ARCHITECTURES);
+        let (experts, _) = others.fit_all(views)?;
+        for i in out {
+            let said = experts.iter().map(|expert| {
+                let functions = self.grams.iter().zip(&expert.variances);
+                let functions = functions.filter(|(_, variance)| **variance > 0.0);
+                let sums = functions.map(|(gram, variance)| {
+                    let row = &gram[i * n..][..n];
+                    let pairs = rest.iter().zip(&expert.alphas);
+                    variance * pairs.map(|(&j, alpha)| alpha * row[j]).sum::<f64>()
+                });
+                expert.mean + sums.sum::<f64>()
+            });
+            let said: Vec<f64> = said.collect();
+            left_out[i] = agree(&experts, floor_of(&others.millis), &said);
+        }
+        Ok(())
     }
 
     /// The expert of these functions that takes every latency for what it is, and the one that treats outliers.
     fn fit(&self, view: &[usize]) -> Result<[(Expert, Vec<f64>); 2], FitError> {
         let n = self.millis.len();
+        let few = Learner::new(self, view);
         let mut variances = vec![self.variance / view.len() as f64; view.len()];
         variances.push(0.1 * self.variance);
         let mut noise_factors = vec![1.0; n];
-        self.learn(view, &mut variances, &noise_factors, STEPS[0])?;
+        few.learn(&mut variances, &noise_factors, STEPS[0])?;
         let mut solution = self.solve(view, &variances, &noise_factors)?;
         let plain = self.expert(view, &variances, &solution);
         for _ in 0..REWEIGHTINGS {
@@ -646,51 +707,10 @@ impl<'a> Trainer<'a> {
                 let expected = (1.0 / precision - noise * *factor).max(0.0) + noise;
                 *factor = (FREEDOM + error * error / expected) / (FREEDOM + 1.0);
             }
-            self.learn(view, &mut variances, &noise_factors, STEPS[1])?;
+            few.learn(&mut variances, &noise_factors, STEPS[1])?;
             solution = self.solve(view, &variances, &noise_factors)?;
         }
         Ok([plain, self.expert(view, &variances, &solution)])
-    }
-
-    /// Moves the variances, the noise's last, towards the most likely ones.
-    fn learn(
-        &self,
-        view: &[usize],
-        variances: &mut [f64],
-        noise_factors: &[f64],
-        n_steps: usize,
-    ) -> Result<(), FitError> {
-        let n = self.few.len();
-        let grams: Vec<&[f64]> = view.iter().map(|&f| &self.few_grams[f][..]).collect();
-        let factors: Vec<f64> = self.few.iter().map(|&i| noise_factors[i]).collect();
-        let millis: Vec<f64> = self.few.iter().map(|&i| self.millis[i]).collect();
-        for _ in 0..n_steps {
-            let (precision, sums, total) = inverse(&grams, variances, &factors)?;
-            let mean = dot(&sums, &millis) / total;
-            let centred: Vec<f64> = millis.iter().map(|y| y - mean).collect();
-            let alphas = product(Matrix::new(&precision, n, n), Matrix::new(&centred, n, 1));
-            // Of each function αᵀ K α, the data's side, and the trace of (precision K), the model's.
-            let update = |variance: &mut f64, data: f64, model: f64| {
-                let ratio = (data / model.max(f64::MIN_POSITIVE)).clamp(1e-4, 1e4);
-                *variance = (*variance * ratio.sqrt()).max(1e-9 * self.variance);
-            };
-            for (gram, variance) in grams.iter().zip(&mut *variances) {
-                let (mut data, mut model) = (0.0, 0.0);
-                for i in 0..n {
-                    let row = &gram[i * n..][..n];
-                    data += alphas[i] * dot(row, &alphas);
-                    model += dot(row, &precision[i * n..][..n]) - sums[i] / total * dot(row, &sums);
-                }
-                update(variance, data, model);
-            }
-            let (mut data, mut model) = (0.0, 0.0);
-            for i in 0..n {
-                data += factors[i] * alphas[i] * alphas[i];
-                model += factors[i] * (precision[i * n + i] - sums[i] * sums[i] / total);
-            }
-            update(&mut variances[view.len()], data, model);
-        }
-        Ok(())
     }
 
     fn solve(
@@ -700,16 +720,20 @@ impl<'a> Trainer<'a> {
         noise_factors: &[f64],
     ) -> Result<Solution, FitError> {
         let n = self.millis.len();
-        let grams: Vec<&[f64]> = view.iter().map(|&f| &self.grams[f][..]).collect();
-        let (precision, sums, total) = inverse(&grams, variances, noise_factors)?;
-        let mean = dot(&sums, self.millis) / total;
-        let centred: Vec<f64> = self.millis.iter().map(|y| y - mean).collect();
+        let mut covariance = vec![0.0; n * n];
+        for (&function, &variance) in view.iter().zip(variances) {
+            for (i, row) in covariance.chunks_exact_mut(n).enumerate() {
+                let kernel = &self.grams[function][i * n..];
+                let row = row[..=i].iter_mut().zip(kernel);
+                row.for_each(|(sum, k)| *sum += variance * k);
+            }
+        }
+        let inverse = Inverse::new(covariance, variances[view.len()], noise_factors)?;
+        let (mean, alphas) = inverse.apply(&self.millis);
         Ok(Solution {
             mean,
-            alphas: product(Matrix::new(&precision, n, n), Matrix::new(&centred, n, 1)),
-            precisions: (0..n)
-                .map(|i| precision[i * n + i] - sums[i] * sums[i] / total)
-                .collect(),
+            alphas,
+            precisions: (0..n).map(|i| inverse.centred(i, i)).collect(),
         })
     }
 
@@ -721,7 +745,7 @@ impl<'a> Trainer<'a> {
         // The error on an architecture left out is its coefficient over its precision.
         let errors = solution.alphas.iter().zip(&solution.precisions);
         let left_out: Vec<f64> = errors
-            .zip(self.millis)
+            .zip(&self.millis)
             .map(|((a, p), y)| y - a / p)
             .collect();
         let expert = Expert {
@@ -729,43 +753,144 @@ impl<'a> Trainer<'a> {
             noise: variances[view.len()],
             alphas: solution.alphas.clone(),
             mean: solution.mean,
-            left_out_mape: mape(&left_out, self.millis),
+            left_out_mape: mape(&left_out, &self.millis),
             weight: 0.0,
         };
         (expert, left_out)
     }
 }
 
-/// The inverse of Σ variance · gram + noise, its sums by row, and its sum.
-fn inverse(
-    grams: &[&[f64]],
-    variances: &[f64],
-    noise_factors: &[f64],
-) -> Result<(Vec<f64>, Vec<f64>, f64), FitError> {
-    let n = noise_factors.len();
-    let mut covariance = vec![0.0; n * n];
-    for (gram, &variance) in grams.iter().zip(variances) {
-        for i in 0..n {
-            let row = &mut covariance[i * n..][..=i];
-            row.iter_mut()
-                .zip(&gram[i * n..])
-                .for_each(|(sum, k)| *sum += variance * k);
+/// Finds the variances of a view.
+struct Learner<'a> {
+    few: &'a [usize],
+    millis: Vec<f64>,
+    /// The smallest variance that is told from none.
+    least: f64,
+    n_functions: usize,
+    /// The lower triangle of each function's kernel, row by row, one function after the other.
+    triangles: Vec<f64>,
+}
+
+impl<'a> Learner<'a> {
+    fn new(trainer: &'a Trainer, view: &[usize]) -> Self {
+        let (n, few) = (trainer.millis.len(), &trainer.few[..]);
+        let mut triangles = Vec::with_capacity(view.len() * few.len() * (few.len() + 1) / 2);
+        for &function in view {
+            for (end, &i) in few.iter().enumerate() {
+                let row = &trainer.grams[function][i * n..][..n];
+                triangles.extend(few[..=end].iter().map(|&j| row[j]));
+            }
+        }
+        Self {
+            few,
+            millis: few.iter().map(|&i| trainer.millis[i]).collect(),
+            least: 1e-9 * trainer.variance,
+            n_functions: view.len(),
+            triangles,
         }
     }
-    let trace: f64 = covariance.iter().step_by(n + 1).sum();
-    let jitter = 1e-10 * trace / n as f64;
-    for (i, factor) in noise_factors.iter().enumerate() {
-        covariance[i * n + i] += variances[grams.len()] * factor + jitter;
+
+    /// Moves the variances, the noise's last, towards the most likely ones. The factors are those of all
+    /// architectures.
+    fn learn(
+        &self,
+        variances: &mut [f64],
+        noise_factors: &[f64],
+        n_steps: usize,
+    ) -> Result<(), FitError> {
+        let n = self.few.len();
+        let n_pairs = n * (n + 1) / 2;
+        let factors: Vec<f64> = self.few.iter().map(|&i| noise_factors[i]).collect();
+        let triangles = Matrix::new(&self.triangles, self.n_functions, n_pairs);
+        for _ in 0..n_steps {
+            let weights = Matrix::new(&variances[..self.n_functions], 1, self.n_functions);
+            let sums = product(weights, triangles);
+            let mut covariance = vec![0.0; n * n];
+            let mut rest = &sums[..];
+            for (i, row) in covariance.chunks_exact_mut(n).enumerate() {
+                row[..=i].copy_from_slice(&rest[..=i]);
+                rest = &rest[i + 1..];
+            }
+            let inverse = Inverse::new(covariance, variances[self.n_functions], &factors)?;
+            let (_, alphas) = inverse.apply(&self.millis);
+            // Of each function αᵀ K α, the data's side, and the trace of (precision K), the model's.
+            let mut sides = Vec::with_capacity(2 * n_pairs);
+            for i in 0..n {
+                for j in 0..=i {
+                    let times = if i == j { 1.0 } else { 2.0 };
+                    sides.push(times * alphas[i] * alphas[j]);
+                }
+            }
+            for i in 0..n {
+                for j in 0..=i {
+                    let times = if i == j { 1.0 } else { 2.0 };
+                    sides.push(times * inverse.centred(i, j));
+                }
+            }
+            let sides = product(triangles, Matrix::new(&sides, 2, n_pairs).transposed());
+            let update = |variance: &mut f64, data: f64, model: f64| {
+                let ratio = (data / model.max(f64::MIN_POSITIVE)).clamp(1e-4, 1e4);
+                *variance = (*variance * ratio.sqrt()).max(self.least);
+            };
+            for (side, variance) in sides.chunks_exact(2).zip(&mut *variances) {
+                update(variance, side[0], side[1]);
+            }
+            let (mut data, mut model) = (0.0, 0.0);
+            for i in 0..n {
+                data += factors[i] * alphas[i] * alphas[i];
+                model += factors[i] * inverse.centred(i, i);
+            }
+            update(&mut variances[self.n_functions], data, model);
+        }
+        Ok(())
     }
-    let precision = Cholesky::new(covariance, n)
-        .ok_or(FitError::Singular)?
-        .inverse();
-    let sums: Vec<f64> = precision
-        .chunks_exact(n)
-        .map(|row| row.iter().sum())
-        .collect();
-    let total = sums.iter().sum();
-    Ok((precision, sums, total))
+}
+
+/// The inverse of a covariance, and what it takes to allow for a mean that is not known.
+struct Inverse {
+    precision: Vec<f64>,
+    /// The sums of its rows, and of all.
+    sums: Vec<f64>,
+    total: f64,
+}
+
+impl Inverse {
+    /// Of a covariance of which the lower triangle is there, and noise.
+    fn new(mut covariance: Vec<f64>, noise: f64, factors: &[f64]) -> Result<Self, FitError> {
+        let n = factors.len();
+        let trace: f64 = covariance.iter().step_by(n + 1).sum();
+        let jitter = 1e-10 * trace / n as f64;
+        for (i, factor) in factors.iter().enumerate() {
+            covariance[i * n + i] += noise * factor + jitter;
+        }
+        let precision = Cholesky::new(covariance, n)
+            .ok_or(FitError::Singular)?
+            .inverse();
+        let sums: Vec<f64> = precision
+            .chunks_exact(n)
+            .map(|row| row.iter().sum())
+            .collect();
+        let total = sums.iter().sum();
+        Ok(Self {
+            precision,
+            sums,
+            total,
+        })
+    }
+
+    /// The mean of what was measured, and the coefficients of the rest.
+    fn apply(&self, millis: &[f64]) -> (f64, Vec<f64>) {
+        let n = millis.len();
+        let mean = dot(&self.sums, millis) / self.total;
+        let centred: Vec<f64> = millis.iter().map(|y| y - mean).collect();
+        let precision = Matrix::new(&self.precision, n, n);
+        (mean, product(precision, Matrix::new(&centred, n, 1)))
+    }
+
+    /// An element of the precision, the mean taken out.
+    fn centred(&self, i: usize, j: usize) -> f64 {
+        self.precision[i * self.sums.len() + j] - self.sums[i] * self.sums[j] / self.total
+    }
 }
 
 #[cfg(test)]

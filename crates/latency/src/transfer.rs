@@ -9,8 +9,15 @@
 //! The process also tells which architectures are worth timing before any is: [`Transfer::choose`] takes, one
 //! after the other, the one whose measurement takes most off the doubt about the whole pool. Random ones tell less.
 
+use std::sync::Arc;
+
+use space::Topology;
+
 use crate::linalg::{Cholesky, Matrix, dot, product};
-use crate::model::{FitError, LatencyModel, LeftOut, check_data, positive};
+use crate::model::{
+    FitError, LatencyModel, LeftOut, State, StateError, StateTensor, check_data, positive,
+};
+use crate::structured::Structured;
 
 /// The prior variances of the slope along the sources' mean, along each source, and along the code, and that of
 /// the noise.
@@ -19,9 +26,12 @@ const EACH: f64 = 0.3;
 const CODE: f64 = 0.01;
 const NOISE: f64 = 0.05;
 
+/// The fewest measurements that make a model.
+const MIN_ARCHITECTURES: usize = 3;
+
 /// Models of devices that were measured well, over a pool of architectures.
 pub struct Transfer {
-    sources: Vec<Box<dyn LatencyModel>>,
+    sources: Arc<Vec<Structured>>,
     /// The mean and the standard deviation of each source over the pool.
     scales: Vec<(f64, f64)>,
     code_means: Vec<f64>,
@@ -38,7 +48,7 @@ impl Transfer {
     ///
     /// # Panics
     /// If the codes do not have the length that the sources know.
-    pub fn new(sources: Vec<Box<dyn LatencyModel>>, pool: &[Vec<f32>]) -> Result<Self, FitError> {
+    pub fn new(sources: Arc<Vec<Structured>>, pool: &[Vec<f32>]) -> Result<Self, FitError> {
         if sources.is_empty() {
             return Err(FitError::Setting {
                 name: "the number of source devices",
@@ -53,7 +63,7 @@ impl Transfer {
             });
         }
         let n = pool.len() as f64;
-        let scales = sources
+        let scales: Vec<(f64, f64)> = sources
             .iter()
             .map(|source| {
                 let said: Vec<f64> = pool
@@ -81,11 +91,23 @@ impl Transfer {
             code_scale: (square / n).sqrt().max(1e-9),
             pool: vec![],
         };
+        transfer.round();
         transfer.pool = pool
             .iter()
             .flat_map(|code| transfer.features(code))
             .collect();
         Ok(transfer)
+    }
+
+    /// Keeps of the scales what a state holds of them.
+    fn round(&mut self) {
+        let round = |x: &mut f64| *x = f64::from(*x as f32);
+        self.scales.iter_mut().for_each(|(mean, deviation)| {
+            round(mean);
+            round(deviation);
+        });
+        self.code_means.iter_mut().for_each(round);
+        round(&mut self.code_scale);
     }
 
     fn n_features(&self) -> usize {
@@ -147,15 +169,16 @@ impl Transfer {
     /// # Errors
     /// If there are fewer than 3 measurements, or if they cannot be fitted.
     pub fn fit(
-        self,
+        self: &Arc<Self>,
         codes: &[Vec<f32>],
         millis: &[f64],
     ) -> Result<(Transferred, LeftOut), FitError> {
-        check_data(codes, millis, 3)?;
+        check_data(codes, millis, MIN_ARCHITECTURES)?;
         let n = codes.len();
-        let features: Vec<f64> = codes.iter().flat_map(|code| self.features(code)).collect();
-        let rows = Matrix::new(&features, n, self.n_features());
-        let mut covariance = product(rows, rows.transposed());
+        let millis: Vec<f64> = millis.iter().map(|&y| f64::from(y as f32)).collect();
+        let rows: Vec<f64> = codes.iter().flat_map(|code| self.features(code)).collect();
+        let matrix = Matrix::new(&rows, n, self.n_features());
+        let mut covariance = product(matrix, matrix.transposed());
         covariance
             .iter_mut()
             .step_by(n + 1)
@@ -168,36 +191,145 @@ impl Transfer {
             .map(|row| row.iter().sum())
             .collect();
         let total: f64 = sums.iter().sum();
-        let mean = dot(&sums, millis) / total;
+        let mean = dot(&sums, &millis) / total;
         let centred: Vec<f64> = millis.iter().map(|y| y - mean).collect();
         let alphas = product(Matrix::new(&precision, n, n), Matrix::new(&centred, n, 1));
+        let variance = (dot(&centred, &alphas) / (n as f64 - 1.0)).max(f64::MIN_POSITIVE);
         let floor = millis.iter().copied().fold(f64::INFINITY, f64::min) / 2.0;
-        let left_out = (0..n).map(|i| {
-            let precision = precision[i * n + i] - sums[i] * sums[i] / total;
-            positive(millis[i] - alphas[i] / precision, floor).0
-        });
-        let left_out = LeftOut {
-            predicted: left_out.collect(),
-            spread: vec![1.0; n],
-        };
-        let slopes = product(Matrix::new(&alphas, 1, n), rows);
+        let (predicted, spread) = (0..n)
+            .map(|i| {
+                let precision = precision[i * n + i] - sums[i] * sums[i] / total;
+                let predicted = positive(millis[i] - alphas[i] / precision, floor).0;
+                (predicted, relative(variance / precision, predicted))
+            })
+            .unzip();
+        let slopes = product(Matrix::new(&alphas, 1, n), matrix);
         let model = Transferred {
-            transfer: self,
+            transfer: self.clone(),
+            codes: codes.to_vec(),
+            millis,
             mean,
             slopes,
+            variance,
+            rows,
+            precision,
+            sums,
+            total,
             floor,
         };
-        Ok((model, left_out))
+        Ok((model, LeftOut { predicted, spread }))
     }
+}
+
+/// A variance as a relative error of a prediction.
+fn relative(variance: f64, predicted: f64) -> f64 {
+    (variance.max(0.0).sqrt() / predicted).max(1e-6)
 }
 
 /// The model of a new device.
 pub struct Transferred {
-    transfer: Transfer,
+    transfer: Arc<Transfer>,
+    codes: Vec<Vec<f32>>,
+    millis: Vec<f64>,
     mean: f64,
     /// Of each feature.
     slopes: Vec<f64>,
+    /// What a prior variance of 1 stands for, in square milliseconds.
+    variance: f64,
+    /// The features of what was timed, `n d`.
+    rows: Vec<f64>,
+    /// The inverse covariance of what was timed, the sums of its rows and of all.
+    precision: Vec<f64>,
+    sums: Vec<f64>,
+    total: f64,
     floor: f64,
+}
+
+impl Transferred {
+    /// The numbers of the model: the state of each source under `source_0/…`, the `scales` of the sources, the
+    /// `code_means` and `code_scale` of the pool, the `codes` that were timed and what they took, `millis`.
+    pub fn state(&self) -> State {
+        let transfer = &self.transfer;
+        let mut state = State::new();
+        for (index, source) in transfer.sources.iter().enumerate() {
+            let tensors = source.state().into_iter();
+            state.extend(tensors.map(|(name, tensor)| (format!("source_{index}/{name}"), tensor)));
+        }
+        let numbers = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+        let scales = transfer.scales.iter();
+        let scales = scales.flat_map(|&(mean, deviation)| [mean as f32, deviation as f32]);
+        let (n, code_len) = (self.codes.len(), self.code_len());
+        state.extend(
+            [
+                (
+                    "scales",
+                    StateTensor::new(vec![transfer.sources.len(), 2], scales.collect()),
+                ),
+                (
+                    "code_means",
+                    StateTensor::vector(numbers(&transfer.code_means)),
+                ),
+                (
+                    "code_scale",
+                    StateTensor::scalar(transfer.code_scale as f32),
+                ),
+                (
+                    "codes",
+                    StateTensor::new(vec![n, code_len], self.codes.concat()),
+                ),
+                ("millis", StateTensor::vector(numbers(&self.millis))),
+            ]
+            .map(|(name, tensor)| (name.to_owned(), tensor)),
+        );
+        state
+    }
+
+    /// The model of a state, for codes of the space that it was fitted in.
+    ///
+    /// # Errors
+    /// If a tensor is missing, does not fit the others or the space, or holds a number that is not finite or not positive
+    /// where it must be.
+    pub fn from_state(topology: &Topology, state: &State) -> Result<Self, StateError> {
+        let find = |name: &str, axes: &[Option<usize>]| {
+            StateTensor::find(state, name)?.expect_axes(name, axes)
+        };
+        let n_sources = StateTensor::find(state, "scales")?
+            .shape
+            .first()
+            .copied()
+            .unwrap_or(0);
+        let sources = (0..n_sources)
+            .map(|index| {
+                let prefix = format!("source_{index}/");
+                let tensors = state.iter().filter_map(|(name, tensor)| {
+                    Some((name.strip_prefix(&prefix)?.to_owned(), tensor.clone()))
+                });
+                Structured::from_state(topology, &tensors.collect())
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let code_len = topology.code_len();
+        let scales = find("scales", &[None, Some(2)])?.chunks_exact(2);
+        let code_means = find("code_means", &[Some(code_len)])?.iter();
+        let code_scale = StateTensor::find_scalar(state, "code_scale")?;
+        let codes = find("codes", &[None, Some(code_len)])?;
+        let codes: Vec<Vec<f32>> = codes.chunks_exact(code_len).map(<[f32]>::to_vec).collect();
+        let millis = find("millis", &[Some(codes.len())])?.iter();
+        let millis: Vec<f64> = millis.map(|&y| f64::from(y)).collect();
+        let transfer = Transfer {
+            sources: Arc::new(sources),
+            scales: scales
+                .map(|pair| (f64::from(pair[0]), f64::from(pair[1])))
+                .collect(),
+            code_means: code_means.map(|&mean| f64::from(mean)).collect(),
+            code_scale: f64::from(code_scale),
+            pool: vec![],
+        };
+        let fitted = Arc::new(transfer).fit(&codes, &millis);
+        let (model, _) = fitted.map_err(|error| StateError::Unfit {
+            reason: error.to_string(),
+        })?;
+        Ok(model)
+    }
 }
 
 impl LatencyModel for Transferred {
@@ -213,24 +345,44 @@ impl LatencyModel for Transferred {
     fn gradient(&self, code: &[f32]) -> (f64, Vec<f32>) {
         let transfer = &self.transfer;
         let n = transfer.sources.len();
-        let millis = self.mean + dot(&self.slopes, &transfer.features(code));
-        let (millis, slope) = positive(millis, self.floor);
-        let scale = slope * CODE.sqrt() / transfer.code_scale;
-        let mut grad_code: Vec<f32> = self.slopes[1 + n..]
-            .iter()
-            .map(|s| (scale * s) as f32)
-            .collect();
-        let along_mean = MEAN.sqrt() * self.slopes[0] / n as f64;
+        let mut millis = self.mean;
+        let mut grad_code: Vec<f64> = vec![0.0; code.len()];
         for (index, source) in transfer.sources.iter().enumerate() {
+            let along_mean = MEAN.sqrt() * self.slopes[0] / n as f64;
             let along_each = (EACH / n as f64).sqrt() * self.slopes[1 + index];
-            let factor = slope * (along_mean + along_each) / transfer.scales[index].1;
-            let (_, grad) = source.gradient(code);
-            grad_code
-                .iter_mut()
-                .zip(&grad)
-                .for_each(|(sum, g)| *sum += factor as f32 * g);
+            let (mean, deviation) = transfer.scales[index];
+            let factor = (along_mean + along_each) / deviation;
+            let (said, grad) = source.gradient(code);
+            millis += factor * (said - mean);
+            let pairs = grad_code.iter_mut().zip(&grad);
+            pairs.for_each(|(sum, &g)| *sum += factor * f64::from(g));
         }
+        let scale = CODE.sqrt() / transfer.code_scale;
+        let of_code = self.slopes[1 + n..].iter().zip(&transfer.code_means);
+        for (((slope, mean), &c), grad) in of_code.zip(code).zip(&mut grad_code) {
+            millis += scale * slope * (f64::from(c) - mean);
+            *grad += scale * slope;
+        }
+        let (millis, slope) = positive(millis, self.floor);
+        let grad_code = grad_code.iter().map(|g| (slope * g) as f32).collect();
         (millis, grad_code)
+    }
+
+    /// The doubt of the process, over the prediction.
+    fn spread(&self, code: &[f32]) -> f64 {
+        let features = self.transfer.features(code);
+        let n = self.millis.len();
+        let rows = Matrix::new(&self.rows, n, features.len());
+        let shared = product(rows, Matrix::new(&features, features.len(), 1));
+        let precision = Matrix::new(&self.precision, n, n);
+        let weights = product(precision, Matrix::new(&shared, n, 1));
+        // The mean latency is not known either.
+        let unknown = 1.0 - dot(&self.sums, &shared);
+        let variance = dot(&features, &features) - dot(&shared, &weights)
+            + unknown * unknown / self.total
+            + NOISE;
+        let millis = self.mean + dot(&self.slopes, &features);
+        relative(self.variance * variance, positive(millis, self.floor).0)
     }
 }
 
@@ -240,40 +392,43 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::ridge::Ridge;
 
-    /// 12 numbers that choose one of four, three times.
+    /// Architectures of NAS-Bench-201.
     fn codes(n: usize) -> Vec<Vec<f32>> {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         (0..n)
             .map(|_| {
-                let mut code = vec![0.0; 12];
-                for slot in 0..3 {
-                    code[4 * slot + rng.random_range(0..4)] = 1.0;
+                let mut code = vec![0.0; 30];
+                for edge in 0..6 {
+                    code[5 * edge + rng.random_range(0..5)] = 1.0;
                 }
                 code
             })
             .collect()
     }
 
-    fn cost(code: &[f32], of_slot: [f64; 3]) -> f64 {
+    fn cost(code: &[f32], of_edges: [f64; 3]) -> f64 {
         let numbers = code.iter().enumerate();
         let cost =
-            |(index, &c): (usize, &f32)| f64::from(c) * of_slot[index / 4] * (index % 4) as f64;
+            |(index, &c): (usize, &f32)| f64::from(c) * of_edges[index / 10] * (index % 5) as f64;
         3.0 + numbers.map(cost).sum::<f64>()
     }
 
     /// Two devices of different tastes; the new one is slower by far, and between them.
-    fn transfer() -> (Transfer, Vec<Vec<f32>>, Vec<f64>) {
-        let codes = codes(200);
-        let source = |of_slot| {
-            let millis: Vec<f64> = codes.iter().map(|code| cost(code, of_slot)).collect();
-            Box::new(Ridge::fit(&codes, &millis, 1e-3).unwrap()) as Box<dyn LatencyModel>
+    fn transfer() -> (Arc<Transfer>, Vec<Vec<f32>>, Vec<f64>) {
+        let codes = codes(100);
+        let source = |of_edges| {
+            let millis: Vec<f64> = codes.iter().map(|code| cost(code, of_edges)).collect();
+            Structured::fit(&Topology::nas_bench_201(), &codes[..40], &millis[..40]).unwrap()
         };
         let sources = vec![source([1.0, 0.2, 0.3]), source([0.3, 1.0, 0.5])];
         let millis = codes.iter().map(|code| 20.0 * cost(code, [0.7, 0.6, 0.4]));
         let millis = millis.collect();
-        (Transfer::new(sources, &codes).unwrap(), codes, millis)
+        (
+            Arc::new(Transfer::new(Arc::new(sources), &codes).unwrap()),
+            codes,
+            millis,
+        )
     }
 
     #[test]
@@ -301,14 +456,18 @@ mod tests {
 
     #[test]
     fn left_out_is_left_out_for_real() {
-        let (whole, codes, millis) = transfer();
-        let (_, left_out) = whole.fit(&codes[..8], &millis[..8]).unwrap();
+        let (transfer, codes, millis) = transfer();
+        let (whole, left_out) = transfer.fit(&codes[..8], &millis[..8]).unwrap();
         for out in 0..8 {
             let (mut codes, mut millis) = (codes[..8].to_vec(), millis[..8].to_vec());
             let code = codes.remove(out);
             millis.remove(out);
-            let (model, _) = transfer().0.fit(&codes, &millis).unwrap();
+            let (model, _) = transfer.fit(&codes, &millis).unwrap();
             let (long, short) = (model.predict_millis(&code), left_out.predicted[out]);
+            assert!((long - short).abs() < 1e-6 * long, "{long} {short}");
+            // In units of each fit's own scale.
+            let long = model.spread(&code) / model.variance.sqrt();
+            let short = left_out.spread[out] / whole.variance.sqrt();
             assert!((long - short).abs() < 1e-6 * long, "{long} {short}");
         }
     }
@@ -317,22 +476,60 @@ mod tests {
     fn the_gradient_is_that_of_finite_differences() {
         let (transfer, codes, millis) = transfer();
         let (model, _) = transfer.fit(&codes[..10], &millis[..10]).unwrap();
-        let (value, grad) = model.gradient(&codes[50]);
-        assert_eq!(value, model.predict_millis(&codes[50]));
-        for index in 0..12 {
-            let [low, high] = [-0.125, 0.125].map(|step| {
-                let mut code = codes[50].clone();
-                code[index] += step;
+        let code: Vec<f32> = codes[50].iter().map(|c| 0.2 + 0.5 * c).collect();
+        let (value, grad) = model.gradient(&code);
+        let again = model.predict_millis(&code);
+        assert!((value - again).abs() < 1e-9 * value);
+        for index in 0..30 {
+            let [low, high] = [-1.0, 1.0].map(|sign| {
+                let mut code = code.clone();
+                code[index] += sign / 128.0;
                 model.predict_millis(&code)
             });
-            let slope = (high - low) / 0.25;
-            assert!((slope - f64::from(grad[index])).abs() < 1e-3 * (1.0 + slope.abs()));
+            let slope = (high - low) * 64.0;
+            let grad = f64::from(grad[index]);
+            assert!(
+                (slope - grad).abs() < 5e-3 * (1.0 + slope.abs()),
+                "{slope} {grad}"
+            );
         }
     }
 
     #[test]
+    fn a_state_makes_the_same_model() {
+        let (transfer, codes, millis) = transfer();
+        let (model, _) = transfer.fit(&codes[..10], &millis[..10]).unwrap();
+        let topology = Topology::nas_bench_201();
+        let again = Transferred::from_state(&topology, &model.state()).unwrap();
+        for code in &codes[..20] {
+            assert_eq!(model.gradient(code), again.gradient(code));
+            assert_eq!(model.spread(code), again.spread(code));
+        }
+        let mut broken = model.state();
+        broken.get_mut("millis").unwrap().values[0] = -1.0;
+        assert_eq!(
+            Transferred::from_state(&topology, &broken)
+                .err()
+                .unwrap()
+                .to_string(),
+            "the numbers make no model: the latency of architecture 0 is -1 ms; it must be positive and finite"
+        );
+        broken.remove("source_1/codes");
+        assert_eq!(
+            Transferred::from_state(&topology, &broken)
+                .err()
+                .unwrap()
+                .to_string(),
+            "the state has no tensor `codes`"
+        );
+    }
+
+    #[test]
     fn what_cannot_be_transferred_is_refused() {
-        let refusal = Transfer::new(vec![], &codes(5)).err().unwrap().to_string();
+        let refusal = Transfer::new(Arc::default(), &codes(5))
+            .err()
+            .unwrap()
+            .to_string();
         assert_eq!(
             refusal,
             "the number of source devices is 0; it must be at least 1"

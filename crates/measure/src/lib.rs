@@ -7,19 +7,22 @@
 //! | `cuda` (feature `cuda`) | the same on a CUDA stream, by events |
 //! | [`machine`] | the machine of the timings, and a fingerprint of what stays the same on it |
 //! | [`gpu`] | the CUDA devices, as the driver tells them |
-//! | [`memory`] | the largest memory that the process has held |
+//! | [`memory`] | the largest memory that the process has held, and what a piece of work needs |
+//! | [`energy`] | what the processor takes up, where the machine tells |
 //!
 //! Nothing here knows a network, a file format or a thread pool: what is timed is a closure.
 
 pub mod anchor;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod energy;
 pub mod gpu;
 pub mod machine;
 pub mod memory;
 pub mod timing;
 
 pub use crate::anchor::{Anchor, Drift};
+pub use crate::energy::EnergyMeter;
 pub use crate::machine::Machine;
 pub use crate::memory::peak_rss_bytes;
 pub use crate::timing::{Protocol, Timing, time};

@@ -24,6 +24,10 @@ pub(crate) enum Command {
         args: StageArgs,
         #[command(flatten)]
         source: Source,
+        /// The folder of a latency model of another device (may be repeated): the model of this one is made from those
+        /// and from the data set, which may be small
+        #[arg(long = "source-model", value_name = "DIR")]
+        source_models: Vec<PathBuf>,
     },
     /// With --config: as run. Otherwise: fit a column of a table of measured costs, and say how well the model predicts
     /// rows that are left out
@@ -32,6 +36,19 @@ pub(crate) enum Command {
     Bench(TableArgs),
     /// Make the model of a new device from those of others and a few architectures, which it chooses
     Transfer(TransferArgs),
+    /// Say which architectures to time on a new device, given models of others: a genotype in JSON per line, for
+    /// profile --architectures
+    Choose {
+        /// The folder of a latency model of another device (may be repeated)
+        #[arg(long = "source-model", value_name = "DIR", required = true)]
+        source_models: Vec<PathBuf>,
+        /// How many architectures, 3 to 400
+        #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(3..=400))]
+        n: u64,
+        /// The seed of the draw of architectures that may be timed
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
 }
 
 #[derive(clap::Args)]
@@ -69,6 +86,9 @@ pub(crate) struct TableArgs {
     /// The model: structured, mlp, ridge, or auto for the best on training rows left out
     #[arg(long, default_value = "auto", value_parser = model)]
     model: Model,
+    /// In a bench: choose most of the rows in rounds, as profile --until-mape does, instead of drawing all
+    #[arg(long)]
+    rounds: bool,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -128,6 +148,7 @@ impl TableArgs {
             seed: self.seed,
             min_value: self.min_value,
             model: self.model,
+            rounds: self.rounds,
         })?;
         print(&result, self.json)
     }
@@ -154,6 +175,9 @@ pub(crate) struct TransferArgs {
     /// The seed of the draw of architectures that may be timed
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// How often to draw, with this seed and the next ones: a result per line
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    draws: u64,
     /// Leave out rows whose target costs less
     #[arg(long, value_name = "X")]
     min_value: Option<f64>,
@@ -174,19 +198,22 @@ pub(crate) struct TransferArgs {
 impl TransferArgs {
     /// Does it, judges it, and prints the result.
     pub(crate) fn answer(&self) -> Result<(), Error> {
-        let result = stage_predictor::transfer(&TransferConfig {
+        let results = stage_predictor::transfer(&TransferConfig {
             data: &self.data,
             topology: &self.space,
             target: &self.target,
             sources: &self.sources,
             n_train: self.train,
             seed: self.seed,
+            n_draws: self.draws,
             min_value: self.min_value,
             pool: self.pool.clone(),
             test: self.test.clone(),
             middle: self.middle,
         })?;
-        print(&result, self.json)
+        results
+            .iter()
+            .try_for_each(|result| print(result, self.json))
     }
 }
 

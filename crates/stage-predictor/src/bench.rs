@@ -3,10 +3,11 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use artifact::CostTable;
-use latency::{Conformal, Figures, LatencyModel, MlpConfig, Ridge, Structured, Transfer};
+use latency::{Conformal, Figures, LatencyModel, MlpConfig, Ridge, Structured, Transfer, sampling};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -34,6 +35,8 @@ pub struct BenchConfig<'a> {
     pub min_value: Option<f64>,
     /// The model, or `auto`.
     pub model: Model,
+    /// Whether only some rows are drawn, and the others chosen in rounds as `profile --until-mape` does.
+    pub rounds: bool,
 }
 
 /// How a source device's latency is brought to a new device, and judged there.
@@ -49,8 +52,10 @@ pub struct TransferConfig<'a> {
     pub sources: &'a [String],
     /// How many architectures are timed on the new device.
     pub n_train: usize,
-    /// The seed of the draw of architectures that may be timed.
+    /// The seed of the draw of architectures that may be timed, and that the sources are fitted on.
     pub seed: u64,
+    /// How often is drawn, with this seed and the next ones; the sources stay the same.
+    pub n_draws: u64,
     /// Rows whose target costs less do not count.
     pub min_value: Option<f64>,
     /// The rows of the file that may be timed and that the sources are fitted on; all if `None`.
@@ -61,16 +66,21 @@ pub struct TransferConfig<'a> {
     pub middle: f64,
 }
 
+/// Rows of the first round and of a later one, and how many are looked at for the latter.
+const FIRST_ROUND: usize = 40;
+const ROUND: usize = 20;
+const ROUND_CANDIDATES: usize = 300;
 /// As many architectures, drawn with the seed, are considered for being timed on the new device.
 const CANDIDATES: usize = 400;
 /// As many rows, drawn with the seed, each source is fitted on.
 const SOURCE_ARCHITECTURES: usize = 300;
 
-/// Fits the sources, chooses architectures, fits what they cost on the new device, and judges on others.
+/// Fits the sources, and then once per draw chooses architectures, fits what they cost on the new device, and judges
+/// on others.
 ///
 /// # Errors
 /// If the table cannot be read or holds too few architectures, or if a fit fails.
-pub fn transfer(config: &TransferConfig<'_>) -> Result<BenchResult, Error> {
+pub fn transfer(config: &TransferConfig<'_>) -> Result<Vec<BenchResult>, Error> {
     let table = CostTable::read_parquet(config.data, config.topology)?;
     let costs = table.costs(config.target)?;
     let counts = |row: usize| {
@@ -89,8 +99,8 @@ pub fn transfer(config: &TransferConfig<'_>) -> Result<BenchResult, Error> {
         rows.sort_unstable();
         rows
     };
-    let mut pool = middle(&config.pool);
-    pool.shuffle(&mut ChaCha8Rng::seed_from_u64(config.seed));
+    let pool = middle(&config.pool);
+    let test = middle(&config.test);
     if config.n_train < 3 || config.n_train > pool.len().min(CANDIDATES) {
         return Err(Error::Train {
             n_train: config.n_train,
@@ -101,62 +111,63 @@ pub fn transfer(config: &TransferConfig<'_>) -> Result<BenchResult, Error> {
         rows.iter().map(|&row| table.codes()[row].clone()).collect()
     };
 
-    let started = Instant::now();
     let mut sources = Vec::new();
     for name in config.sources {
         let costs = table.costs(name)?;
-        let known: Vec<(usize, f64)> = (0..costs.len())
+        let mut known: Vec<(usize, f64)> = (0..costs.len())
             .filter(|row| config.pool.as_ref().is_none_or(|pool| pool.contains(row)))
             .filter_map(|row| Some((row, costs[row]?)))
             .collect();
-        let mut known = known;
         known.shuffle(&mut ChaCha8Rng::seed_from_u64(config.seed));
         known.truncate(SOURCE_ARCHITECTURES);
         let (rows, costs): (Vec<usize>, Vec<f64>) = known.into_iter().unzip();
-        let model = Structured::fit(config.topology, &codes_of(&rows), &costs)?;
-        sources.push(Box::new(model) as Box<dyn LatencyModel>);
+        sources.push(Structured::fit(config.topology, &codes_of(&rows), &costs)?);
     }
-    let candidates = &pool[..pool.len().min(CANDIDATES)];
-    let transfer = Transfer::new(sources, &codes_of(candidates))?;
-    let timed: Vec<usize> = transfer
-        .choose(config.n_train)
-        .into_iter()
-        .map(|index| candidates[index])
-        .collect();
-    let timed_costs: Vec<f64> = timed.iter().map(|&row| cost_of(row)).collect();
-    let (model, left_out) = transfer.fit(&codes_of(&timed), &timed_costs)?;
-    let fit_secs = started.elapsed().as_secs_f64();
+    let sources = Arc::new(sources);
 
-    let test: Vec<usize> = middle(&config.test)
-        .into_iter()
-        .filter(|row| !timed.contains(row))
-        .collect();
-    if test.is_empty() {
-        return Err(Error::Train {
-            n_train: config.n_train,
-            found: pool.len(),
-        });
-    }
-    let measured: Vec<f64> = test.iter().map(|&row| cost_of(row)).collect();
-    let predicted: Vec<f64> = test
-        .iter()
-        .map(|&row| model.predict_millis(&table.codes()[row]))
-        .collect();
-    let conformal = Conformal::fit(&left_out.predicted, &left_out.spread, &timed_costs)?;
-    let pairs = predicted.iter().zip(&measured);
-    let covered = pairs.filter(|&(&predicted, measured)| {
-        let (low, high) = conformal.interval(predicted, 1.0, 0.9);
-        (low..=high).contains(measured)
-    });
-    let coverage = covered.count() as f64 / measured.len() as f64;
-    Ok(BenchResult::new(
-        "transfer",
-        format!("from {}", config.sources.join(", ")),
-        config.n_train,
-        Figures::compute(&predicted, &measured),
-        Some(coverage),
-        fit_secs,
-    ))
+    let seeds = config.seed..config.seed + config.n_draws;
+    let draw = |seed| {
+        let started = Instant::now();
+        let mut candidates = pool.clone();
+        candidates.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        candidates.truncate(CANDIDATES);
+        let transfer = Transfer::new(sources.clone(), &codes_of(&candidates))?;
+        let chosen = transfer.choose(config.n_train).into_iter();
+        let timed: Vec<usize> = chosen.map(|index| candidates[index]).collect();
+        let timed_costs: Vec<f64> = timed.iter().map(|&row| cost_of(row)).collect();
+        let (model, left_out) = Arc::new(transfer).fit(&codes_of(&timed), &timed_costs)?;
+        let fit_secs = started.elapsed().as_secs_f64();
+
+        let test: Vec<usize> = test
+            .iter()
+            .copied()
+            .filter(|row| !timed.contains(row))
+            .collect();
+        if test.is_empty() {
+            return Err(Error::Train {
+                n_train: config.n_train,
+                found: pool.len(),
+            });
+        }
+        let measured: Vec<f64> = test.iter().map(|&row| cost_of(row)).collect();
+        let codes = codes_of(&test);
+        let predicted: Vec<f64> = codes.iter().map(|c| model.predict_millis(c)).collect();
+        let conformal = Conformal::fit(&left_out.predicted, &left_out.spread, &timed_costs)?;
+        let coverage = candidates::coverage_90(&model, &conformal, &codes, &measured);
+        let result = BenchResult::new(
+            "transfer",
+            format!("from {}", config.sources.join(", ")),
+            config.n_train,
+            Figures::compute(&predicted, &measured),
+            Some(coverage),
+            fit_secs,
+        );
+        Ok(BenchResult {
+            gradient_millis: Some(gradient_millis(&model, &codes)),
+            ..result
+        })
+    };
+    seeds.map(draw).collect()
 }
 
 /// How a model does on architectures that it was not fitted on. Ratios, from 0 to 1.
@@ -276,7 +287,11 @@ pub fn bench(config: &BenchConfig<'_>) -> Result<BenchResult, Error> {
             found: rows.codes.len(),
         });
     }
-    let (train, test) = rows.draw(n_train, config.seed);
+    let (train, test) = if config.rounds {
+        rows.choose(n_train, config)?
+    } else {
+        rows.draw(n_train, config.seed)
+    };
     let (candidates, chosen, reason) = fit_on(config, &train)?;
     let chosen = &candidates[chosen];
     let predicted: Vec<f64> = test
@@ -284,9 +299,9 @@ pub fn bench(config: &BenchConfig<'_>) -> Result<BenchResult, Error> {
         .iter()
         .map(|code| chosen.model.predict_millis(code))
         .collect();
-    let coverage = chosen
-        .conformal(&train.costs)
-        .map(|conformal| chosen.coverage_90(&conformal, &test.codes, &test.costs));
+    let coverage = chosen.conformal(&train.costs).map(|conformal| {
+        candidates::coverage_90(chosen.model.as_ref(), &conformal, &test.codes, &test.costs)
+    });
     let result = BenchResult::new(
         chosen.kind.name(),
         reason,
@@ -351,6 +366,7 @@ fn fit_on(
         ..MlpConfig::default()
     };
     let candidates = candidates::fit_all(
+        config.model,
         config.topology,
         &mlp,
         &Ridge::L2_GRID,
@@ -387,12 +403,42 @@ impl Rows {
 
     /// `n` rows drawn with the seed, and the others.
     fn draw(&self, n: usize, seed: u64) -> (Self, Self) {
+        let order = self.shuffled(seed);
+        (self.part(&order[..n]), self.part(&order[n..]))
+    }
+
+    fn shuffled(&self, seed: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.codes.len()).collect();
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-        let part = |indices: &[usize]| Self {
+        order
+    }
+
+    fn part(&self, indices: &[usize]) -> Self {
+        Self {
             codes: indices.iter().map(|&i| self.codes[i].clone()).collect(),
             costs: indices.iter().map(|&i| self.costs[i]).collect(),
-        };
-        (part(&order[..n]), part(&order[n..]))
+        }
+    }
+
+    /// `n` rows, chosen in rounds: the first drawn with the seed, later ones half drawn, half those of which the
+    /// structured model of the rows before is least sure; and the others.
+    fn choose(&self, n: usize, config: &BenchConfig<'_>) -> Result<(Self, Self), Error> {
+        let mut rest = self.shuffled(config.seed);
+        let mut chosen: Vec<usize> = rest.drain(..n.min(FIRST_ROUND)).collect();
+        while chosen.len() < n {
+            let Self { codes, costs } = self.part(&chosen);
+            let model = Structured::fit(config.topology, &codes, &costs)?;
+            let n_drawn = (ROUND / 2).min(n - chosen.len());
+            chosen.extend(rest.drain(..n_drawn));
+            let candidates = &rest[..rest.len().min(ROUND_CANDIDATES)];
+            let codes = self.part(candidates).codes;
+            let n_doubtful = (ROUND / 2).min(n - chosen.len());
+            let mut doubtful = sampling::most_doubtful(&model, &codes, n_doubtful);
+            doubtful.sort_unstable();
+            for place in doubtful.into_iter().rev() {
+                chosen.push(rest.remove(place));
+            }
+        }
+        Ok((self.part(&chosen), self.part(&rest)))
     }
 }

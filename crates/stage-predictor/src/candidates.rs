@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
+use artifact::{FloatTensor, FloatTensors};
 use latency::{
-    Conformal, FitError, LatencyModel, LeftOut, Mlp, MlpConfig, Ridge, State, Structured, mape,
+    Conformal, FitError, LatencyModel, LeftOut, Mlp, MlpConfig, Ridge, State, StateTensor,
+    Structured, mape,
 };
 use space::Topology;
 
@@ -43,30 +45,30 @@ impl Candidate {
     pub(crate) fn conformal(&self, millis: &[f64]) -> Option<Conformal> {
         Conformal::fit(&self.left_out.predicted, &self.left_out.spread, millis).ok()
     }
-
-    /// The share of architectures, given their codes, that lie in their 90 % intervals.
-    pub(crate) fn coverage_90(
-        &self,
-        conformal: &Conformal,
-        codes: &[Vec<f32>],
-        measured: &[f64],
-    ) -> f64 {
-        let n_covered = codes
-            .iter()
-            .zip(measured)
-            .filter(|(code, measured)| {
-                let (predicted, spread) =
-                    (self.model.predict_millis(code), self.model.spread(code));
-                let (low, high) = conformal.interval(predicted, spread, 0.9);
-                (low..=high).contains(*measured)
-            })
-            .count();
-        n_covered as f64 / measured.len() as f64
-    }
 }
 
-/// Fits the structured model, the regressor and the additive ridge, in this order.
+/// The share of architectures, given their codes, that lie in their 90 % intervals.
+pub(crate) fn coverage_90(
+    model: &dyn LatencyModel,
+    conformal: &Conformal,
+    codes: &[Vec<f32>],
+    measured: &[f64],
+) -> f64 {
+    let n_covered = codes
+        .iter()
+        .zip(measured)
+        .filter(|(code, measured)| {
+            let (predicted, spread) = (model.predict_millis(code), model.spread(code));
+            let (low, high) = conformal.interval(predicted, spread, 0.9);
+            (low..=high).contains(*measured)
+        })
+        .count();
+    n_covered as f64 / measured.len() as f64
+}
+
+/// Fits the structured model, the regressor and the additive ridge, in this order, or the only one that is asked for.
 pub(crate) fn fit_all(
+    asked: Model,
     topology: &Topology,
     mlp: &MlpConfig,
     l2: &[f64],
@@ -74,28 +76,54 @@ pub(crate) fn fit_all(
     millis: &[f64],
     mut fitted: impl FnMut(),
 ) -> Result<Vec<Candidate>, FitError> {
-    let mut candidates = vec![Candidate::fit(
-        Model::Structured,
-        millis,
-        || Structured::fit_left_out(topology, codes, millis),
-        Structured::state,
-    )?];
-    fitted();
-    candidates.push(Candidate::fit(
-        Model::Mlp,
-        millis,
-        || Mlp::fit_left_out(mlp, &topology.cost_classes(), codes, millis),
-        Mlp::state,
-    )?);
-    fitted();
-    candidates.push(Candidate::fit(
-        Model::Ridge,
-        millis,
-        || Ridge::fit_left_out(codes, millis, l2),
-        Ridge::state,
-    )?);
-    fitted();
+    let mut candidates = Vec::new();
+    for kind in [Model::Structured, Model::Mlp, Model::Ridge] {
+        if asked != Model::Auto && asked != kind {
+            continue;
+        }
+        candidates.push(match kind {
+            Model::Structured => Candidate::fit(
+                kind,
+                millis,
+                || Structured::fit_left_out(topology, codes, millis),
+                Structured::state,
+            )?,
+            Model::Mlp => Candidate::fit(
+                kind,
+                millis,
+                || Mlp::fit_left_out(mlp, &topology.cost_classes(), codes, millis),
+                Mlp::state,
+            )?,
+            Model::Ridge | Model::Auto => Candidate::fit(
+                kind,
+                millis,
+                || Ridge::fit_left_out(codes, millis, l2),
+                Ridge::state,
+            )?,
+        });
+        fitted();
+    }
     Ok(candidates)
+}
+
+/// The tensors of a model under names such as `mlp/…`.
+pub(crate) fn named(model: &str, state: State) -> impl Iterator<Item = (String, FloatTensor)> {
+    state.into_iter().map(move |(name, tensor)| {
+        (
+            format!("{model}/{name}"),
+            FloatTensor::new(tensor.shape, tensor.values),
+        )
+    })
+}
+
+/// The state of a model, from tensors under such names.
+pub(crate) fn state_of(tensors: &FloatTensors, model: &str) -> State {
+    let tensors = tensors.iter().filter_map(|(name, tensor)| {
+        let name = name.strip_prefix(model)?.strip_prefix('/')?;
+        let tensor = StateTensor::new(tensor.shape.clone(), tensor.values.clone());
+        Some((name.to_owned(), tensor))
+    });
+    tensors.collect()
 }
 
 /// The candidate with the smallest error on architectures left out, or the one that was asked for; and why.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use artifact::Metric;
 use latency::MlpConfig;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,9 @@ pub struct Config {
     pub seed: u64,
     /// The ratio of architectures that are held out for validation.
     pub held_out: f64,
+    /// What is modelled: `latency`, `peak-memory` or `energy`, if the data set holds it.
+    #[serde(default, skip_serializing_if = "Metric::is_default")]
+    pub metric: Metric,
     /// The model that the search will use; the others are its controls.
     pub model: Model,
     /// The multi-layer regressor.

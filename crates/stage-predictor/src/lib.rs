@@ -13,15 +13,16 @@ mod candidates;
 mod config;
 mod split;
 mod table;
+mod transfer;
 
 use std::path::Path;
 
 use artifact::stage::{ExitCode, RunContext, StageError};
 use artifact::{
-    Digest, FiguresRecord, FloatTensor, HeldOut, LatencyDataset, LatencyModelArtifact,
-    LatencySample, ModelCard, Validation,
+    Digest, FiguresRecord, HeldOut, LatencyDataset, LatencyModelArtifact, LatencySample, Metric,
+    ModelCard, Validation,
 };
-use latency::{Figures, FitError, State, noise_floor_mape};
+use latency::{Figures, FitError, noise_floor_mape};
 use space::{Genotype, SearchSpace, Topology};
 
 pub use crate::bench::{BenchConfig, BenchResult, TransferConfig, bench, fit, transfer};
@@ -29,6 +30,7 @@ use crate::candidates::Candidate;
 pub use crate::config::{Config, MlpSettings, Model, RidgeSettings};
 use crate::split::{Split, split};
 use crate::table::Table;
+pub use crate::transfer::{SourceModels, choose, run_transfer};
 
 /// The fewest undisturbed architectures that the stage makes a model of.
 pub const MIN_ARCHITECTURES: usize = 20;
@@ -69,6 +71,35 @@ impl Inputs {
     }
 }
 
+impl Inputs {
+    /// The undisturbed architectures with what they cost, and how many are left out.
+    fn undisturbed(
+        self,
+        metric: Metric,
+        needed: usize,
+    ) -> Result<(Vec<(LatencySample, f64)>, usize), Error> {
+        let n_all = self.dataset.samples.len();
+        let samples = self.dataset.samples.into_iter();
+        let samples: Vec<LatencySample> = samples.filter(|sample| !sample.disturbed).collect();
+        let n_disturbed = n_all - samples.len();
+        let samples = samples.into_iter();
+        let samples: Vec<(LatencySample, f64)> = samples
+            .filter_map(|sample| metric.of(&sample).map(|cost| (sample, cost)))
+            .collect();
+        if samples.is_empty() && n_all > n_disturbed {
+            return Err(Error::NotMeasured { metric });
+        }
+        if samples.len() < needed {
+            return Err(Error::TooFew {
+                found: samples.len(),
+                n_disturbed,
+                needed,
+            });
+        }
+        Ok((samples, n_disturbed))
+    }
+}
+
 /// Fits all models, chooses one, and judges them.
 ///
 /// # Errors
@@ -80,23 +111,10 @@ pub fn run(
     context: &RunContext,
 ) -> Result<LatencyModelArtifact, Error> {
     config.check()?;
-    let LatencyDataset {
-        settings, samples, ..
-    } = inputs.dataset;
-    let n_all = samples.len();
-    let samples: Vec<LatencySample> = samples
-        .into_iter()
-        .filter(|sample| !sample.disturbed)
-        .collect();
-    let n_disturbed = n_all - samples.len();
-    if samples.len() < MIN_ARCHITECTURES {
-        return Err(Error::TooFew {
-            found: samples.len(),
-            n_disturbed,
-        });
-    }
+    let settings = inputs.dataset.settings.clone();
+    let (samples, n_disturbed) = inputs.undisturbed(config.metric, MIN_ARCHITECTURES)?;
 
-    let genotypes: Vec<&Genotype> = samples.iter().map(|sample| &sample.genotype).collect();
+    let genotypes: Vec<&Genotype> = samples.iter().map(|(s, _)| &s.genotype).collect();
     let Split { train, held_out } = split(&genotypes, config.held_out, config.seed);
     if train.is_empty() {
         return Err(Error::NothingToFit {
@@ -107,7 +125,7 @@ pub fn run(
     let part = |indices: &[usize]| -> (Vec<Vec<f32>>, Vec<f64>) {
         let samples = indices.iter().map(|&index| &samples[index]);
         samples
-            .map(|sample| (space.encode(&sample.genotype), sample.median_millis))
+            .map(|(sample, cost)| (space.encode(&sample.genotype), *cost))
             .unzip()
     };
     let (train_codes, train_millis) = part(&train);
@@ -115,6 +133,7 @@ pub fn run(
 
     let bar = context.progress.bar("fitting models", 3);
     let candidates = candidates::fit_all(
+        Model::Auto,
         &Topology::darts(),
         &config.mlp(),
         &config.ridge.l2,
@@ -139,17 +158,14 @@ pub fn run(
                 .collect(),
         })
         .collect();
-    let pairs: Vec<(f64, f64)> = samples
-        .iter()
-        .filter_map(|sample| Some((sample.median_millis, sample.repeat_median_millis?)))
-        .collect();
+    let pairs = timed_twice(config.metric, &samples);
     let validation = Validation {
         models: judged
             .iter()
             .map(|judged| {
                 let coverage = judged.candidate.conformal(&train_millis).map(|conformal| {
-                    let candidate = judged.candidate;
-                    candidate.coverage_90(&conformal, &held_out_codes, &measured)
+                    let model = judged.candidate.model.as_ref();
+                    candidates::coverage_90(model, &conformal, &held_out_codes, &measured)
                 });
                 let figures = FiguresRecord {
                     left_out_mape: Some(judged.candidate.left_out_mape),
@@ -178,6 +194,7 @@ pub fn run(
     };
     let card = ModelCard {
         settings,
+        metric: config.metric,
         chosen: chosen.kind.name().to_owned(),
         reason,
         reference_millis: median(&train_millis),
@@ -194,13 +211,23 @@ pub fn run(
 
     let tensors = candidates
         .into_iter()
-        .flat_map(|candidate| named(candidate.kind, candidate.state))
+        .flat_map(|candidate| candidates::named(candidate.kind.name(), candidate.state))
         .collect();
     Ok(LatencyModelArtifact {
         card,
         tensors,
         validation,
     })
+}
+
+/// What architectures cost that were measured twice: of other metrics than latency, none.
+fn timed_twice(metric: Metric, samples: &[(LatencySample, f64)]) -> Vec<(f64, f64)> {
+    if metric != Metric::Latency {
+        return Vec::new();
+    }
+    let pairs = samples.iter();
+    let pairs = pairs.filter_map(|(sample, cost)| Some((*cost, sample.repeat_median_millis?)));
+    pairs.collect()
 }
 
 /// What a candidate says of the architectures held out.
@@ -214,16 +241,6 @@ impl Judged<'_> {
     fn name(&self) -> String {
         self.candidate.kind.name().to_owned()
     }
-}
-
-/// The tensors of a model under names such as `mlp/…`.
-fn named(model: Model, state: State) -> impl Iterator<Item = (String, FloatTensor)> {
-    state.into_iter().map(move |(name, tensor)| {
-        (
-            format!("{model}/{name}"),
-            FloatTensor::new(tensor.shape, tensor.values),
-        )
-    })
 }
 
 fn record(figures: Figures) -> FiguresRecord {
@@ -283,7 +300,7 @@ pub enum Error {
     /// The data set is too small.
     #[error(
         "the data set holds {found} undisturbed architectures ({n_disturbed} disturbed ones left out), \
-         a latency model needs at least {MIN_ARCHITECTURES}: profile more (n_architectures in \
+         a latency model needs at least {needed}: profile more (n_architectures in \
          profile.toml), on a quieter machine if many were disturbed"
     )]
     TooFew {
@@ -291,6 +308,8 @@ pub enum Error {
         found: usize,
         /// Disturbed ones.
         n_disturbed: usize,
+        /// How many it takes.
+        needed: usize,
     },
     /// A table does not hold the rows that were asked for.
     #[error(
@@ -302,6 +321,22 @@ pub enum Error {
         n_train: usize,
         /// Rows with a cost.
         found: usize,
+    },
+    /// The data set does not hold what is to be modelled.
+    #[error(
+        "the data set holds no {metric}; profile with metrics = [\"{metric}\"] in profile.toml, or model another metric"
+    )]
+    NotMeasured {
+        /// The metric.
+        metric: Metric,
+    },
+    /// Models of other devices cannot be used together, or with the data set.
+    #[error("the latency model in {path} {reason}")]
+    Source {
+        /// The artifact's folder.
+        path: String,
+        /// What is wrong with it, in words.
+        reason: String,
     },
     /// A model could not be fitted.
     #[error("cannot fit a latency model")]
@@ -315,7 +350,7 @@ impl StageError for Error {
             Self::HeldOut { .. } | Self::NothingToFit { .. } | Self::Train { .. } => {
                 ExitCode::Usage
             }
-            Self::TooFew { .. } => ExitCode::Input,
+            Self::TooFew { .. } | Self::Source { .. } | Self::NotMeasured { .. } => ExitCode::Input,
             Self::Fit(error) => match error {
                 FitError::Setting { .. } => ExitCode::Usage,
                 FitError::NonFinite { .. } | FitError::Singular => ExitCode::Numbers,

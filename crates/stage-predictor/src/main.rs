@@ -2,36 +2,61 @@
 
 mod args;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use artifact::KeyParts;
 use artifact::stage::{self, StageArgs};
 use clap::Parser;
-use stage_predictor::{Config, Error, Inputs, bench, fit};
+use stage_predictor::{Config, Error, Inputs, SourceModels, bench, fit};
 
 use crate::args::{Cli, Command, Source};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Run { args, source } => stage::main(|| run(&args, source)),
+        Command::Run {
+            args,
+            source,
+            source_models,
+        } => stage::main(|| run(&args, source, &source_models)),
         Command::Fit(args) => match args.as_stage() {
-            Some((args, source)) => stage::main(|| run(&args, source)),
+            Some((args, source)) => stage::main(|| run(&args, source, &[])),
             None => stage::main(|| args.table.answer(fit)),
         },
         Command::Transfer(args) => stage::main(|| args.answer()),
+        Command::Choose {
+            source_models,
+            n,
+            seed,
+        } => stage::main(|| {
+            let sources = SourceModels::open(&source_models)?;
+            for genotype in stage_predictor::choose(sources, n as usize, seed)? {
+                stage::print_line(&artifact::genotype_to_json(&genotype).to_string())?;
+            }
+            Ok::<(), Error>(())
+        }),
         Command::Bench(args) => stage::main(|| args.answer(bench)),
     }
 }
 
-fn run(args: &StageArgs, source: Source) -> Result<(), Error> {
+fn run(args: &StageArgs, source: Source, source_models: &[PathBuf]) -> Result<(), Error> {
     let config: Config = args.load_config()?;
     let inputs = match (source.latency_dataset, source.data) {
         (Some(dir), _) => Inputs::open(&dir)?,
         (_, Some(file)) => Inputs::read_parquet(&file)?,
         (None, None) => unreachable!("clap asks for one of the two"),
     };
-    let key = KeyParts::new(&stage::PREDICTOR, &config)?.input("latency-dataset", inputs.digest);
+    let sources = SourceModels::open(source_models)?;
+    let mut key =
+        KeyParts::new(&stage::PREDICTOR, &config)?.input("latency-dataset", inputs.digest);
+    for (index, digest) in sources.digests().enumerate() {
+        key = key.input(&format!("source-model-{index}"), digest);
+    }
     stage::execute(args, key, serde_json::Value::Null, |context| {
-        stage_predictor::run(&config, inputs, context)
+        if sources.is_empty() {
+            stage_predictor::run(&config, inputs, context)
+        } else {
+            stage_predictor::run_transfer(&config, inputs, sources, context)
+        }
     })
 }

@@ -20,18 +20,28 @@ impl fmt::Display for Table<'_> {
             n_test,
             reference_millis,
             chosen,
+            metric,
             ..
         } = self.card;
         writeln!(
             f,
-            "latency model of {n_train} architectures (median {reference_millis:.3} ms), \
+            "{metric} model of {n_train} architectures (median {reference_millis:.3} {}), \
              judged by {n_test} held out; {} disturbed left out",
+            metric.unit(),
             self.n_disturbed
         )?;
         writeln!(
             f,
             "{:11} {:>9} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8}",
-            "", "MAE ms", "MAPE", "±5 %", "±10 %", "Spearman", "Kendall", "left out", "in 90 %"
+            "",
+            format!("MAE {}", metric.unit()),
+            "MAPE",
+            "±5 %",
+            "±10 %",
+            "Spearman",
+            "Kendall",
+            "left out",
+            "in 90 %"
         )?;
         let percent = |ratio: f64| format!("{:.2} %", 100.0 * ratio);
         for (name, figures) in &self.validation.models {

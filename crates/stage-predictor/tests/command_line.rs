@@ -9,10 +9,10 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Opened, Store, open,
-    stage,
+    Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Metric, Opened, Store,
+    open, stage,
 };
-use latency::{LatencyModel, Mlp, Ridge, State, StateTensor, Structured};
+use latency::{LatencyModel, Mlp, Ridge, State, StateTensor, Structured, Transferred};
 use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
@@ -173,6 +173,8 @@ fn dataset(n: usize) -> LatencyDataset {
                 anchor_ratio: 1.0,
                 disturbed,
                 repeat_median_millis: (index < 12).then(&mut noisy),
+                peak_memory_bytes: None,
+                energy_joules: None,
                 genotype,
             }
         })
@@ -540,6 +542,88 @@ fn a_device_or_store_that_is_not_there_is_named() {
         .failed(2, &[place.path("store").to_str().unwrap(), "--store"]);
 }
 
+#[test]
+fn another_metric_is_modelled_by_its_name() {
+    let mut measured = dataset(60);
+    for sample in &mut measured.samples {
+        // Mebibytes that differ from the milliseconds.
+        let mebibytes = 2.0 * sample.median_millis + 1.0;
+        sample.peak_memory_bytes = Some((mebibytes * f64::from(1 << 20)).round());
+    }
+    let place = Place::with(measured);
+    let latency = place.run(&[]).model().value;
+    let answer = place.run(&["--set", "metric=\"peak-memory\""]);
+    assert!(answer.stderr.contains("MAE MiB"), "{}", answer.stderr);
+    let memory = answer.model().value;
+    assert_eq!(latency.card.metric, Metric::Latency);
+    assert_eq!(memory.card.metric, Metric::PeakMemory);
+    let expected = 2.0 * latency.card.reference_millis + 1.0;
+    assert!((memory.card.reference_millis - expected).abs() < 1e-5);
+    assert!(latency.validation.noise_floor_mape.is_some());
+    assert_eq!(memory.validation.noise_floor_mape, None);
+    place
+        .run(&["--set", "metric=\"energy\""])
+        .failed(3, &["holds no energy", "metrics = [\"energy\"]"]);
+}
+
+#[test]
+fn a_few_timings_and_the_model_of_another_device_make_a_model() {
+    let place = Place::new();
+    let source = place.run(&[]).stdout.trim_end().to_owned();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_predictor"));
+    command.args(["choose", "--source-model", &source, "--n", "8"]);
+    let chosen = answer(&mut command);
+    assert_eq!(chosen.code, 0, "{}", chosen.stderr);
+    let again = answer(&mut command);
+    assert_eq!(again.stdout, chosen.stdout);
+
+    // The new device is three times as slow.
+    let mut timed = dataset(120);
+    let lines = chosen.stdout.lines();
+    let chosen: Vec<Genotype> = lines
+        .map(|line| artifact::genotype_from_json(line).unwrap())
+        .collect();
+    assert_eq!(chosen.len(), 8);
+    timed.samples.truncate(8);
+    let known = source_model(&place.run(&[]).model().value);
+    let space = SearchSpace::darts();
+    for (sample, genotype) in timed.samples.iter_mut().zip(&chosen) {
+        sample.genotype = genotype.clone();
+        sample.median_millis = 3.0 * known.predict_millis(&space.encode(genotype));
+        sample.disturbed = false;
+    }
+    let timed = publish(&place.path("other"), timed);
+    let run = |more: &[&str]| place.run_on("--latency-dataset", &timed, "store", more);
+    run(&[]).failed(3, &["8 undisturbed architectures", "at least 20"]);
+    let asked = ["--source-model", &source];
+    let answer = run(&asked);
+    assert!(answer.stderr.contains("transfer"), "{}", answer.stderr);
+    let model = answer.model().value;
+    assert_eq!(model.card.chosen, "transfer");
+    assert_eq!((model.card.n_train, model.card.n_test), (8, 8));
+    assert!(model.validation.models["transfer"].mape < 0.02);
+    let moved = Transferred::from_state(&Topology::darts(), &state(&model, "transfer/")).unwrap();
+    for sample in &dataset(40).samples {
+        let code = space.encode(&sample.genotype);
+        let expected = 3.0 * known.predict_millis(&code);
+        let said = moved.predict_millis(&code);
+        assert!(
+            (said - expected).abs() < 0.05 * expected,
+            "{said} {expected}"
+        );
+    }
+    run(&["--source-model", timed.to_str().unwrap()]).failed(3, &["latency-dataset"]);
+    let key = run(&["--source-model", &source, "--key-only"]).json();
+    assert!(
+        key["parts"]["inputs"]["source-model-0"].is_string(),
+        "{key}"
+    );
+}
+
+fn source_model(model: &LatencyModelArtifact) -> Structured {
+    Structured::from_state(&Topology::darts(), &state(model, "structured/")).unwrap()
+}
+
 /// A table of 400 architectures of NAS-Bench-201 and three devices, one with gaps.
 fn write_costs(file: &Path) {
     let names = [
@@ -679,6 +763,26 @@ fn a_table_of_costs_is_benched_fitted_and_transferred() {
         (&10.into(), &150.into())
     );
     assert!(moved["spearman"].as_f64().unwrap() > 0.97, "{moved}");
+
+    let draws = [
+        "transfer",
+        "--target",
+        "c_ms",
+        "--sources",
+        "a_ms,b_ms",
+        "--draws",
+        "3",
+    ];
+    let output = predictor(&[&draws[..], &space[..]].concat(), &file);
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(lines.lines().count(), 3, "{lines}");
+    let rounds = ["--target", "c_ms", "--train", "70", "--rounds"];
+    let rounds = with("bench", &rounds);
+    assert_eq!(
+        (&rounds["n_train"], &rounds["n_test"]),
+        (&70.into(), &230.into())
+    );
+    assert!(rounds["mape"].as_f64().unwrap() < 0.03, "{rounds}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the stage is asked.
 
-use artifact::{NetworkRecord, TimingRecord};
+use artifact::{Metric, NetworkRecord, TimingRecord};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -11,7 +11,7 @@ use crate::Error;
 pub struct Config {
     /// The seed of the sampled architectures.
     pub seed: u64,
-    /// Architectures to time, no two of them one graph.
+    /// Architectures to time, no two of them one graph; with `until_mape` at most so many.
     pub n_architectures: usize,
     /// Of these, the first so many are timed a second time after all others: the noise floor.
     pub n_repeated: usize,
@@ -22,6 +22,13 @@ pub struct Config {
     pub max_disturbance: f64,
     /// Whether to time every sampled cell on its own as well.
     pub cells: bool,
+    /// Where given, architectures are chosen in rounds until the latency model's mean relative error on architectures
+    /// left out is no larger than this ratio, or than the noise floor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_mape: Option<f64>,
+    /// What is measured beside latency: `peak-memory`, `energy`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<Metric>,
     /// The frame that the architectures fill.
     pub network: NetworkRecord,
     /// How each timing is made.
@@ -52,6 +59,17 @@ impl Config {
                 "max_disturbance",
                 self.max_disturbance > 0.0 && self.max_disturbance.is_finite(),
                 "a positive ratio, such as 0.05".to_owned(),
+            ),
+            (
+                "metrics",
+                !self.metrics.contains(&Metric::Latency),
+                "what is measured beside latency: peak-memory, energy".to_owned(),
+            ),
+            (
+                "until_mape",
+                self.until_mape
+                    .is_none_or(|ratio| ratio > 0.0 && ratio < 1.0),
+                "a ratio between 0 and 1, such as 0.03".to_owned(),
             ),
             (
                 "timing.batch_size",

@@ -13,21 +13,27 @@
 //! architectures are timed a second time after all others: how far the two differ is the noise floor of
 //! the measurement.
 //!
+//! With `until_mape` in the config, architectures are chosen in rounds, some at random and some of which the latency
+//! model is least sure, until it is as good as asked; architectures may also be given
+//! ([`Architectures`]), such as those that tell most about a device of which others are known.
+//!
 //! What has been timed is on the disk after every few architectures; killed and started again, a
 //! profile goes on where it was ([`Profiling`]).
 
 mod bench;
 mod config;
+mod itinerary;
 mod journal;
 mod profiling;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use artifact::LatencyDataset;
 use artifact::stage::{ExitCode, RunContext, StageError};
 
 pub use crate::config::Config;
+pub use crate::itinerary::Architectures;
 pub use crate::profiling::Profiling;
 
 /// Times everything that the config asks for, or what an earlier run with this working folder left.
@@ -35,9 +41,49 @@ pub use crate::profiling::Profiling;
 /// # Errors
 /// If the config does not suit this machine, if a network cannot be built or timed, or if the working
 /// folder cannot be written to.
-pub fn run(config: &Config, context: &RunContext) -> Result<LatencyDataset, Error> {
+pub fn run(
+    config: &Config,
+    architectures: Architectures,
+    context: &RunContext,
+) -> Result<LatencyDataset, Error> {
     let _guard = context.machine_use.time()?;
-    Profiling::open_on(context.device, config, &context.work_dir, &context.progress)?.finish()
+    let RunContext {
+        device,
+        work_dir,
+        progress,
+        ..
+    } = context;
+    Profiling::open_on(*device, config, architectures, work_dir, progress)?.finish()
+}
+
+/// The architectures of a file: the JSON form of a genotype on every line, as `predictor choose` prints them.
+///
+/// # Errors
+/// If the file cannot be read, or if a line is no genotype.
+pub fn read_architectures(file: &Path) -> Result<Architectures, Error> {
+    let text = std::fs::read_to_string(file).map_err(|source| Error::ReadArchitectures {
+        path: file.to_owned(),
+        source,
+    })?;
+    let lines = text.lines().enumerate();
+    let genotypes = lines.filter(|(_, line)| !line.trim().is_empty());
+    let genotypes = genotypes
+        .map(|(index, line)| {
+            artifact::genotype_from_json(line).map_err(|source| Error::Architectures {
+                path: file.to_owned(),
+                line: index + 1,
+                reason: source.to_string(),
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if genotypes.is_empty() {
+        return Err(Error::Architectures {
+            path: file.to_owned(),
+            line: 1,
+            reason: "there is no genotype".to_owned(),
+        });
+    }
+    Ok(Architectures::Given(genotypes))
 }
 
 /// Why there is no latency data set.
@@ -46,6 +92,34 @@ pub enum Error {
     /// The store or the config file.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
+    /// This machine does not tell what a network costs in a metric.
+    #[error("{metric} cannot be measured here: {reason}; take it out of metrics in the config")]
+    Metric {
+        /// The metric.
+        metric: artifact::Metric,
+        /// Why not, in words.
+        reason: String,
+    },
+    /// The file of architectures cannot be read.
+    #[error("cannot read {path}")]
+    ReadArchitectures {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file of architectures holds something else.
+    #[error(
+        "{path}, line {line}: {reason} (expected a genotype in JSON on every line, as predictor choose prints them)"
+    )]
+    Architectures {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
     /// A value of the config is out of its range.
     #[error("{key} is out of range in the config, expected {expected}")]
     Setting {
@@ -99,8 +173,11 @@ impl StageError for Error {
         match self {
             Self::Artifact(error) => error.exit_code(),
             Self::Setting { .. } | Self::Journal { .. } => ExitCode::Usage,
-            Self::ForeignJournal { .. } => ExitCode::Input,
+            Self::ForeignJournal { .. }
+            | Self::ReadArchitectures { .. }
+            | Self::Architectures { .. } => ExitCode::Input,
             Self::Threads { .. } | Self::Network { .. } => ExitCode::Bug,
+            Self::Metric { .. } => ExitCode::Device,
             Self::Zero { .. } => ExitCode::Numbers,
         }
     }

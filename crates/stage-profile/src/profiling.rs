@@ -1,21 +1,20 @@
 //! A profile under way: what is timed, in which order, and what is remembered of it.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use artifact::stage::{Bar, Progress};
 use artifact::{
     AnchorRecord, CellSample, DeviceSpec, LatencyDataset, LatencySample, MeasurementSettings,
+    Metric,
 };
 use candle_core::Device;
 use measure::{Anchor, Drift, Machine, Timing};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
-use space::{Genotype, NetworkSpec, SearchSpace};
+use space::NetworkSpec;
 
-use crate::bench::{Bench, Position, positions};
+use crate::bench::{Bench, Costs, Position, positions};
+use crate::itinerary::{Architectures, Itinerary, Timed};
 use crate::journal::Journal;
 use crate::{Config, Error};
 
@@ -24,12 +23,11 @@ const JOURNAL: &str = "visits.jsonl";
 
 /// A profile under way.
 ///
-/// Architectures are *visited* in turn, and the first `n_repeated` a second time after all others. The
+/// Architectures are *visited* in turn, some a second time, in the order of an itinerary. The
 /// visits fall into blocks of `anchor_every` with a timing of the anchor between every two. A finished
 /// block goes to the journal at once; a profile that is opened on a journal goes on behind it.
 pub struct Profiling {
-    architectures: Vec<Genotype>,
-    n_visits: usize,
+    itinerary: Itinerary,
     block_len: usize,
     positions: Vec<Position>,
     bench: Bench,
@@ -44,6 +42,7 @@ pub struct Profiling {
     journal_path: PathBuf,
     settings: MeasurementSettings,
     device: DeviceSpec,
+    progress: Progress,
     bar: Bar,
 }
 
@@ -60,6 +59,11 @@ struct Visit {
     network: Nanos,
     /// One for each position; none on a second visit.
     cells: Vec<Nanos>,
+    /// What else was asked for; none on a second visit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    peak_memory_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    energy_joules: Option<f64>,
 }
 
 impl Visit {
@@ -67,6 +71,13 @@ impl Visit {
     fn drift(&self, anchor: &Anchor) -> Drift {
         anchor.drift(&self.before.into(), &self.after.into())
     }
+}
+
+/// A visit without what lies around it.
+struct Visited {
+    network: Nanos,
+    cells: Vec<Nanos>,
+    costs: Costs,
 }
 
 /// A [`Timing`] in the journal.
@@ -108,16 +119,23 @@ impl Profiling {
     /// If the config does not suit this machine, if the folder cannot be written to or holds the journal
     /// of another run, or if the anchor cannot be timed.
     pub fn open(config: &Config, work_dir: &Path, progress: &Progress) -> Result<Self, Error> {
-        Self::open_on(DeviceSpec::Cpu, config, work_dir, progress)
+        Self::open_on(
+            DeviceSpec::Cpu,
+            config,
+            Architectures::Sampled,
+            work_dir,
+            progress,
+        )
     }
 
-    /// [`open`](Self::open) on a device.
+    /// [`open`](Self::open) on a device, for architectures that are sampled or given.
     ///
     /// # Errors
     /// As [`open`](Self::open); and if there is no such device.
     pub fn open_on(
         device: DeviceSpec,
         config: &Config,
+        architectures: Architectures,
         work_dir: &Path,
         progress: &Progress,
     ) -> Result<Self, Error> {
@@ -128,7 +146,7 @@ impl Profiling {
         } else {
             Vec::new()
         };
-        let n_visits = config.n_architectures + config.n_repeated;
+        let mut itinerary = Itinerary::new(config, architectures)?;
 
         let path = work_dir.join(JOURNAL);
         let journal_error = |source| Error::Journal {
@@ -137,23 +155,32 @@ impl Profiling {
         };
         std::fs::create_dir_all(work_dir).map_err(journal_error)?;
         let (journal, visits) = Journal::open::<Visit>(&path).map_err(journal_error)?;
+        let foreign = || Error::ForeignJournal { path: path.clone() };
+        // Where the timings decide what comes next, those of the journal decide it again.
+        while visits.len() > itinerary.n_visits() {
+            let so_far = &visits[..itinerary.n_visits()];
+            if !itinerary.extend(&timed(so_far, config.max_disturbance)) {
+                return Err(foreign());
+            }
+        }
         let is_ours = |(index, visit): (usize, &Visit)| {
-            let n_cells = if index < config.n_architectures {
-                positions.len()
-            } else {
-                0
-            };
-            visit.index == index && visit.cells.len() == n_cells
+            let is_first = itinerary.is_first(index);
+            let asks = |metric| is_first && config.metrics.contains(&metric);
+            visit.index == index
+                && visit.cells.len() == if is_first { positions.len() } else { 0 }
+                && visit.peak_memory_bytes.is_some() == asks(Metric::PeakMemory)
+                && visit.energy_joules.is_some() == asks(Metric::Energy)
         };
-        if visits.len() > n_visits || !visits.iter().enumerate().all(is_ours) {
-            return Err(Error::ForeignJournal { path });
+        if !visits.iter().enumerate().all(is_ours) {
+            return Err(foreign());
         }
 
         let bench = Bench::new(config, network, open_device(device)?)?;
         if !visits.is_empty() {
             progress.line(&format!(
-                "going on with {} of {n_visits} timed architectures",
-                visits.len()
+                "going on with {} of {} timed architectures",
+                visits.len(),
+                itinerary.n_visits()
             ));
         }
         // The first timing wakes the machine up.
@@ -165,11 +192,10 @@ impl Profiling {
             .filter(|visit| visit.drift(&anchor).disturbed)
             .count();
 
-        let bar = progress.bar("timing architectures", n_visits as u64);
+        let bar = progress.bar("timing architectures", itinerary.most_visits() as u64);
         bar.skip(visits.len() as u64);
         Ok(Self {
-            architectures: sample(config.seed, config.n_architectures),
-            n_visits,
+            itinerary,
             block_len: config.anchor_every,
             positions,
             bench,
@@ -192,6 +218,7 @@ impl Profiling {
                 anchor: None,
             },
             device,
+            progress: progress.clone(),
             bar,
         })
     }
@@ -202,10 +229,16 @@ impl Profiling {
     /// If a network cannot be built or timed, or if the journal cannot be written to.
     pub fn advance(&mut self) -> Result<bool, Error> {
         let first = self.visits.len();
-        let indices = first..self.n_visits.min(first + self.block_len);
-        if indices.is_empty() {
-            return Ok(false);
+        if first == self.itinerary.n_visits() {
+            let timed = timed(&self.visits, self.max_disturbance);
+            if !self.itinerary.extend(&timed) {
+                return Ok(false);
+            }
+            if let Some(progress) = self.itinerary.progress() {
+                self.progress.line(&progress);
+            }
         }
+        let indices = first..self.itinerary.n_visits().min(first + self.block_len);
         let mut block = self.time_block(indices.clone())?;
         if self.is_disturbed(&block) {
             block = self.time_block(indices)?;
@@ -242,30 +275,39 @@ impl Profiling {
         let (before, after) = (before.into(), self.before.into());
         Ok(indices
             .zip(timings)
-            .map(|(index, (network, cells))| Visit {
+            .map(|(index, visited)| Visit {
                 index,
                 before,
                 after,
-                network,
-                cells,
+                network: visited.network,
+                cells: visited.cells,
+                peak_memory_bytes: visited.costs.peak_memory_bytes,
+                energy_joules: visited.costs.energy_joules,
             })
             .collect())
     }
 
-    /// Times a network and, on the first visit, its cells at every position.
-    fn time_visit(&self, index: usize) -> Result<(Nanos, Vec<Nanos>), Error> {
-        let n_architectures = self.architectures.len();
-        let genotype = &self.architectures[index % n_architectures];
+    /// Times a network and, on the first visit, its cells at every position, and measures what else is asked for.
+    fn time_visit(&self, index: usize) -> Result<Visited, Error> {
+        let genotype = self.itinerary.architecture(index);
         let network = self.bench.time_network(genotype)?.into();
-        if index >= n_architectures {
-            return Ok((network, Vec::new()));
+        if !self.itinerary.is_first(index) {
+            return Ok(Visited {
+                network,
+                cells: Vec::new(),
+                costs: Costs::default(),
+            });
         }
         let cells = self
             .positions
             .iter()
             .map(|Position { spec, .. }| Ok(self.bench.time_cell(spec, genotype)?.into()))
             .collect::<Result<_, Error>>()?;
-        Ok((network, cells))
+        Ok(Visited {
+            network,
+            cells,
+            costs: self.bench.costs(genotype)?,
+        })
     }
 
     /// Times what is left; the whole data set, drift corrected: all times are as if the anchor had taken
@@ -276,12 +318,18 @@ impl Profiling {
     pub fn finish(mut self) -> Result<LatencyDataset, Error> {
         while self.advance()? {}
         self.bar.finish();
-        let anchors: Vec<Timing> = self.visits.iter().map(|visit| visit.after.into()).collect();
-        let anchor = Anchor::new(&anchors, self.max_disturbance);
-        let (firsts, seconds) = self.visits.split_at(self.architectures.len());
+        if let Some(progress) = self.itinerary.progress() {
+            self.progress.line(&progress);
+        }
+        let anchor = anchor_of(&self.visits, self.max_disturbance);
+        let (firsts, seconds): (Vec<&Visit>, Vec<&Visit>) = self
+            .visits
+            .iter()
+            .partition(|visit| self.itinerary.is_first(visit.index));
         let mut samples = Vec::with_capacity(firsts.len());
         let mut cells = Vec::with_capacity(firsts.len() * self.positions.len());
-        for (visit, genotype) in firsts.iter().zip(&self.architectures) {
+        for (row, visit) in firsts.into_iter().enumerate() {
+            let genotype = self.itinerary.architecture(visit.index);
             let drift = visit.drift(&anchor);
             let timing = drift.correct(&visit.network.into());
             samples.push(LatencySample {
@@ -292,16 +340,18 @@ impl Profiling {
                 n_repeats: timing.n_repeats,
                 anchor_ratio: drift.ratio,
                 disturbed: drift.disturbed,
-                repeat_median_millis: seconds.get(visit.index).and_then(|second| {
+                repeat_median_millis: seconds.get(row).and_then(|second| {
                     let drift = second.drift(&anchor);
                     let timing = drift.correct(&second.network.into());
                     (!drift.disturbed).then(|| timing.median_millis())
                 }),
+                peak_memory_bytes: visit.peak_memory_bytes.map(|bytes| bytes as f64),
+                energy_joules: visit.energy_joules,
             });
             for (Position { spec, n_uses }, &nanos) in self.positions.iter().zip(&visit.cells) {
                 let timing = drift.correct(&nanos.into());
                 cells.push(CellSample {
-                    sample_index: visit.index as u32,
+                    sample_index: row as u32,
                     kind: spec.kind,
                     cell: genotype.cell(spec.kind).clone(),
                     reduction_prev: spec.reduction_prev,
@@ -345,36 +395,19 @@ fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
     }
 }
 
-/// Draws architectures uniformly, no two of them one graph.
-fn sample(seed: u64, n: usize) -> Vec<Genotype> {
-    let space = SearchSpace::darts();
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut seen = HashSet::with_capacity(n);
-    let mut architectures = Vec::with_capacity(n);
-    while architectures.len() < n {
-        let genotype = space.sample(&mut rng);
-        if seen.insert(genotype.canonical()) {
-            architectures.push(genotype);
-        }
-    }
-    architectures
+/// The anchor of some visits.
+fn anchor_of(visits: &[Visit], max_disturbance: f64) -> Anchor {
+    let anchors: Vec<Timing> = visits.iter().map(|visit| visit.after.into()).collect();
+    Anchor::new(&anchors, max_disturbance)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sampled_architectures_are_distinct_graphs_and_repeat_with_the_seed() {
-        let architectures = sample(7, 500);
-        let graphs: HashSet<Genotype> = architectures.iter().map(Genotype::canonical).collect();
-        assert_eq!(graphs.len(), 500);
-        assert_eq!(sample(7, 500), architectures);
-        assert_eq!(
-            sample(7, 20),
-            architectures[..20],
-            "more architectures keep the first ones"
-        );
-        assert_ne!(sample(8, 20), architectures[..20]);
-    }
+/// What visits say, corrected for drift; `None` for those that were disturbed.
+fn timed(visits: &[Visit], max_disturbance: f64) -> Timed {
+    let anchor = anchor_of(visits, max_disturbance);
+    let millis = visits.iter().map(|visit| {
+        let drift = visit.drift(&anchor);
+        let timing = drift.correct(&visit.network.into());
+        (!drift.disturbed).then(|| timing.median_millis())
+    });
+    Timed(millis.collect())
 }

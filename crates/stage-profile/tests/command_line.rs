@@ -340,6 +340,133 @@ fn a_killed_process_loses_nothing_that_is_in_the_journal() {
 }
 
 #[test]
+fn rounds_go_on_where_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config {
+        n_architectures: 70,
+        cells: false,
+        // Out of reach: all are timed.
+        until_mape: Some(1e-9),
+        ..config()
+    };
+    let open = || Profiling::open(&config, folder.path(), &Progress::hidden()).unwrap();
+    let mut profiling = open();
+    // The first round is 40 architectures and 3 of them again; this ends within the second.
+    for _ in 0..11 {
+        assert!(profiling.advance().unwrap());
+    }
+    drop(profiling);
+    let journal = folder.path().join("visits.jsonl");
+    let before = fs::read_to_string(&journal).unwrap();
+    assert_eq!(before.lines().count(), 53);
+    let dataset = open().finish().unwrap();
+    assert!(fs::read_to_string(&journal).unwrap().starts_with(&before));
+    let graphs: HashSet<Genotype> = dataset
+        .samples
+        .iter()
+        .map(|s| s.genotype.canonical())
+        .collect();
+    assert_eq!(graphs.len(), 70);
+    for (row, sample) in dataset.samples.iter().enumerate() {
+        assert_eq!(sample.repeat_median_millis.is_some(), row < 4);
+    }
+    // The same timings, the same architectures.
+    assert_eq!(open().finish().unwrap(), dataset);
+}
+
+#[test]
+fn rounds_end_at_the_figure() {
+    let place = Place::new();
+    let asked = [
+        "--until-mape",
+        "0.95",
+        "--set",
+        "n_architectures=60",
+        "--set",
+        "cells=false",
+    ];
+    let answer = place.run(&asked);
+    let said = "40 architectures: error on those left out";
+    assert!(answer.stderr.contains(said), "{}", answer.stderr);
+    assert_eq!(answer.dataset().value.samples.len(), 40);
+    place
+        .run(&["--until-mape", "3"])
+        .failed(2, &["until_mape", "between 0 and 1"]);
+}
+
+#[test]
+fn peak_memory_is_measured_and_the_same_every_time() {
+    let asked = ["--set", "metrics=[\"peak-memory\"]", "--set", "cells=false"];
+    let bytes = || -> Vec<f64> {
+        let samples = Place::new().run(&asked).dataset().value.samples;
+        let bytes = samples.iter().map(|s| s.peak_memory_bytes.unwrap());
+        bytes.collect()
+    };
+    let first = bytes();
+    assert_eq!(bytes(), first);
+    // A network of some thousand weights, on 8 x 8 pixels.
+    let plausible = |&bytes: &f64| (10e3..10e6).contains(&bytes) && bytes.fract() == 0.0;
+    assert!(first.iter().all(plausible), "{first:?}");
+    assert!(first.iter().any(|bytes| *bytes != first[0]));
+
+    let place = Place::new();
+    let samples = place.run(&[]).dataset().value.samples;
+    assert!(samples.iter().all(|s| s.peak_memory_bytes.is_none()));
+    place
+        .run(&["--set", "metrics=[\"latency\"]"])
+        .failed(2, &["metrics", "beside latency"]);
+}
+
+#[test]
+fn energy_is_measured_or_refused_but_not_guessed() {
+    let place = Place::new();
+    let asked = [
+        "--set",
+        "metrics=[\"energy\"]",
+        "--set",
+        "n_architectures=4",
+    ];
+    let answer = place.run(&asked);
+    if measure::EnergyMeter::open(Path::new(measure::energy::POWERCAP)).is_ok() {
+        let samples = answer.dataset().value.samples;
+        assert!(samples.iter().all(|s| s.energy_joules.is_some()));
+    } else {
+        answer.failed(
+            4,
+            &["energy cannot be measured here", "metrics in the config"],
+        );
+    }
+}
+
+#[test]
+fn architectures_may_be_given() {
+    let place = Place::new();
+    let file = place.dir.path().join("architectures.jsonl");
+    let given = ["PC_DARTS_cifar", "DARTS_V2"].map(|name| Genotype::named(name).unwrap());
+    let lines = given
+        .iter()
+        .map(|genotype| format!("{}\n", artifact::genotype_to_json(genotype)));
+    fs::write(&file, lines.collect::<String>()).unwrap();
+    let asked = ["--architectures", file.to_str().unwrap()];
+    let key = place.run(&[&asked[..], &["--key-only"]].concat()).json();
+    assert!(key["parts"]["inputs"]["architectures"].is_string(), "{key}");
+    let samples = place.run(&asked).dataset().value.samples;
+    let timed: Vec<&Genotype> = samples.iter().map(|s| &s.genotype).collect();
+    assert_eq!(timed, given.iter().collect::<Vec<_>>());
+    assert!(samples.iter().all(|s| s.repeat_median_millis.is_some()));
+
+    fs::write(&file, "{\"normal\": 3}\n").unwrap();
+    place
+        .run(&asked)
+        .failed(3, &["architectures.jsonl, line 1", "predictor choose"]);
+    fs::write(&file, "\n").unwrap();
+    place.run(&asked).failed(3, &["there is no genotype"]);
+    place
+        .run(&["--architectures", "/nowhere.jsonl"])
+        .failed(3, &["cannot read /nowhere.jsonl"]);
+}
+
+#[test]
 fn a_restless_machine_is_flagged_and_not_taken_for_noise() {
     let folder = tempfile::tempdir().unwrap();
     // No two timings of the anchor agree to the nanosecond for ever; those that do are undisturbed.

@@ -45,13 +45,23 @@ pub enum Error {
     },
     /// The latency model is of a kind that this program does not know.
     #[error(
-        "the latency model in {path} chose `{chosen}`, expected mlp or ridge; run the predictor stage again"
+        "the latency model in {path} chose `{chosen}`, expected structured, mlp, ridge or transfer; run the predictor stage again"
     )]
     UnknownModel {
         /// The artifact's folder.
         path: String,
         /// The name that it gives.
         chosen: String,
+    },
+    /// The model is not of latency.
+    #[error(
+        "the model in {path} is of {metric}, the search descends on latency; fit one with metric = \"latency\""
+    )]
+    Metric {
+        /// The artifact's folder.
+        path: String,
+        /// What it is of.
+        metric: artifact::Metric,
     },
     /// The latency model was fitted on codes of another length.
     #[error(
@@ -152,6 +162,7 @@ impl StageError for Error {
             | Self::NothingDrawn { .. } => ExitCode::Usage,
             Self::LatencyModel { .. }
             | Self::UnknownModel { .. }
+            | Self::Metric { .. }
             | Self::CodeLength { .. }
             | Self::NotSquare { .. }
             | Self::WarmStart { .. }

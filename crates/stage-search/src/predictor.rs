@@ -1,7 +1,7 @@
 //! The frozen latency model, and how far it may be trusted.
 
-use artifact::{FloatTensors, LatencyModelArtifact, Opened};
-use latency::{Conformal, LatencyModel, Mlp, Ridge, State, StateTensor, Structured};
+use artifact::{FloatTensors, LatencyModelArtifact, Metric, Opened};
+use latency::{Conformal, LatencyModel, Mlp, Ridge, State, StateTensor, Structured, Transferred};
 use space::{Genotype, SearchSpace};
 
 use crate::error::Error;
@@ -27,6 +27,12 @@ impl Predictor {
             validation,
         } = &opened.value;
         let path = opened.dir.display().to_string();
+        if card.metric != Metric::Latency {
+            return Err(Error::Metric {
+                path,
+                metric: card.metric,
+            });
+        }
         let (mut predicted, mut spread, mut measured) = (Vec::new(), Vec::new(), Vec::new());
         for one in &validation.held_out {
             let Some(&own) = one
@@ -93,6 +99,8 @@ fn model(
     let state = state_of(tensors, chosen);
     let model: Result<Box<dyn LatencyModel>, latency::StateError> = match chosen {
         "structured" => Structured::from_state(&space::Topology::darts(), &state)
+            .map(|model| Box::new(model) as _),
+        "transfer" => Transferred::from_state(&space::Topology::darts(), &state)
             .map(|model| Box::new(model) as _),
         "mlp" => Mlp::from_state(&state).map(|model| Box::new(model) as _),
         "ridge" => Ridge::from_state(&state).map(|model| Box::new(model) as _),

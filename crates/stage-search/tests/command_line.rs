@@ -250,6 +250,7 @@ fn latency_model(store: &Path) -> PathBuf {
         .collect();
     let value = LatencyModelArtifact {
         card: ModelCard {
+            metric: artifact::Metric::Latency,
             settings: None,
             chosen: "ridge".to_owned(),
             reason: String::new(),

@@ -270,7 +270,7 @@ fn content_that_does_not_follow_the_schema_is_refused() {
     assert!(matches!(error, Error::Malformed { .. }), "{error}");
     assert_eq!(
         published.refusal::<LatencyModelArtifact>(),
-        "DIR/model.json: unknown field `chozen`, expected one of `settings`, `chosen`, `reason`, \
-         `reference_millis`, `n_train`, `n_test` at line 24 column 10"
+        "DIR/model.json: unknown field `chozen`, expected one of `settings`, `metric`, `chosen`, `reason`, \
+         `reference_millis`, `n_train`, `n_test` at line 25 column 10"
     );
 }

@@ -191,6 +191,8 @@ prop_compose! {
             genotype: SearchSpace::darts().sample(&mut ChaCha8Rng::seed_from_u64(seed)),
             median_millis, p10_millis, p90_millis, n_repeats, anchor_ratio, disturbed,
             repeat_median_millis,
+            peak_memory_bytes: None,
+            energy_joules: None,
         }
     }
 }

@@ -85,6 +85,8 @@ impl Sample for LatencyDataset {
             anchor_ratio: 1.0 + f64::EPSILON,
             disturbed: repeat_median_millis.is_none(),
             repeat_median_millis,
+            peak_memory_bytes: repeat_median_millis.map(|_| 650_000.0),
+            energy_joules: repeat_median_millis.map(|_| 0.125),
         };
         let cells = NetworkSpec::cifar10().cells();
         let cell = |kind: CellKind| {
@@ -143,6 +145,7 @@ impl Sample for LatencyModelArtifact {
         };
         Self {
             card: ModelCard {
+                metric: artifact::Metric::PeakMemory,
                 settings: Some(settings()),
                 chosen: "mlp".to_owned(),
                 reason: "smallest error".to_owned(),
