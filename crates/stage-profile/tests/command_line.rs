@@ -386,9 +386,13 @@ fn rounds_end_at_the_figure() {
         "cells=false",
     ];
     let answer = place.run(&asked);
-    let said = "40 architectures: error on those left out";
-    assert!(answer.stderr.contains(said), "{}", answer.stderr);
-    assert_eq!(answer.dataset().value.samples.len(), 40);
+    // How good the model is depends on what else the machine does; that it ends there does not.
+    let said = "40 architectures: error on those left out ";
+    let (_, said) = answer.stderr.split_once(said).unwrap();
+    let (percent, _) = said.split_once(" %").unwrap();
+    let reached = percent.parse::<f64>().unwrap() <= 95.0;
+    let n_samples = answer.dataset().value.samples.len();
+    assert_eq!(n_samples, if reached { 40 } else { 60 }, "{percent} %");
     place
         .run(&["--until-mape", "3"])
         .failed(2, &["until_mape", "between 0 and 1"]);
