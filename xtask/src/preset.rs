@@ -49,6 +49,9 @@ pub(crate) struct PipelineArgs {
     /// Measured networks that the predictor learns from as well: a folder that `evaluate time` left (may be repeated)
     #[arg(long, value_name = "DIR")]
     pub(crate) more: Vec<PathBuf>,
+    /// The folder of a front that `sweep` left: the report shows it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) front: Option<PathBuf>,
     /// Override a value of a stage's config, e.g. search.lambda=0.5
     #[arg(long = "set", value_name = "STAGE.KEY=VALUE")]
     pub(crate) overrides: Vec<String>,

@@ -186,6 +186,9 @@ pub(crate) fn command(
             command.arg("--more").arg(dir);
         }
     }
+    if let (Some(front), "report") = (&args.front, stage) {
+        command.arg("--front").arg(front);
+    }
     for name in step.inputs {
         let path = artifacts
             .get(*name)
