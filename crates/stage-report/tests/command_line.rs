@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use artifact::stage::{EVALUATE, PREDICTOR, PROFILE};
-use artifact::{Evaluation, Front, FrontPoint, LatencyModelArtifact};
+use artifact::{Evaluation, LatencyModelArtifact};
 use space::Genotype;
 
 mod fixture;
@@ -121,28 +121,7 @@ fn text(path: &Path) -> &str {
 fn a_front_is_shown_where_there_is_one() {
     let place = Place::new();
     assert!(!place.page(&[]).contains("The front"));
-    let point = |seed, asked: &str, millis, test_accuracy| FrontPoint {
-        seed,
-        asked: asked.to_owned(),
-        target_millis: Some(0.4),
-        predicted_latency_millis: millis,
-        latency_median_millis: millis,
-        latency_p10_millis: millis,
-        latency_p90_millis: millis,
-        test_accuracy,
-        is_on_front: false,
-        genotype: String::new(),
-        search_result: String::new(),
-        evaluation: String::new(),
-    };
-    let points = vec![
-        point(0, "0.7x", 0.41, 0.9),
-        point(0, "0.5x", 0.3, 0.88),
-        point(1, "0.7x", 0.39, 0.91),
-        point(1, "0.5x", 0.35, 0.87),
-    ];
-    let front = Front::new(None, points);
-    let front = fixture::publish(&place.path("fronts"), &EVALUATE, front);
+    let front = fixture::publish(&place.path("fronts"), &EVALUATE, fixture::front());
     let page = place.page(&["--front", text(&front)]);
     for said in [
         "4 networks, searched with 0.7x, 0.5x (2 seeds)",
