@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use artifact::{Front, LatencyDataset, LatencyModelArtifact};
 use pipeline_tests::{command, output, root, stdout, tiny};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -170,6 +171,70 @@ fn resume_repeats_the_bytes(scratch: &Path, store: &Path) {
         strip(&root().join(resumed)),
         strip(&root().join(undisturbed))
     );
+}
+
+#[test]
+fn a_sweep_is_timed_the_predictor_learns_from_it_and_a_front_comes_out() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("store");
+    // Targets that any network keeps: of so few timed architectures nothing tighter can be promised.
+    let sweep = |how: &str, more: &[&str]| {
+        let args = ["sweep", "--targets", "9x,8x", "--evaluate", how];
+        let promise = ["--set", "search.target.probability=0.5"];
+        stdout(xtask(&store, &[&args[..], &promise, more].concat()))
+    };
+    let timed: Value = serde_json::from_str(&sweep("time", &["--json"])).unwrap();
+    let rows = timed["rows"].as_array().unwrap();
+    let asked: Vec<&str> = rows
+        .iter()
+        .filter_map(|row| row["asked"].as_str())
+        .collect();
+    assert_eq!(asked, ["9x", "8x"]);
+    assert!(
+        rows.iter()
+            .all(|row| row["measured_millis"].as_f64() > Some(0.0)),
+        "{timed}"
+    );
+    assert_eq!(timed["n_met"], 2);
+
+    // What was measured is a data set that the predictor takes beside the profile's.
+    let sets = folders(&store, "latency-dataset");
+    let open = |dir: &PathBuf| artifact::open::<LatencyDataset>(dir).unwrap().value;
+    let measured = sets
+        .iter()
+        .find(|dir| open(dir).samples.len() == 2)
+        .unwrap();
+    let n_undisturbed = open(measured)
+        .samples
+        .iter()
+        .filter(|row| !row.disturbed)
+        .count();
+    let more = ["--more", measured.to_str().unwrap()];
+    let n_train = |dir: &str| {
+        let model = artifact::open::<LatencyModelArtifact>(root().join(dir));
+        model.unwrap().value.card.n_train
+    };
+    let without = stdout(xtask(&store, &["run", "predictor"]));
+    let with = stdout(xtask(&store, &[&["run", "predictor"], &more[..]].concat()));
+    assert_eq!(
+        n_train(with.trim()),
+        n_train(without.trim()) + n_undisturbed
+    );
+    // The searches know of the new model.
+    let plan = stdout(xtask(&store, &[&["plan"], &more[..]].concat()));
+    let line = |name: &str| plan.lines().find(|line| line.starts_with(name)).unwrap();
+    assert!(line("predictor").contains("cached"), "{plan}");
+    assert!(line("search (baseline)").contains("will run"), "{plan}");
+
+    let said = sweep("train", &[]);
+    assert!(said.contains("0  9x") && said.contains("PASS"), "{said}");
+    let fronts = folders(&store, "front");
+    assert_eq!(fronts.len(), 1);
+    let front = artifact::open::<Front>(&fronts[0]).unwrap().value;
+    assert_eq!(front.points.len(), 2);
+    assert!(front.points.iter().any(|point| point.is_on_front));
+    // The searches were those that were timed before.
+    assert_eq!(folders(&store, "search-result").len(), 3);
 }
 
 #[test]

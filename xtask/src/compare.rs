@@ -74,7 +74,7 @@ pub(crate) fn run(args: &PipelineArgs, n_seeds: u64, json: bool) -> Result<()> {
             ..args.clone()
         };
         let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-        let mut steps = steps(&args);
+        let mut steps = steps(&args)?;
         steps.retain(|step| step.stage.name != "report");
         run_steps(&bin_dir, &args, &steps, &mut artifacts)?;
         let found = &artifacts[&format!("search ({LATENCY_AWARE})")];

@@ -47,7 +47,7 @@ pub(crate) fn run(args: &PipelineArgs) -> Result<()> {
 
 /// Times 200 architectures in a store of its own.
 fn profile(bin_dir: &Path, args: &PipelineArgs) -> Result<Value> {
-    let step = crate::preset::steps(args)
+    let step = crate::preset::steps(args)?
         .into_iter()
         .find(|step| step.stage.name == "profile")
         .context("the pipeline has a step profile")?;

@@ -53,15 +53,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Search and evaluate with several targets or lambdas, each from the alpha of its neighbour: a front of networks
+    /// Search with several targets or lambdas, and train or only time what is found: a front of networks, and how well
+    /// targets are kept
     Sweep {
         #[command(flatten)]
         args: PipelineArgs,
         #[command(flatten)]
-        points: sweep::Points,
-        /// The file for the points, JSON; front.json in the store by default
-        #[arg(long, value_name = "FILE")]
-        out: Option<PathBuf>,
+        sweep: sweep::SweepArgs,
     },
     /// Show what is cached, what will run, and why
     Plan {
@@ -111,7 +109,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Pipeline { args, json } => pipeline::run(&args, json),
         Command::Compare { args, seeds, json } => compare::run(&args, seeds, json),
-        Command::Sweep { args, points, out } => sweep::run(&args, &points, out),
+        Command::Sweep { args, sweep } => sweep::run(&args, &sweep),
         Command::Plan { args } => plan::run(&args),
         Command::Run { stage, args } => pipeline::run_stage(&stage, &args),
         Command::Why { stage, args } => why::run(&stage, &args),

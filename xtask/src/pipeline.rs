@@ -15,7 +15,7 @@ pub(crate) fn run(args: &PipelineArgs, json: bool) -> Result<()> {
     let bin_dir = stage::build_for(args)?;
     let started = Instant::now();
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    run_steps(&bin_dir, args, &steps(args), &mut artifacts)?;
+    run_steps(&bin_dir, args, &steps(args)?, &mut artifacts)?;
     let evaluation = |variant: &str| artifacts[&format!("evaluate ({variant})")].clone();
     let summary = Summary::read(
         &evaluation(BASELINE),
@@ -82,7 +82,7 @@ fn n_cores() -> usize {
 
 /// The steps of a stage; an unknown name is a usage error that lists the stages.
 pub(crate) fn steps_of(args: &PipelineArgs, stage_name: &str) -> Result<Vec<Step>> {
-    let own: Vec<Step> = steps(args)
+    let own: Vec<Step> = steps(args)?
         .into_iter()
         .filter(|step| step.stage.name == stage_name)
         .collect();
@@ -101,7 +101,7 @@ pub(crate) fn run_stage(stage_name: &str, args: &PipelineArgs) -> Result<()> {
     let wanted = steps_of(args, stage_name)?;
     let bin_dir = stage::build_for(args)?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for step in steps(args) {
+    for step in steps(args)? {
         let name = step.name();
         let is_wanted = wanted.iter().any(|wanted| wanted.name() == name);
         let is_ready = step.needs().all(|input| artifacts.contains_key(input));

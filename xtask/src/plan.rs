@@ -12,7 +12,7 @@ use crate::{stage, why};
 pub(crate) fn run(args: &PipelineArgs) -> Result<()> {
     let bin_dir = stage::build_for(args)?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for step in steps(args) {
+    for step in steps(args)? {
         let name = step.name();
         let missing: Vec<&str> = step
             .needs()

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use artifact::stage::{EVALUATE, SEARCH};
 use artifact::{PIPELINE, StageSpec};
+use serde::Deserialize;
 
 /// A wrong command line or preset (exit code 2).
 #[derive(Debug)]
@@ -45,6 +46,12 @@ pub(crate) struct PipelineArgs {
     /// network
     #[arg(long, value_name = "LATENCY")]
     pub(crate) target: Option<String>,
+    /// Measured networks that the predictor learns from as well: a folder that `evaluate time` left (may be repeated)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) more: Vec<PathBuf>,
+    /// The folder of a front that `sweep` left: the report shows it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) front: Option<PathBuf>,
     /// Override a value of a stage's config, e.g. search.lambda=0.5
     #[arg(long = "set", value_name = "STAGE.KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
@@ -88,6 +95,8 @@ fn step_name(stage: &str, variant: Option<&str>) -> String {
 
 /// The search without latency in its loss.
 pub(crate) const BASELINE: &str = "baseline";
+/// Its step.
+pub(crate) const BASELINE_SEARCH: &str = "search (baseline)";
 /// The search with it.
 pub(crate) const LATENCY_AWARE: &str = "latency-aware";
 /// A search of a sweep.
@@ -141,26 +150,38 @@ pub(crate) fn random_steps(predicted_millis: f64) -> [Step; 2] {
     ]
 }
 
-/// A point of `sweep`, which may begin with the alpha of the point before, and its evaluation.
-pub(crate) fn point_steps(overrides: Vec<String>, has_neighbour: bool) -> [Step; 2] {
-    let step = |stage, inputs, overrides, warm_start| Step {
+/// A point of `sweep`: its search, which may begin with the alpha of the point before and may have a target that is
+/// a ratio of the baseline, and its evaluation.
+pub(crate) fn point_steps(
+    overrides: Vec<String>,
+    has_neighbour: bool,
+    is_ratio: bool,
+) -> [Step; 2] {
+    let step = |stage, inputs, overrides| Step {
         stage,
         variant: Some(POINT),
         inputs,
         overrides,
         reference: None,
-        warm_start,
+        warm_start: None,
     };
-    let neighbour = has_neighbour.then_some(NEIGHBOUR);
     [
-        step(&SEARCH, &["predictor"], overrides, neighbour),
-        step(&EVALUATE, &["search (point)"], Vec::new(), None),
+        Step {
+            reference: is_ratio.then_some(BASELINE_SEARCH),
+            warm_start: has_neighbour.then_some(NEIGHBOUR),
+            ..step(&SEARCH, &["predictor"], overrides)
+        },
+        step(&EVALUATE, &["search (point)"], Vec::new()),
     ]
 }
 
 /// The steps, each with its stage from [`PIPELINE`].
-pub(crate) fn steps(args: &PipelineArgs) -> Vec<Step> {
-    STEPS
+///
+/// # Errors
+/// If there is no such preset, or if its `search.toml` cannot be read.
+pub(crate) fn steps(args: &PipelineArgs) -> Result<Vec<Step>> {
+    let has_ratio = is_ratio(&args.target_latency()?);
+    Ok(STEPS
         .iter()
         .map(|&(stage, variant, inputs, overrides)| Step {
             stage: PIPELINE
@@ -170,18 +191,40 @@ pub(crate) fn steps(args: &PipelineArgs) -> Vec<Step> {
             variant,
             inputs,
             overrides: overrides.iter().map(|&text| text.to_owned()).collect(),
-            reference: (stage == "search" && variant == Some(LATENCY_AWARE) && args.has_ratio())
-                .then_some("search (baseline)"),
+            reference: (stage == "search" && variant == Some(LATENCY_AWARE) && has_ratio)
+                .then_some(BASELINE_SEARCH),
             warm_start: None,
         })
-        .collect()
+        .collect())
+}
+
+/// Whether a target is a ratio of another network's latency: in the pipeline, of the baseline's.
+pub(crate) fn is_ratio(latency: &str) -> bool {
+    latency.trim_end().ends_with('x')
+}
+
+/// What the pipeline must know of a `search.toml`; the stage checks the rest.
+#[derive(Deserialize)]
+struct SearchConfig {
+    target: TargetConfig,
+}
+
+#[derive(Deserialize)]
+struct TargetConfig {
+    latency: String,
 }
 
 impl PipelineArgs {
-    /// Whether the target is a ratio of the baseline.
-    fn has_ratio(&self) -> bool {
-        let target = self.target.as_ref();
-        target.is_some_and(|target| target.trim_end().ends_with('x'))
+    /// The target of the latency-aware search: of the command line, or else of the preset.
+    fn target_latency(&self) -> Result<String> {
+        if let Some(target) = &self.target {
+            return Ok(target.clone());
+        }
+        let file = self.preset_dir()?.join("search.toml");
+        let overrides = self.overrides_of("search")?;
+        let config: SearchConfig =
+            artifact::config::load(&file, &overrides).map_err(|error| usage(error.to_string()))?;
+        Ok(config.target.latency)
     }
 
     /// The folder of the preset's configs.

@@ -112,14 +112,21 @@ pub(crate) fn build() -> Result<PathBuf> {
         .to_owned())
 }
 
-/// The command line of a step, given the artifacts of the steps before it.
-pub(crate) fn command(
+/// Times the networks of search results, untrained, one after the other: the folder of the latency data set.
+pub(crate) fn time(
     bin_dir: &Path,
     args: &PipelineArgs,
-    step: &Step,
-    artifacts: &BTreeMap<String, PathBuf>,
-) -> Result<Command> {
-    let stage = step.stage.name;
+    search_results: &[PathBuf],
+) -> Result<PathBuf> {
+    let mut command = start(bin_dir, args, "evaluate", "time")?;
+    for dir in search_results {
+        command.arg("--search-result").arg(dir);
+    }
+    Ok(execute(command, "evaluate time")?.path)
+}
+
+/// A subcommand of a stage, with its config and where it runs.
+fn start(bin_dir: &Path, args: &PipelineArgs, stage: &str, subcommand: &str) -> Result<Command> {
     let mut command = Command::new(bin_dir.join(stage));
     // Training allocates the same buffers step after step: keep their pages (a quarter faster).
     command.env("MIMALLOC_PURGE_DELAY", "-1");
@@ -127,7 +134,7 @@ pub(crate) fn command(
         command.env("GIT_COMMIT", commit);
         command.env("GIT_DIRTY", is_dirty.to_string());
     }
-    command.arg("run");
+    command.arg(subcommand);
     command
         .arg("--config")
         .arg(args.preset_dir()?.join(format!("{stage}.toml")));
@@ -142,6 +149,18 @@ pub(crate) fn command(
     for value in args.overrides_of(stage)? {
         command.args(["--set", &value]);
     }
+    Ok(command)
+}
+
+/// The command line of a step, given the artifacts of the steps before it.
+pub(crate) fn command(
+    bin_dir: &Path,
+    args: &PipelineArgs,
+    step: &Step,
+    artifacts: &BTreeMap<String, PathBuf>,
+) -> Result<Command> {
+    let stage = step.stage.name;
+    let mut command = start(bin_dir, args, stage, "run")?;
     for value in &step.overrides {
         command.args(["--set", value]);
     }
@@ -161,6 +180,14 @@ pub(crate) fn command(
             .get(name)
             .with_context(|| format!("{} needs {name}, which has not run", step.name()))?;
         command.arg("--warm-start").arg(dir);
+    }
+    if stage == "predictor" {
+        for dir in &args.more {
+            command.arg("--more").arg(dir);
+        }
+    }
+    if let (Some(front), "report") = (&args.front, stage) {
+        command.arg("--front").arg(front);
     }
     for name in step.inputs {
         let path = artifacts

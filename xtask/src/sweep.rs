@@ -1,26 +1,63 @@
-//! `sweep`: a front of networks, from accurate to fast.
+//! `sweep`: networks from accurate to fast.
 //!
-//! One search per target or lambda, from the loosest to the tightest; each begins with the alpha of the one
-//! before. Every network is trained and timed by the same recipe; those that no other beats in both
-//! accuracy and latency are the front.
+//! One search per seed and target or lambda, from the loosest to the tightest; each begins with the alpha of the one
+//! before, unless they are to stand for themselves. Every network is trained and timed by the same recipe, and
+//! those that no other beats in both accuracy and latency are the front; or they are only timed, which tells
+//! whether the searches keep their targets.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::PathBuf;
+use std::time::{Instant, SystemTime};
 
-use anyhow::{Context, Result};
-use artifact::{Evaluation, SearchResult, Verdict};
+use anyhow::Result;
+use artifact::manifest::{Build, Origin};
+use artifact::{
+    Evaluation, Front, FrontPoint, KeyParts, Kind, LatencyDataset, Opened, SearchResult, StageSpec,
+    Store,
+};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::json;
 
 use crate::pipeline::run_steps;
-use crate::preset::{NEIGHBOUR, PipelineArgs, point_steps, steps, usage};
+use crate::preset::{
+    BASELINE_SEARCH, NEIGHBOUR, PipelineArgs, is_ratio, point_steps, steps, usage,
+};
 use crate::stage;
 
-/// What is varied.
+/// What the front's key says of who wrote it.
+const SWEEP: StageSpec = StageSpec {
+    name: "sweep",
+    package: "xtask",
+    revision: 1,
+    inputs: &[Kind::Evaluation],
+    output: Kind::Front,
+    uses_device: false,
+};
+
+/// What is varied, and what becomes of it.
+#[derive(clap::Args)]
+pub(crate) struct SweepArgs {
+    #[command(flatten)]
+    points: Points,
+    /// Seeds, from --seed (0 by default) on
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seeds: u64,
+    /// Every search from an alpha of its own, not from its neighbour's
+    #[arg(long)]
+    cold: bool,
+    /// What happens to the networks: trained, tested and timed; timed untrained; nothing, they are found
+    #[arg(long, value_name = "HOW", default_value = "train")]
+    evaluate: Evaluate,
+    /// Print the result as one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
-pub(crate) struct Points {
-    /// Targets, such as 4ms,5ms,6ms
+struct Points {
+    /// Targets, such as 4ms,5ms,6ms, or 0.5x,0.7x: of the predicted latency of the network found with lambda = 0
     #[arg(long, value_name = "LATENCY,…", value_delimiter = ',')]
     targets: Vec<String>,
     /// Weights of a penalty on the latency, such as 0,0.1,0.2
@@ -28,85 +65,144 @@ pub(crate) struct Points {
     lambdas: Vec<f64>,
 }
 
-/// A trained network; field names are a contract of the file.
-#[derive(Debug, PartialEq, Serialize)]
-struct Point {
-    /// The target or lambda that it was searched with.
-    asked: String,
-    test_accuracy: f64,
-    latency_median_millis: f64,
-    predicted_latency_millis: f64,
-    verdict: Verdict,
-    genotype: Value,
-    search_result: PathBuf,
-    evaluation: PathBuf,
-    /// Whether no other point is both as accurate and as fast.
-    is_on_front: bool,
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Evaluate {
+    Train,
+    Time,
+    None,
 }
 
-/// Runs what is not cached, writes the points to `out` and prints a table on stdout.
-pub(crate) fn run(args: &PipelineArgs, points: &Points, out: Option<PathBuf>) -> Result<()> {
-    let out = out.unwrap_or_else(|| args.store.join("front.json"));
-    let asked = points.in_order()?;
+/// A network that was found.
+struct Found {
+    seed: u64,
+    asked: String,
+    dir: PathBuf,
+    search: Opened<SearchResult>,
+}
+
+/// Runs what is not cached, publishes the front and prints a table, or with `--json` an object, on stdout.
+pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
+    if sweep.seeds == 0 {
+        return Err(usage("--seeds 0: expected at least 1".to_owned()));
+    }
+    let asked = sweep.points.in_order()?;
     let bin_dir = stage::build_for(args)?;
-    let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    let mut first = steps(args);
+    let mut shared: BTreeMap<String, PathBuf> = BTreeMap::new();
+    let mut first = steps(args)?;
     first.retain(|step| ["profile", "predictor"].contains(&step.stage.name));
-    run_steps(&bin_dir, args, &first, &mut artifacts)?;
-    let mut found = Vec::with_capacity(asked.len());
-    for (name, overrides) in asked {
-        eprintln!("{name}");
-        let has_neighbour = artifacts.contains_key(NEIGHBOUR);
-        for step in point_steps(overrides, has_neighbour) {
-            run_steps(&bin_dir, args, &[step], &mut artifacts)?;
+    run_steps(&bin_dir, args, &first, &mut shared)?;
+    let first_seed = args.seed.unwrap_or(0);
+    let started = SystemTime::now();
+    let clock = Instant::now();
+    let (mut found, mut evaluations) = (Vec::new(), Vec::new());
+    for seed in first_seed..first_seed + sweep.seeds {
+        let args = PipelineArgs {
+            seed: Some(seed),
+            ..args.clone()
+        };
+        let mut artifacts = shared.clone();
+        if asked.iter().any(|point| is_ratio(&point.name)) {
+            let mut baseline = steps(&args)?;
+            baseline.retain(|step| step.name() == BASELINE_SEARCH);
+            run_steps(&bin_dir, &args, &baseline, &mut artifacts)?;
         }
-        let [search_result, evaluation] =
-            ["search (point)", "evaluate (point)"].map(|name| artifacts[name].clone());
-        artifacts.insert(NEIGHBOUR.to_owned(), search_result.clone());
-        let search = artifact::open::<SearchResult>(&search_result)?.value;
-        let own = artifact::open::<Evaluation>(&evaluation)?.value;
-        found.push(Point {
-            asked: name,
-            test_accuracy: own.test_accuracy,
-            latency_median_millis: own.latency.median_millis,
-            predicted_latency_millis: search.predicted_latency_millis,
-            verdict: own.verdict(),
-            genotype: artifact::genotype_to_json(&own.genotype),
-            search_result,
-            evaluation,
-            is_on_front: false,
-        });
+        for Point { name, overrides } in &asked {
+            eprintln!("seed {seed}, {name}");
+            let has_neighbour = artifacts.contains_key(NEIGHBOUR) && !sweep.cold;
+            let mut steps = Vec::from(point_steps(
+                overrides.clone(),
+                has_neighbour,
+                is_ratio(name),
+            ));
+            if sweep.evaluate != Evaluate::Train {
+                steps.truncate(1);
+            }
+            for step in steps {
+                run_steps(&bin_dir, &args, &[step], &mut artifacts)?;
+            }
+            let dir = artifacts["search (point)"].clone();
+            artifacts.insert(NEIGHBOUR.to_owned(), dir.clone());
+            found.push(Found {
+                seed,
+                asked: name.clone(),
+                search: artifact::open::<SearchResult>(&dir)?,
+                dir,
+            });
+            if sweep.evaluate == Evaluate::Train {
+                evaluations.push(artifact::open::<Evaluation>(
+                    &artifacts["evaluate (point)"],
+                )?);
+            }
+        }
     }
-    mark_front(&mut found);
-    let json = serde_json::to_string_pretty(&found)?;
-    std::fs::write(&out, json + "\n").with_context(|| format!("cannot write {}", out.display()))?;
-    println!(
-        "{:<16} {:>13} {:>11}  target  front",
-        "asked", "test accuracy", "latency"
-    );
-    for point in &found {
-        println!(
-            "{:<16} {:>11.2} % {:>8.3} ms  {:<6}  {}",
-            point.asked,
-            100.0 * point.test_accuracy,
-            point.latency_median_millis,
-            point.verdict.word().unwrap_or("–"),
-            if point.is_on_front { "yes" } else { "" }
-        );
+    if sweep.evaluate == Evaluate::Train {
+        let front = front(&found, &evaluations);
+        let keys = json!({ "asked": asked.iter().map(|point| &point.name).collect::<Vec<_>>() });
+        let parts = evaluations
+            .iter()
+            .enumerate()
+            .fold(KeyParts::new(&SWEEP, &keys)?, |parts, (index, one)| {
+                parts.input(&format!("evaluation-{index:03}"), one.digest())
+            });
+        let started_unix_secs = started.duration_since(SystemTime::UNIX_EPOCH);
+        let origin = Origin {
+            device: args.device.clone(),
+            n_threads: args.threads.unwrap_or(0),
+            machine: serde_json::Value::Null,
+            build: Build::current(),
+            started_unix_secs: started_unix_secs.map_or(0, |since| since.as_secs()),
+            elapsed_secs: clock.elapsed().as_secs_f64(),
+        };
+        let opened = Store::open(&args.store)?.publish(parts, origin, front)?;
+        if sweep.json {
+            println!("{}", serde_json::to_string(&opened.value)?);
+        } else {
+            print!("{}", front_table(&opened.value)?);
+            println!("front: {}", opened.dir.display());
+        }
+        return Ok(());
     }
-    println!("front: {}", out.display());
+    let measured = if sweep.evaluate == Evaluate::Time {
+        let dirs: Vec<PathBuf> = found.iter().map(|one| one.dir.clone()).collect();
+        let dir = stage::time(&bin_dir, args, &dirs)?;
+        eprintln!("measured: {}", dir.display());
+        let samples = artifact::open::<LatencyDataset>(&dir)?.value.samples;
+        anyhow::ensure!(samples.len() == found.len(), "a row for every network");
+        samples
+            .into_iter()
+            .map(|row| (row.median_millis, row.disturbed))
+            .collect()
+    } else {
+        Vec::new()
+    };
+    let kept = Kept::new(&found, &measured);
+    if sweep.json {
+        println!("{}", serde_json::to_string(&kept)?);
+    } else {
+        print!("{}", kept.table()?);
+    }
     Ok(())
 }
 
+/// A search of the sweep: its name, and the config that makes it.
+struct Point {
+    name: String,
+    overrides: Vec<String>,
+}
+
 impl Points {
-    /// The name and the config of each point, the loosest first.
-    fn in_order(&self) -> Result<Vec<(String, Vec<String>)>> {
+    /// The loosest first.
+    fn in_order(&self) -> Result<Vec<Point>> {
         if !self.lambdas.is_empty() {
             let mut lambdas = self.lambdas.clone();
             lambdas.sort_by(f64::total_cmp);
-            let point = |lambda: f64| {
-                let sets = ["objective=penalty".to_owned(), format!("lambda={lambda:?}")];
-                (format!("lambda = {lambda}"), sets.to_vec())
+            let point = |lambda: f64| Point {
+                name: format!("lambda = {lambda}"),
+                overrides: vec![
+                    "objective=penalty".to_owned(),
+                    format!("lambda={lambda:?}"),
+                    "target.latency=none".to_owned(),
+                ],
             };
             return Ok(lambdas.into_iter().map(point).collect());
         }
@@ -114,40 +210,214 @@ impl Points {
             .targets
             .iter()
             .map(|text| {
-                let number = text.trim().strip_suffix("ms").and_then(|n| n.parse().ok());
-                let millis: f64 = number.ok_or_else(|| {
+                let text = text.trim();
+                let number = text.strip_suffix("ms").or_else(|| text.strip_suffix('x'));
+                let value: f64 = number.and_then(|n| n.parse().ok()).ok_or_else(|| {
                     usage(format!(
-                        "--targets {text}: expected latencies such as 4ms,5ms"
+                        "--targets {text}: expected latencies such as 4ms,5ms, or ratios such as 0.5x,0.7x"
                     ))
                 })?;
-                Ok((millis, text.trim().to_owned()))
+                Ok((value, text.to_owned()))
             })
             .collect::<Result<Vec<_>>>()?;
+        let n_ratios = targets.iter().filter(|(_, text)| is_ratio(text)).count();
+        if n_ratios > 0 && n_ratios < targets.len() {
+            return Err(usage(
+                "--targets: expected latencies or ratios, not both".to_owned(),
+            ));
+        }
         targets.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let point = |(_, text): (f64, String)| {
-            let sets = [
+        let point = |(_, text): (f64, String)| Point {
+            overrides: vec![
                 "objective=target".to_owned(),
                 format!("target.latency={text}"),
-            ];
-            (text, sets.to_vec())
+            ],
+            name: text,
         };
         Ok(targets.into_iter().map(point).collect())
     }
 }
 
-/// Marks the points that no other beats: as accurate and as fast, and better in one.
-fn mark_front(points: &mut [Point]) {
-    let values: Vec<(f64, f64)> = points
-        .iter()
-        .map(|point| (point.test_accuracy, point.latency_median_millis))
-        .collect();
-    for (point, &(accuracy, millis)) in points.iter_mut().zip(&values) {
-        point.is_on_front = !values.iter().any(|&(other_accuracy, other_millis)| {
-            other_accuracy >= accuracy
-                && other_millis <= millis
-                && (other_accuracy, other_millis) != (accuracy, millis)
-        });
+/// How well targets were kept; field names are a contract of `--json`.
+#[derive(Serialize)]
+struct Kept {
+    rows: Vec<Row>,
+    /// Networks whose measured latency is the target at most.
+    n_met: Option<usize>,
+    /// The mean of measured latency / target.
+    measured_by_target: Option<f64>,
+    /// The mean of predicted latency / target.
+    predicted_by_target: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    seed: u64,
+    asked: String,
+    target_millis: Option<f64>,
+    predicted_millis: f64,
+    upper_millis: Option<f64>,
+    measured_millis: Option<f64>,
+    /// Whether the machine was restless meanwhile.
+    disturbed: Option<bool>,
+    n_skips_normal: usize,
+    /// Genes that the target changed in the derived cells.
+    n_changed_genes: Option<u32>,
+    /// The bridge's latency at the last alpha over that of the derived genotype, less 1.
+    discretisation_gap: Option<f64>,
+}
+
+impl Kept {
+    /// `measured`: a median in ms and whether it was disturbed, for each network, or nothing.
+    fn new(found: &[Found], measured: &[(f64, bool)]) -> Self {
+        let row = |(index, one): (usize, &Found)| {
+            let search = &one.search.value;
+            let target = search.target.as_ref();
+            Row {
+                seed: one.seed,
+                asked: one.asked.clone(),
+                target_millis: target.map(|target| target.target_millis),
+                predicted_millis: search.predicted_latency_millis,
+                upper_millis: target.map(|target| target.upper_millis),
+                measured_millis: measured.get(index).map(|row| row.0),
+                disturbed: measured.get(index).map(|row| row.1),
+                n_skips_normal: search
+                    .genotype
+                    .normal
+                    .nodes
+                    .iter()
+                    .flatten()
+                    .filter(|gene| gene.primitive.name() == "skip_connect")
+                    .count(),
+                n_changed_genes: target.map(|target| target.n_changed_genes),
+                discretisation_gap: search.trace.last().and_then(|row| row.discretisation_gap),
+            }
+        };
+        Self::of(found.iter().enumerate().map(row).collect())
     }
+
+    fn of(rows: Vec<Row>) -> Self {
+        let mean = |of: &dyn Fn(&Row) -> Option<f64>| {
+            let ratios: Vec<f64> = rows
+                .iter()
+                .filter_map(|row| Some(of(row)? / row.target_millis?))
+                .collect();
+            (!ratios.is_empty()).then(|| ratios.iter().sum::<f64>() / ratios.len() as f64)
+        };
+        let met: Vec<bool> = rows
+            .iter()
+            .filter_map(|row| Some(row.measured_millis? <= row.target_millis?))
+            .collect();
+        Self {
+            n_met: (!met.is_empty()).then(|| met.iter().filter(|met| **met).count()),
+            measured_by_target: mean(&|row| row.measured_millis),
+            predicted_by_target: mean(&|row| Some(row.predicted_millis)),
+            rows,
+        }
+    }
+
+    fn table(&self) -> Result<String, std::fmt::Error> {
+        let millis = |value: Option<f64>| value.map_or("–".to_owned(), |x| format!("{x:.4} ms"));
+        let mut text = String::new();
+        writeln!(
+            text,
+            "{:>4}  {:<14} {:>10} {:>10} {:>10} {:>10}  {:>10}  skips  changed  gap",
+            "seed", "asked", "target", "bound", "predicted", "measured", "measured/T"
+        )?;
+        for row in &self.rows {
+            let ratio = row
+                .measured_millis
+                .zip(row.target_millis)
+                .map(|(own, target)| own / target);
+            let word = match ratio {
+                Some(ratio) if ratio <= 1.0 => " PASS",
+                Some(_) => " FAIL",
+                None => "",
+            };
+            writeln!(
+                text,
+                "{:>4}  {:<14} {:>10} {:>10} {:>10} {:>10}  {:>10}  {:>5}  {:>7}  {:>+4.0} %{word}{}",
+                row.seed,
+                row.asked,
+                millis(row.target_millis),
+                millis(row.upper_millis),
+                millis(Some(row.predicted_millis)),
+                millis(row.measured_millis),
+                ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.3}")),
+                row.n_skips_normal,
+                row.n_changed_genes
+                    .map_or("–".to_owned(), |n| n.to_string()),
+                100.0 * row.discretisation_gap.unwrap_or(0.0),
+                if row.disturbed == Some(true) {
+                    " (restless)"
+                } else {
+                    ""
+                },
+            )?;
+        }
+        let n = self.rows.len();
+        if let Some(ratio) = self.predicted_by_target {
+            writeln!(text, "\npredicted / target: {ratio:.3} on average")?;
+        }
+        if let (Some(n_met), Some(ratio)) = (self.n_met, self.measured_by_target) {
+            writeln!(
+                text,
+                "measured / target: {ratio:.3} on average; {n_met} of {n} at most the target"
+            )?;
+        }
+        Ok(text)
+    }
+}
+
+fn front(found: &[Found], evaluations: &[Opened<Evaluation>]) -> Front {
+    let point = |(one, evaluation): (&Found, &Opened<Evaluation>)| {
+        let own = &evaluation.value;
+        FrontPoint {
+            seed: one.seed as u32,
+            asked: one.asked.clone(),
+            target_millis: own.verdict().target_millis,
+            predicted_latency_millis: own.search.predicted_latency_millis,
+            latency_median_millis: own.latency.median_millis,
+            latency_p10_millis: own.latency.p10_millis,
+            latency_p90_millis: own.latency.p90_millis,
+            test_accuracy: own.test_accuracy,
+            is_on_front: false,
+            genotype: own.genotype.to_string(),
+            search_result: one.search.digest().to_string(),
+            evaluation: evaluation.digest().to_string(),
+        }
+    };
+    let settings = evaluations.first().map(|one| one.value.settings.clone());
+    Front::new(settings, found.iter().zip(evaluations).map(point).collect())
+}
+
+fn front_table(front: &Front) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    writeln!(
+        text,
+        "{:>4}  {:<16} {:>13} {:>11}  target  front",
+        "seed", "asked", "test accuracy", "latency"
+    )?;
+    for point in &front.points {
+        let verdict = point.target_millis.map(|target| {
+            if point.latency_median_millis <= target {
+                "PASS"
+            } else {
+                "FAIL"
+            }
+        });
+        writeln!(
+            text,
+            "{:>4}  {:<16} {:>11.2} % {:>8.3} ms  {:<6}  {}",
+            point.seed,
+            point.asked,
+            100.0 * point.test_accuracy,
+            point.latency_median_millis,
+            verdict.unwrap_or("–"),
+            if point.is_on_front { "yes" } else { "" }
+        )?;
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -156,57 +426,46 @@ mod tests {
 
     #[test]
     fn points_go_from_loose_to_tight() {
+        let points = |targets: &[&str], lambdas: &[f64]| Points {
+            targets: targets.iter().map(|&text| text.to_owned()).collect(),
+            lambdas: lambdas.to_vec(),
+        };
         let names = |targets: &[&str], lambdas: &[f64]| -> Vec<String> {
-            let points = Points {
-                targets: targets.iter().map(|&text| text.to_owned()).collect(),
-                lambdas: lambdas.to_vec(),
-            };
-            let points = points.in_order().unwrap();
-            points.into_iter().map(|(name, _)| name).collect()
+            let points = points(targets, lambdas).in_order().unwrap();
+            points.into_iter().map(|point| point.name).collect()
         };
         assert_eq!(
             names(&["4ms", "10ms", "0.5ms"], &[]),
             ["10ms", "4ms", "0.5ms"]
         );
+        assert_eq!(names(&["0.5x", "0.75x"], &[]), ["0.75x", "0.5x"]);
         assert_eq!(names(&[], &[0.5, 0.0]), ["lambda = 0", "lambda = 0.5"]);
-        let wrong = Points {
-            targets: vec!["fast".to_owned()],
-            lambdas: vec![],
-        };
-        assert!(wrong.in_order().unwrap_err().to_string().contains("fast"));
+        for wrong in [&["fast"][..], &["0.5x", "4ms"]] {
+            assert!(points(wrong, &[]).in_order().is_err(), "{wrong:?}");
+        }
     }
 
     #[test]
-    fn the_front_is_what_nothing_beats() {
-        let point = |test_accuracy, latency_median_millis| Point {
-            asked: String::new(),
-            test_accuracy,
-            latency_median_millis,
-            predicted_latency_millis: 1.0,
-            verdict: Verdict {
-                predicted_millis: 1.0,
-                interval_millis: None,
-                measured_millis: 1.0,
-                target_millis: None,
-                is_in_interval: None,
-                is_target_met: None,
-            },
-            genotype: Value::Null,
-            search_result: PathBuf::new(),
-            evaluation: PathBuf::new(),
-            is_on_front: false,
+    fn a_table_says_how_well_targets_were_kept() {
+        let row = |target_millis, measured_millis| Row {
+            seed: 0,
+            asked: "0.5x".to_owned(),
+            target_millis: Some(target_millis),
+            predicted_millis: 0.96 * target_millis,
+            upper_millis: Some(target_millis),
+            measured_millis: Some(measured_millis),
+            disturbed: Some(false),
+            n_skips_normal: 1,
+            n_changed_genes: Some(2),
+            discretisation_gap: Some(0.1),
         };
-        let mut points = [
-            point(0.9, 3.0),
-            point(0.8, 2.0),
-            point(0.79, 2.5),
-            point(0.8, 2.1),
-            point(0.9, 3.0),
-        ];
-        mark_front(&mut points);
-        assert_eq!(
-            points.map(|point| point.is_on_front),
-            [true, true, false, false, true]
-        );
+        let kept = Kept::of(vec![row(1.0, 0.9), row(2.0, 2.2)]);
+        assert_eq!(kept.n_met, Some(1));
+        assert!((kept.measured_by_target.unwrap() - 1.0).abs() < 1e-12);
+        assert!((kept.predicted_by_target.unwrap() - 0.96).abs() < 1e-12);
+        let table = kept.table().unwrap();
+        for text in ["0.900  ", "PASS", "FAIL", "1 of 2 at most the target"] {
+            assert!(table.contains(text), "{text} is not in\n{table}");
+        }
     }
 }

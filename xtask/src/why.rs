@@ -15,7 +15,7 @@ pub(crate) fn run(stage_name: &str, args: &PipelineArgs) -> Result<()> {
     let wanted = steps_of(args, stage_name)?;
     let bin_dir = stage::build_for(args)?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for step in steps(args) {
+    for step in steps(args)? {
         let name = step.name();
         let is_wanted = wanted.iter().any(|wanted| wanted.name() == name);
         let missing: Vec<&str> = step

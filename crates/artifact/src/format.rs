@@ -20,16 +20,19 @@ pub enum Kind {
     Evaluation,
     /// A page for people: [`Report`](crate::Report).
     Report,
+    /// Networks from accurate to fast: [`Front`](crate::Front).
+    Front,
 }
 
 impl Kind {
-    /// Every kind, in the order of the pipeline.
-    pub const ALL: [Self; 5] = [
+    /// Every kind, in the order of the pipeline; the front is made of several runs of it.
+    pub const ALL: [Self; 6] = [
         Self::LatencyDataset,
         Self::LatencyModel,
         Self::SearchResult,
         Self::Evaluation,
         Self::Report,
+        Self::Front,
     ];
 
     /// The name in folders, manifests and command lines, such as `latency-dataset`.
@@ -40,6 +43,7 @@ impl Kind {
             Self::SearchResult => "search-result",
             Self::Evaluation => "evaluation",
             Self::Report => "report",
+            Self::Front => "front",
         }
     }
 }

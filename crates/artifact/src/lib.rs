@@ -52,7 +52,7 @@
 //! | [`store`], [`manifest`], [`format`](mod@format) | where artifacts lie, how they are published and checked |
 //! | [`checkpoint`] | the state of a run that is not finished |
 //! | [`cost_table`] | tables of measured costs that others published |
-//! | [`latency_dataset`], [`latency_model`], [`search_result`], [`evaluation`], [`report`] | the kinds |
+//! | [`latency_dataset`], [`latency_model`], [`search_result`], [`evaluation`], [`report`], [`front`] | the kinds |
 //! | [`genotype`] | genotypes in JSON and on the command line |
 //!
 //! Whatever is written is written aside, flushed to the disk and renamed: it is there as a whole or not
@@ -67,6 +67,7 @@ pub mod error;
 pub mod evaluation;
 mod files;
 pub mod format;
+pub mod front;
 pub mod genotype;
 mod json;
 pub mod latency_dataset;
@@ -88,6 +89,7 @@ pub use crate::error::Error;
 pub use crate::evaluation::{EpochRow, Evaluation, SearchSummary, TimingResult, Verdict};
 pub use crate::files::Files;
 pub use crate::format::{FormatVersion, Kind};
+pub use crate::front::{Front, FrontPoint};
 pub use crate::genotype::{genotype_from_arg, genotype_from_json, genotype_to_json};
 pub use crate::latency_dataset::{
     AnchorRecord, CellSample, LatencyDataset, LatencySample, MeasurementSettings, Metric,

@@ -34,6 +34,65 @@ impl ChannelRatio {
     }
 }
 
+/// The primitives that each edge still mixes: all at first; P-DARTS drops some between its stages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidates {
+    n_primitives: usize,
+    /// Per cell kind, row-major `[e, p]`.
+    kept: [Vec<bool>; 2],
+}
+
+impl Candidates {
+    /// All primitives on every edge.
+    pub fn all(space: SearchSpace) -> Self {
+        let n_primitives = space.n_primitives();
+        let every = vec![true; space.n_edges() * n_primitives];
+        Self {
+            n_primitives,
+            kept: [every.clone(), every],
+        }
+    }
+
+    /// What [`to_bits`](Self::to_bits) gave; `None` if it is of another size.
+    pub fn from_bits(space: SearchSpace, bits: &[Vec<bool>; 2]) -> Option<Self> {
+        let all = Self::all(space);
+        let fits = |(own, other): (&Vec<bool>, &Vec<bool>)| own.len() == other.len();
+        bits.iter().zip(&all.kept).all(fits).then(|| Self {
+            kept: bits.clone(),
+            ..all
+        })
+    }
+
+    /// Per cell kind, row-major `[e, p]`, whether the edge has that primitive.
+    pub fn to_bits(&self) -> &[Vec<bool>; 2] {
+        &self.kept
+    }
+
+    /// Whether an edge has a primitive.
+    pub fn has(&self, kind: CellKind, edge: usize, primitive: usize) -> bool {
+        self.kept[kind.index()][edge * self.n_primitives + primitive]
+    }
+
+    /// Keeps `n` primitives on every edge (all, if it has no more): those of largest weight, of equal ones the
+    /// first. `weights`: softmax(alpha) per cell kind, row-major `[e, p]`.
+    pub fn keep_largest(&mut self, weights: [&[f32]; 2], n: usize) {
+        for (kept, weights) in self.kept.iter_mut().zip(weights) {
+            let rows = kept.chunks_mut(self.n_primitives);
+            for (kept, weights) in rows.zip(weights.chunks(self.n_primitives)) {
+                let mut order: Vec<usize> = (0..kept.len()).filter(|&index| kept[index]).collect();
+                order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
+                for &index in order.iter().skip(n) {
+                    kept[index] = false;
+                }
+            }
+        }
+    }
+}
+
+/// What is added to the alpha of a primitive that an edge does not have: its softmax is 0 then, and so is its
+/// gradient.
+const DROPPED: f64 = -1e9;
+
 /// The standard deviation of the initial architecture parameters.
 const INIT_STD: f64 = 1e-3;
 
@@ -45,6 +104,8 @@ pub struct Architecture {
     space: SearchSpace,
     alphas: [Var; 2],
     betas: Option<[Var; 2]>,
+    /// What is added to each alpha, `[e, p]`, 0 or [`DROPPED`]; `None` where every edge has all primitives.
+    dropped: Option<[Tensor; 2]>,
     parameters: Parameters,
 }
 
@@ -125,7 +186,31 @@ impl Architecture {
             space,
             alphas,
             betas,
+            dropped: None,
             parameters: Parameters::from_weights(weights),
+        })
+    }
+
+    /// The same with some primitives dropped.
+    ///
+    /// # Errors
+    /// If the tensor library fails.
+    pub fn with_candidates(self, candidates: &Candidates) -> Result<Self> {
+        let dropped = |alpha: &Var, kept: &[bool]| {
+            let values: Vec<f64> = kept
+                .iter()
+                .map(|&kept| if kept { 0.0 } else { DROPPED })
+                .collect();
+            Tensor::from_vec(values, alpha.dims(), alpha.device())?.to_dtype(alpha.dtype())
+        };
+        let [normal, reduction] = candidates.to_bits();
+        let dropped = [
+            dropped(&self.alphas[0], normal)?,
+            dropped(&self.alphas[1], reduction)?,
+        ];
+        Ok(Self {
+            dropped: Some(dropped),
+            ..self
         })
     }
 
@@ -143,7 +228,10 @@ impl Architecture {
                 var.as_detached_tensor()
             }
         };
-        let alpha = tensor(&self.alphas[kind.index()]);
+        let mut alpha = tensor(&self.alphas[kind.index()]);
+        if let Some(dropped) = &self.dropped {
+            alpha = (alpha + &dropped[kind.index()])?;
+        }
         let operations = candle_nn::ops::softmax(&alpha, D::Minus1)?;
         let edges = match &self.betas {
             None => None,
@@ -217,6 +305,15 @@ impl Architecture {
             None => operations,
         };
         ranks.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    }
+
+    /// softmax(alpha), row-major `[e, p]`.
+    ///
+    /// # Errors
+    /// If the tensor library fails.
+    pub fn operation_weights(&self, kind: CellKind) -> Result<Vec<f32>> {
+        let operations = self.mixing(kind, false)?.operations;
+        operations.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
     }
 
     /// The genotype that these parameters stand for now ([`SearchSpace::derive`]).

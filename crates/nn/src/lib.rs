@@ -34,7 +34,7 @@ mod pass;
 pub mod schedule;
 pub mod supernet;
 
-pub use architecture::{Architecture, ChannelRatio};
+pub use architecture::{Architecture, Candidates, ChannelRatio};
 pub use kernels::cuda_device;
 
 pub use derived::{DerivedNet, Logits, StandaloneCell};

@@ -15,12 +15,38 @@ pub struct Pass<'r> {
     training: bool,
     tracks_weights: bool,
     fuses: bool,
-    drop_path: Option<DropPath<'r>>,
+    drop_path: Option<Drop<'r>>,
+    skip_dropout: Option<Drop<'r>>,
 }
 
-struct DropPath<'r> {
+struct Drop<'r> {
     probability: f64,
     rng: RefCell<&'r mut Rng>,
+}
+
+impl<'r> Drop<'r> {
+    /// `None` where nothing is dropped.
+    fn new(probability: f64, rng: &'r mut Rng) -> Option<Self> {
+        (probability > 0.0).then(|| Self {
+            probability,
+            rng: RefCell::new(rng),
+        })
+    }
+
+    /// A factor for each of `n` things: 0, or 1 over the probability of keeping one.
+    fn factors(&self, n: usize) -> Vec<f32> {
+        let keep = 1.0 - self.probability;
+        let mut rng = self.rng.borrow_mut();
+        (0..n)
+            .map(|_| {
+                if rng.random::<f64>() < keep {
+                    (1.0 / keep) as f32
+                } else {
+                    0.0
+                }
+            })
+            .collect()
+    }
 }
 
 impl<'r> Pass<'r> {
@@ -31,6 +57,7 @@ impl<'r> Pass<'r> {
             tracks_weights: false,
             fuses: true,
             drop_path: None,
+            skip_dropout: None,
         }
     }
 
@@ -41,6 +68,7 @@ impl<'r> Pass<'r> {
             tracks_weights: true,
             fuses: true,
             drop_path: None,
+            skip_dropout: None,
         }
     }
 
@@ -51,6 +79,7 @@ impl<'r> Pass<'r> {
             tracks_weights: true,
             fuses: true,
             drop_path: None,
+            skip_dropout: None,
         }
     }
 
@@ -61,19 +90,25 @@ impl<'r> Pass<'r> {
             tracks_weights: false,
             fuses: true,
             drop_path: None,
+            skip_dropout: None,
         }
     }
 
     /// A weight step in which each path is dropped with the given probability, independently per
     /// sample, and survivors are divided by the probability of keeping them.
     pub fn training_with_drop_path(probability: f64, rng: &'r mut Rng) -> Self {
-        let drop_path = (probability > 0.0).then(|| DropPath {
-            probability,
-            rng: RefCell::new(rng),
-        });
         Self {
-            drop_path,
+            drop_path: Drop::new(probability, rng),
             ..Self::training()
+        }
+    }
+
+    /// The same pass with dropout behind each skip of stride 1 in the supernet (P-DARTS): a number becomes 0 with
+    /// that probability, the others are divided by the probability of keeping them.
+    pub fn with_skip_dropout(self, probability: f64, rng: &'r mut Rng) -> Self {
+        Self {
+            skip_dropout: Drop::new(probability, rng),
+            ..self
         }
     }
 
@@ -95,9 +130,9 @@ impl<'r> Pass<'r> {
         self.tracks_weights
     }
 
-    /// Whether cells may run fused.
+    /// Whether cells may run fused: fused cells know no dropout behind skips.
     pub(crate) fn can_fuse(&self) -> bool {
-        self.fuses
+        self.fuses && self.skip_dropout.is_none()
     }
 
     /// The tensor of a weight, tracked or constant as this pass wants it.
@@ -126,16 +161,16 @@ impl<'r> Pass<'r> {
 
     /// By what drop path multiplies each of `n` images at one operation; `None` without drop path.
     pub(crate) fn draw_mask(&self, n: usize) -> Option<Vec<f32>> {
-        let drop = self.drop_path.as_ref()?;
-        let keep = 1.0 - drop.probability;
-        let mut rng = drop.rng.borrow_mut();
-        let mut draw = || {
-            if rng.random::<f64>() < keep {
-                (1.0 / keep) as f32
-            } else {
-                0.0
-            }
+        Some(self.drop_path.as_ref()?.factors(n))
+    }
+
+    /// Applies dropout to the output of a skip, `[n, c, h, w]`, if the pass has any.
+    pub(crate) fn skip_dropout(&self, x: Tensor) -> Result<Tensor> {
+        let Some(drop) = &self.skip_dropout else {
+            return Ok(x);
         };
-        Some((0..n).map(|_| draw()).collect())
+        let mask = drop.factors(x.elem_count());
+        let mask = Tensor::from_vec(mask, x.dims(), x.device())?.to_dtype(x.dtype())?;
+        x * mask
     }
 }

@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor};
 use kernels::Pool2dGeometry;
 use space::{CellKind, CellSpec, NetworkSpec, Primitive, SearchSpace};
 
-use crate::architecture::{ChannelRatio, Mixing};
+use crate::architecture::{Candidates, ChannelRatio, Mixing};
 use crate::candidate::{Candidate, EdgeInput};
 use crate::derived::Preprocess;
 use crate::fused::{CellParts, Chain, ChainMixing, EdgeParts, Ends, FusedCell, InputParts};
@@ -19,23 +19,26 @@ use crate::{Parameters, Pass};
 
 /// The weighted sum of all primitives on an edge.
 struct MixedOp {
-    candidates: Vec<Candidate>,
+    /// Each with its column in alpha.
+    candidates: Vec<(usize, Candidate)>,
 }
 
 impl MixedOp {
-    fn new(builder: &Builder<'_>, n_channels: usize, stride: usize) -> Result<Self> {
+    fn new(
+        builder: &Builder<'_>,
+        n_channels: usize,
+        stride: usize,
+        has: impl Fn(usize) -> bool,
+    ) -> Result<Self> {
         let scope = builder.scope("_ops");
         let candidates = Primitive::ALL
             .into_iter()
             .enumerate()
+            .filter(|(index, _)| has(*index))
             .map(|(index, primitive)| {
-                Candidate::new(
-                    &scope.scope(index),
-                    primitive,
-                    n_channels,
-                    stride,
-                    Affine::No,
-                )
+                let scope = scope.scope(index);
+                let candidate = Candidate::new(&scope, primitive, n_channels, stride, Affine::No)?;
+                Ok((index, candidate))
             })
             .collect::<Result<_>>()?;
         Ok(Self { candidates })
@@ -49,13 +52,16 @@ impl MixedOp {
         weights: &Tensor,
         pass: &Pass<'_>,
     ) -> Result<Option<Tensor>> {
-        for (index, candidate) in self.candidates.iter().enumerate() {
+        for (index, candidate) in &self.candidates {
             // Zeros add nothing: `none` acts through the softmax alone.
             if matches!(candidate, Candidate::None { .. }) {
                 continue;
             }
-            let y = candidate.forward(input, pass)?;
-            sum = Some(weighted_sum(sum, &y, &weights.narrow(0, index, 1)?)?);
+            let mut y = candidate.forward(input, pass)?;
+            if candidate.is_identity() {
+                y = pass.skip_dropout(y)?;
+            }
+            sum = Some(weighted_sum(sum, &y, &weights.narrow(0, *index, 1)?)?);
         }
         Ok(sum)
     }
@@ -128,6 +134,7 @@ impl SearchCell {
         space: SearchSpace,
         spec: &CellSpec,
         ratio: ChannelRatio,
+        candidates: &Candidates,
     ) -> Result<Self> {
         let ops = builder.scope("_ops");
         let edges = space
@@ -135,7 +142,9 @@ impl SearchCell {
             .iter()
             .map(|edge| {
                 let stride = spec.stride_from(edge.source);
-                MixedOp::new(&ops.scope(edge.index), spec.channels / ratio.get(), stride)
+                let has = |primitive| candidates.has(spec.kind, edge.index, primitive);
+                let n_channels = spec.channels / ratio.get();
+                MixedOp::new(&ops.scope(edge.index), n_channels, stride, has)
             })
             .collect::<Result<Vec<_>>>()?;
         let (preprocess0, preprocess1) = Preprocess::pair(builder, spec, Affine::No)?;
@@ -173,7 +182,7 @@ impl SearchCell {
                 source: edge.source,
                 node: edge.node,
                 row: edge.index,
-                operations: mixed.candidates.iter().enumerate().collect(),
+                operations: mixed.candidates.iter().map(|(p, one)| (*p, one)).collect(),
             })
             .collect();
         let inputs = [preprocess.0.parts(), InputParts::Same(preprocess.1)];
@@ -248,6 +257,20 @@ impl Supernet {
         spec: &NetworkSpec,
         ratio: ChannelRatio,
     ) -> Result<Self> {
+        Self::with_candidates(builder, space, spec, ratio, &Candidates::all(space))
+    }
+
+    /// The same where edges have some of the primitives only; those keep their published names.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_candidates(
+        builder: &Builder<'_>,
+        space: SearchSpace,
+        spec: &NetworkSpec,
+        ratio: ChannelRatio,
+        candidates: &Candidates,
+    ) -> Result<Self> {
         if !spec.init_channels.is_multiple_of(ratio.get()) {
             candle_core::bail!(
                 "supernet: {} initial channels cannot be split by a channel ratio of {}",
@@ -260,7 +283,7 @@ impl Supernet {
         let cells = spec
             .cells()
             .iter()
-            .map(|cell| SearchCell::new(&scope.scope(cell.layer), space, cell, ratio))
+            .map(|cell| SearchCell::new(&scope.scope(cell.layer), space, cell, ratio, candidates))
             .collect::<Result<_>>()?;
         let classifier = Linear::new(
             &builder.scope("classifier"),
@@ -349,7 +372,7 @@ mod tests {
             crate::Architecture::new(space, true, &Device::Cpu, DType::F64, &mut rng)?;
         let builder = Builder::new(&Device::Cpu, DType::F64, &mut rng);
         for cell_spec in &spec.cells() {
-            let cell = SearchCell::new(&builder, space, cell_spec, ratio)?;
+            let cell = SearchCell::new(&builder, space, cell_spec, ratio, &Candidates::all(space))?;
             let pass = Pass::training();
             let input = |channels: usize, size: usize| {
                 let n = 2 * channels * size * size;
@@ -381,9 +404,9 @@ mod tests {
                     };
                     let state = SearchState::new(&states[edge.source], ratio, stride)?;
                     let mut mixed: Option<Tensor> = None;
-                    for (p, candidate) in cell.edges[edge.index].candidates.iter().enumerate() {
+                    for (p, candidate) in &cell.edges[edge.index].candidates {
                         let y =
-                            (candidate.forward(&state.input, &pass)? * operations[edge.index][p])?;
+                            (candidate.forward(&state.input, &pass)? * operations[edge.index][*p])?;
                         mixed = Some(match mixed {
                             Some(mixed) => (mixed + y)?,
                             None => y,

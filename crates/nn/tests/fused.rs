@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use nn::loss::cross_entropy;
 use nn::parameters::Builder;
-use nn::{Architecture, ChannelRatio, DerivedNet, Parameters, Pass, Rng, Supernet};
+use nn::{Architecture, Candidates, ChannelRatio, DerivedNet, Parameters, Pass, Rng, Supernet};
 use rand_chacha::rand_core::SeedableRng;
 use space::{CellKind, Genotype, NetworkSpec, SearchSpace, Stem};
 
@@ -71,6 +71,7 @@ fn assert_same(fused: &BTreeMap<String, Vec<f64>>, plain: &BTreeMap<String, Vec<
 
 fn supernet(
     k: usize,
+    n_primitives: usize,
     size: usize,
     n: usize,
     tracks_input: bool,
@@ -90,11 +91,17 @@ fn supernet(
     for var in architecture.parameters().weights().values() {
         var.set(&(var.as_detached_tensor() * 900.0)?)?;
     }
-    let network = Supernet::new(
+    let weights = CellKind::ALL.map(|kind| architecture.operation_weights(kind));
+    let [normal, reduction] = weights;
+    let mut candidates = Candidates::all(space);
+    candidates.keep_largest([&normal?, &reduction?], n_primitives);
+    let architecture = architecture.with_candidates(&candidates)?;
+    let network = Supernet::with_candidates(
         &Builder::new(&Device::Cpu, DType::F64, &mut rng),
         space,
         &spec(size, 3),
         ratio,
+        &candidates,
     )?;
     let (x, y) = batch(n, size)?;
     let [normal, reduction] = CellKind::ALL.map(|kind| architecture.mixing(kind, true));
@@ -113,12 +120,13 @@ fn supernet(
 
 #[test]
 fn a_fused_supernet_is_the_supernet() -> Result<()> {
-    for (k, size, n) in [(4, 8, 3), (2, 7, 17), (1, 6, 5)] {
+    // With all primitives, and with some on each edge.
+    for (k, n_primitives, size, n) in [(4, 8, 8, 3), (2, 8, 7, 17), (1, 8, 6, 5), (1, 3, 8, 4)] {
         for steps in [Pass::training, Pass::architecture_step] {
             // As in a search, where nothing leads from the images to a variable, too.
             for tracks_input in [true, false] {
-                let fused = supernet(k, size, n, tracks_input, &steps())?;
-                let plain = supernet(k, size, n, tracks_input, &steps().unfused())?;
+                let fused = supernet(k, n_primitives, size, n, tracks_input, &steps())?;
+                let plain = supernet(k, n_primitives, size, n, tracks_input, &steps().unfused())?;
                 assert!(fused.contains_key("grad alphas_normal"));
                 assert_eq!(fused.contains_key("input"), tracks_input);
                 assert_same(&fused, &plain);

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use nn::parameters::Builder;
-use nn::{Architecture, ChannelRatio, DerivedNet, Parameters, Pass, Rng, StateError, Supernet};
+use nn::{
+    Architecture, Candidates, ChannelRatio, DerivedNet, Parameters, Pass, Rng, StateError, Supernet,
+};
 use rand_chacha::rand_core::SeedableRng;
 use space::{CellKind, Genotype, NetworkSpec, SearchSpace, Stem};
 
@@ -232,4 +234,77 @@ fn drop_path_drops_whole_samples_and_rescales_the_rest() {
     );
     assert_eq!(run(0.5, 1), run(0.5, 1));
     assert_ne!(run(0.5, 1), run(0.5, 2));
+}
+
+/// What P-DARTS's stages leave: the parameters of the primitives that edges still have, under their published
+/// names; softmax over these alone, and no gradient elsewhere.
+#[test]
+fn dropped_primitives_have_no_parameters_no_weight_and_no_gradient() {
+    let space = SearchSpace::darts();
+    let mut rng = Rng::seed_from_u64(4);
+    let architecture = Architecture::new(space, false, &Device::Cpu, DType::F64, &mut rng).unwrap();
+    let weights = CellKind::ALL.map(|kind| architecture.operation_weights(kind).unwrap());
+    let mut candidates = Candidates::all(space);
+    candidates.keep_largest([&weights[0], &weights[1]], 3);
+    for (kind, weights) in CellKind::ALL.into_iter().zip(&weights) {
+        for (edge, row) in weights.chunks(8).enumerate() {
+            let has = |p| candidates.has(kind, edge, p);
+            assert_eq!((0..8).filter(|&p| has(p)).count(), 3);
+            let least_kept = (0..8)
+                .filter(|&p| has(p))
+                .map(|p| row[p])
+                .fold(1.0, f32::min);
+            assert!((0..8).all(|p| has(p) || row[p] <= least_kept));
+        }
+    }
+    let bits = candidates.to_bits().clone();
+    assert_eq!(
+        Candidates::from_bits(space, &bits),
+        Some(candidates.clone())
+    );
+    assert_eq!(Candidates::from_bits(space, &[vec![], vec![]]), None);
+
+    let architecture = architecture.with_candidates(&candidates).unwrap();
+    let mixing = architecture.mixing(CellKind::Normal, true).unwrap();
+    let rows: Vec<Vec<f64>> = mixing.operations.to_vec2().unwrap();
+    for (edge, row) in rows.iter().enumerate() {
+        let sum: f64 = row.iter().sum();
+        assert!((sum - 1.0).abs() < 1e-12);
+        for (p, weight) in row.iter().enumerate() {
+            assert_eq!(*weight > 0.0, candidates.has(CellKind::Normal, edge, p));
+        }
+    }
+    let squares = mixing.operations.sqr().unwrap().sum_all().unwrap();
+    let gradients = squares.backward().unwrap();
+    let alphas = &architecture.parameters().weights()["alphas_normal"];
+    let gradient: Vec<Vec<f64>> = gradients.get(alphas).unwrap().to_vec2().unwrap();
+    for (edge, row) in gradient.iter().enumerate() {
+        for (p, slope) in row.iter().enumerate() {
+            assert!(slope.is_finite());
+            assert!(*slope == 0.0 || candidates.has(CellKind::Normal, edge, p));
+        }
+    }
+
+    let spec = NetworkSpec {
+        n_layers: 3,
+        init_channels: 4,
+        image_size: 8,
+        ..NetworkSpec::cifar10()
+    };
+    let builder = Builder::new(&Device::Cpu, DType::F64, &mut rng);
+    let network =
+        Supernet::with_candidates(&builder, space, &spec, ChannelRatio::FULL, &candidates).unwrap();
+    let all = Supernet::new(
+        &Builder::new(&Device::Cpu, DType::F64, &mut rng),
+        space,
+        &spec,
+        ChannelRatio::FULL,
+    )
+    .unwrap();
+    let names = |network: &Supernet| -> Vec<String> {
+        network.parameters().weights().keys().cloned().collect()
+    };
+    let (kept, every) = (names(&network), names(&all));
+    assert!(kept.len() < every.len() / 2);
+    assert!(kept.iter().all(|name| every.contains(name)));
 }

@@ -26,6 +26,16 @@ pub enum Error {
         /// The network of the search result.
         profiled: String,
     },
+    /// Search results that are not of one latency model.
+    #[error(
+        "{dir} and {first} predict latencies of different networks or protocols; time them one by one"
+    )]
+    OtherSettings {
+        /// The folder of one search result.
+        dir: PathBuf,
+        /// That of the first.
+        first: PathBuf,
+    },
     /// The images do not go into the network.
     #[error(
         "the {split} images in {dir} are {found}, but [network] in the config is for {expected}; \
@@ -87,9 +97,10 @@ pub enum Error {
 impl StageError for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Setting { .. } | Self::OtherNetwork { .. } | Self::OtherImages { .. } => {
-                ExitCode::Usage
-            }
+            Self::Setting { .. }
+            | Self::OtherNetwork { .. }
+            | Self::OtherSettings { .. }
+            | Self::OtherImages { .. } => ExitCode::Usage,
             Self::Images(_) | Self::Checkpoint { .. } => ExitCode::Input,
             Self::NonFinite { .. } | Self::Unmeasurable { .. } => ExitCode::Numbers,
             Self::Artifact(error) => error.exit_code(),

@@ -8,6 +8,9 @@
 //!
 //! After every epoch the whole state is on the disk; killed and started again, an evaluation ends with the
 //! same bytes, `latency.json` excepted.
+//!
+//! [`time`] does the timing alone, of many found networks: their measured latencies are a latency data
+//! set, from which the predictor can learn where it was wrong.
 
 mod checkpoint;
 mod config;
@@ -19,17 +22,18 @@ mod tests;
 mod timing;
 mod training;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use artifact::stage::EVALUATE;
 use artifact::{
-    DeviceSpec, Evaluation, KeyParts, MeasurementSettings, Opened, RunContext, SearchResult,
-    SearchSummary, TimingRecord,
+    DeviceSpec, Evaluation, KeyParts, LatencyDataset, LatencySample, MeasurementSettings, Opened,
+    RunContext, SearchResult, SearchSummary, TimingRecord,
 };
 use candle_core::Device;
 use images::Split;
 use measure::Machine;
 use rand_chacha::rand_core::SeedableRng;
+use runtime::Prepared;
 use space::{Counts, NetworkSpec, count_derived};
 
 pub use crate::config::{Config, DataConfig, ScheduleKind, TimingConfig, WeightsConfig};
@@ -105,8 +109,14 @@ pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<Eva
         let machine = context
             .device
             .fingerprint(Machine::detect().fingerprint())?;
+        let network = Prepared::trained(
+            trained.network,
+            &network,
+            settings.timing.batch_size,
+            &device,
+        )?;
         let on = timing::Place { device, machine };
-        timing::time(trained.network, &on, &settings, &config.timing, progress)?
+        timing::time(&network, &on, &settings, &config.timing, progress)?
     };
 
     let Counts {
@@ -136,6 +146,98 @@ pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<Eva
         n_multi_adds,
         epochs: trained.epochs,
         weights,
+    })
+}
+
+/// What [`time`] reads: found architectures, all of one latency model.
+pub struct Found(Vec<Opened<SearchResult>>);
+
+impl Found {
+    /// Opens the search results of these folders.
+    ///
+    /// # Errors
+    /// As [`artifact::open`]; and if their latencies are not of one network under one protocol.
+    pub fn open(dirs: &[PathBuf]) -> Result<Self, Error> {
+        let found = dirs
+            .iter()
+            .map(artifact::open::<SearchResult>)
+            .collect::<Result<Vec<_>, _>>()?;
+        let other = found
+            .iter()
+            .find(|one| one.value.settings != found[0].value.settings);
+        match other {
+            Some(other) => Err(Error::OtherSettings {
+                dir: other.dir.clone(),
+                first: found[0].dir.clone(),
+            }),
+            None => Ok(Self(found)),
+        }
+    }
+
+    /// What decides the result: the network and the timing of the config, the architectures, the machine.
+    ///
+    /// # Errors
+    /// If the config is not right.
+    pub fn key(&self, config: &Config) -> Result<KeyParts, Error> {
+        config.check()?;
+        let asked = serde_json::json!({ "network": config.network, "timing": config.timing });
+        let parts = KeyParts::new(&EVALUATE, &asked)?.machine(Machine::detect().fingerprint());
+        let found = self.0.iter().enumerate();
+        Ok(found.fold(parts, |parts, (index, one)| {
+            parts.input(&format!("search-result-{index:03}"), one.digest())
+        }))
+    }
+}
+
+/// Times the networks of found architectures, untrained (latency does not depend on the weights), as
+/// [`run`] times a trained one: a latency data set with a row for each, in their order.
+///
+/// # Errors
+/// If config and search results do not go together, or if a network cannot be timed.
+pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<LatencyDataset, Error> {
+    config.check()?;
+    let Some(first) = found.0.first() else {
+        return Ok(LatencyDataset {
+            settings: None,
+            samples: Vec::new(),
+            cells: Vec::new(),
+        });
+    };
+    let network = NetworkSpec::try_from(&config.network)?;
+    let mut settings = settings(config, &first.value, context.device)?;
+    let device = open_device(context.device)?;
+    let _timing = context.machine_use.time()?;
+    let machine = context
+        .device
+        .fingerprint(Machine::detect().fingerprint())?;
+    let on = timing::Place { device, machine };
+    let mut samples = Vec::with_capacity(found.0.len());
+    for one in &found.0 {
+        let genotype = &one.value.genotype;
+        let batch_size = settings.timing.batch_size;
+        let network = Prepared::network(&network, genotype, batch_size, &on.device)?;
+        let latency = timing::time(&network, &on, &settings, &config.timing, &context.progress)?;
+        samples.push(LatencySample {
+            genotype: genotype.clone(),
+            median_millis: latency.median_millis,
+            p10_millis: latency.p10_millis,
+            p90_millis: latency.p90_millis,
+            n_repeats: latency.n_repeats,
+            anchor_ratio: latency.anchor_ratio,
+            disturbed: latency.disturbed,
+            repeat_median_millis: None,
+            peak_memory_bytes: None,
+            energy_joules: None,
+        });
+    }
+    // On another machine each network was timed by itself, not brought to the state of the profile.
+    settings.anchor = settings
+        .anchor
+        .filter(|anchor| anchor.machine == on.machine);
+    Ok(LatencyDataset {
+        settings: Some(settings),
+        samples,
+        cells: Vec::new(),
     })
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use artifact::stage::{self, StageArgs};
 use clap::{Parser, Subcommand};
 use measure::Machine;
-use stage_evaluate::{Config, CountArgs, Error, Inputs};
+use stage_evaluate::{Config, CountArgs, Error, Found, Inputs};
 
 /// Buffers of one step are those of the next: without pages going back to the system in between, a
 /// network's latency does not depend on the order in which it frees them.
@@ -31,6 +31,14 @@ enum Command {
         #[command(flatten)]
         args: StageArgs,
     },
+    /// Time the networks of search results, untrained, and print the folder of a latency data set with a row for each
+    Time {
+        /// The folder of a search result (may be repeated)
+        #[arg(long = "search-result", value_name = "DIR", required = true)]
+        search_results: Vec<PathBuf>,
+        #[command(flatten)]
+        args: StageArgs,
+    },
     /// Print what a genotype costs in a published network: parameters and multiply-adds
     Count(CountArgs),
 }
@@ -46,6 +54,10 @@ fn main() -> ExitCode {
             search_result,
             args,
         } => run(&search_result, &args),
+        Command::Time {
+            search_results,
+            args,
+        } => time(&search_results, &args),
         Command::Count(args) => args.run(),
     })
 }
@@ -54,11 +66,23 @@ fn run(search_result: &Path, args: &StageArgs) -> Result<(), Error> {
     let config: Config = args.load_config()?;
     let inputs = Inputs::open(search_result)?;
     let key = inputs.key(&config)?;
-    let fields = Machine::detect().fields().into_iter();
-    let machine = fields
-        .map(|(name, value)| (name.to_owned(), value.into()))
-        .collect();
-    stage::execute(args, key, serde_json::Value::Object(machine), |context| {
+    stage::execute(args, key, machine(), |context| {
         stage_evaluate::run(&config, &inputs, context)
     })
+}
+
+fn time(search_results: &[PathBuf], args: &StageArgs) -> Result<(), Error> {
+    let config: Config = args.load_config()?;
+    let found = Found::open(search_results)?;
+    let key = found.key(&config)?;
+    stage::execute(args, key, machine(), |context| {
+        stage_evaluate::time(&config, &found, context)
+    })
+}
+
+/// What this machine is, for the manifest.
+fn machine() -> serde_json::Value {
+    let fields = Machine::detect().fields().into_iter();
+    let fields = fields.map(|(name, value)| (name.to_owned(), value.into()));
+    serde_json::Value::Object(fields.collect())
 }

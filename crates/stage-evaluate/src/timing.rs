@@ -1,9 +1,8 @@
-//! The latency of the trained network, under the protocol of the search result.
+//! The latency of a found network, under the protocol of the search result.
 
 use artifact::{MeasurementSettings, Progress, TimingResult};
 use candle_core::Device;
 use measure::{Anchor, Protocol, Timing};
-use nn::DerivedNet;
 use runtime::{Executor, Prepared};
 use space::{Genotype, NetworkSpec};
 
@@ -38,7 +37,7 @@ pub(crate) struct Place {
 /// the anchors about it; of the undisturbed rounds (of all, if every one was disturbed) the one with the median
 /// latency counts.
 pub(crate) fn time(
-    network: DerivedNet,
+    network: &Prepared,
     place: &Place,
     settings: &MeasurementSettings,
     config: &TimingConfig,
@@ -48,7 +47,6 @@ pub(crate) fn time(
     let (record, device) = (&settings.timing, &place.device);
     let genotype = Genotype::named(ANCHOR).expect("the anchor is a published genotype");
     let anchor = Prepared::network(&spec, &genotype, record.batch_size, device)?;
-    let network = Prepared::trained(network, &spec, record.batch_size, device)?;
     let executor =
         Executor::new(record.n_threads).map_err(|error| Error::Threads(Box::new(error)))?;
     let protocol = Protocol {
@@ -70,7 +68,7 @@ pub(crate) fn time(
     let mut timings = Vec::with_capacity(config.n_rounds);
     let bar = progress.bar("timing", config.n_rounds as u64);
     for _ in 0..config.n_rounds {
-        timings.push(time(&network, "the trained network")?);
+        timings.push(time(network, "the network")?);
         anchors.push(time(&anchor, "the anchor network")?);
         bar.inc(1);
     }

@@ -163,6 +163,33 @@ fn the_key_says_what_it_is_made_of_and_writes_nothing() {
 }
 
 #[test]
+fn networks_are_timed_without_training_a_row_each() {
+    let place = Place::new();
+    let time = |found: &[&PathBuf]| {
+        let [config, store] = ["evaluate.toml", "store"].map(|name| place.path(name));
+        let mut args = vec!["time", "--config", text(&config), "--store", text(&store)];
+        args.extend(found.iter().flat_map(|dir| ["--search-result", text(dir)]));
+        evaluate(&[&args[..], &["--json"]].concat())
+    };
+    let answer = time(&[&place.search_result, &place.search_result]).json();
+    assert_eq!(answer["kind"], "latency-dataset");
+    let dir = answer["path"].as_str().unwrap();
+    let measured = artifact::open::<artifact::LatencyDataset>(dir)
+        .unwrap()
+        .value;
+    assert_eq!(measured.samples.len(), 2);
+    assert!(measured.samples.iter().all(|row| row.median_millis > 0.0));
+    let network = measured.settings.unwrap().network;
+    assert_eq!(network, fixture::settings().network);
+
+    let mut other = fixture::settings();
+    other.timing.n_repeats += 1;
+    let other = fixture::search_result(&place.path("others"), Some(other));
+    time(&[&place.search_result, &other]).failed(2, &["others", "different networks"]);
+    evaluate(&["time"]).failed(2, &["--search-result"]);
+}
+
+#[test]
 fn progress_goes_to_standard_error_in_plain_lines() {
     let place = Place::new();
     let answer = place.run(&["--set", "n_epochs=2"]);

@@ -28,6 +28,10 @@ pub(crate) enum Command {
         /// and from the data set, which may be small
         #[arg(long = "source-model", value_name = "DIR")]
         source_models: Vec<PathBuf>,
+        /// The folder of a latency data set of the same network and protocol whose architectures are fitted as well, such
+        /// as `evaluate time` leaves (may be repeated)
+        #[arg(long, value_name = "DIR", conflicts_with = "source_models")]
+        more: Vec<PathBuf>,
     },
     /// With --config: as run. Otherwise: fit a column of a table of measured costs, and say how well the model predicts
     /// rows that are left out

@@ -6,7 +6,7 @@
 //! the noise floor: the error that a perfect model would still have, from architectures that were timed
 //! twice. The models that are stored are the models that were judged; they are not fitted again on all
 //! architectures, so that the figures are theirs. Architectures whose timing was disturbed take no
-//! part. The same data set, config and seed give the same bytes.
+//! part. Found networks whose latency was measured (`--more`) are fitted with the rest. The same data set, config and seed give the same bytes.
 
 mod bench;
 mod candidates;
@@ -15,7 +15,7 @@ mod split;
 mod table;
 mod transfer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use artifact::stage::{ExitCode, RunContext, StageError};
 use artifact::{
@@ -43,6 +43,8 @@ pub struct Inputs {
     pub dataset: LatencyDataset,
     /// What stands for them in the key.
     pub digest: Digest,
+    /// Architectures that are fitted besides and judge nothing: they were not drawn at random, but found.
+    pub more: Vec<LatencySample>,
 }
 
 impl Inputs {
@@ -56,6 +58,7 @@ impl Inputs {
         Ok(Self {
             dataset: opened.value,
             digest,
+            more: Vec::new(),
         })
     }
 
@@ -67,7 +70,24 @@ impl Inputs {
         Ok(Self {
             dataset: LatencyDataset::read_parquet(file)?,
             digest: artifact::digest_files(&[file.to_owned()])?,
+            more: Vec::new(),
         })
+    }
+
+    /// Adds the architectures of another data set, and returns what stands for it in the key.
+    ///
+    /// # Errors
+    /// As [`artifact::open`]; and if its latencies are of another network, protocol or state of the machine.
+    pub fn add(&mut self, dir: &Path) -> Result<Digest, Error> {
+        let opened = artifact::open::<LatencyDataset>(dir)?;
+        if opened.value.settings != self.dataset.settings {
+            return Err(Error::OtherSettings {
+                dir: dir.to_owned(),
+            });
+        }
+        let digest = opened.digest();
+        self.more.extend(opened.value.samples);
+        Ok(digest)
     }
 }
 
@@ -107,11 +127,12 @@ impl Inputs {
 /// fit diverges.
 pub fn run(
     config: &Config,
-    inputs: Inputs,
+    mut inputs: Inputs,
     context: &RunContext,
 ) -> Result<LatencyModelArtifact, Error> {
     config.check()?;
     let settings = inputs.dataset.settings.clone();
+    let more = std::mem::take(&mut inputs.more);
     let (samples, n_disturbed) = inputs.undisturbed(config.metric, MIN_ARCHITECTURES)?;
 
     let genotypes: Vec<&Genotype> = samples.iter().map(|(s, _)| &s.genotype).collect();
@@ -128,7 +149,13 @@ pub fn run(
             .map(|(sample, cost)| (space.encode(&sample.genotype), *cost))
             .unzip()
     };
-    let (train_codes, train_millis) = part(&train);
+    let (mut train_codes, mut train_millis) = part(&train);
+    for sample in more.iter().filter(|sample| !sample.disturbed) {
+        if let Some(cost) = config.metric.of(sample) {
+            train_codes.push(space.encode(&sample.genotype));
+            train_millis.push(cost);
+        }
+    }
     let (held_out_codes, measured) = part(&held_out);
 
     let bar = context.progress.bar("fitting models", 3);
@@ -198,7 +225,7 @@ pub fn run(
         chosen: chosen.kind.name().to_owned(),
         reason,
         reference_millis: median(&train_millis),
-        n_train: train.len(),
+        n_train: train_codes.len(),
         n_test: held_out.len(),
     };
     let table = Table {
@@ -297,6 +324,15 @@ pub enum Error {
         /// The ratio.
         held_out: f64,
     },
+    /// A further data set that cannot be compared with the first.
+    #[error(
+        "the latencies of {dir} are of another network, protocol or state of the machine than those of the first \
+         data set; give one that `evaluate time` made from search results of this profile, on this machine"
+    )]
+    OtherSettings {
+        /// Its folder.
+        dir: PathBuf,
+    },
     /// The data set is too small.
     #[error(
         "the data set holds {found} undisturbed architectures ({n_disturbed} disturbed ones left out), \
@@ -350,7 +386,10 @@ impl StageError for Error {
             Self::HeldOut { .. } | Self::NothingToFit { .. } | Self::Train { .. } => {
                 ExitCode::Usage
             }
-            Self::TooFew { .. } | Self::Source { .. } | Self::NotMeasured { .. } => ExitCode::Input,
+            Self::TooFew { .. }
+            | Self::Source { .. }
+            | Self::NotMeasured { .. }
+            | Self::OtherSettings { .. } => ExitCode::Input,
             Self::Fit(error) => match error {
                 FitError::Setting { .. } => ExitCode::Usage,
                 FitError::NonFinite { .. } | FitError::Singular => ExitCode::Numbers,

@@ -18,9 +18,10 @@ fn main() -> ExitCode {
             args,
             source,
             source_models,
-        } => stage::main(|| run(&args, source, &source_models)),
+            more,
+        } => stage::main(|| run(&args, source, &source_models, &more)),
         Command::Fit(args) => match args.as_stage() {
-            Some((args, source)) => stage::main(|| run(&args, source, &[])),
+            Some((args, source)) => stage::main(|| run(&args, source, &[], &[])),
             None => stage::main(|| args.table.answer(fit)),
         },
         Command::Transfer(args) => stage::main(|| args.answer()),
@@ -39,9 +40,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &StageArgs, source: Source, source_models: &[PathBuf]) -> Result<(), Error> {
+fn run(
+    args: &StageArgs,
+    source: Source,
+    source_models: &[PathBuf],
+    more: &[PathBuf],
+) -> Result<(), Error> {
     let config: Config = args.load_config()?;
-    let inputs = match (source.latency_dataset, source.data) {
+    let mut inputs = match (source.latency_dataset, source.data) {
         (Some(dir), _) => Inputs::open(&dir)?,
         (_, Some(file)) => Inputs::read_parquet(&file)?,
         (None, None) => unreachable!("clap asks for one of the two"),
@@ -51,6 +57,10 @@ fn run(args: &StageArgs, source: Source, source_models: &[PathBuf]) -> Result<()
         KeyParts::new(&stage::PREDICTOR, &config)?.input("latency-dataset", inputs.digest);
     for (index, digest) in sources.digests().enumerate() {
         key = key.input(&format!("source-model-{index}"), digest);
+    }
+    for (index, dir) in more.iter().enumerate() {
+        let digest = inputs.add(dir)?;
+        key = key.input(&format!("more-{index:03}"), digest);
     }
     stage::execute(args, key, serde_json::Value::Null, |context| {
         if sources.is_empty() {

@@ -24,7 +24,9 @@ fn main() {
     let aware = evaluation("DARTS_V2", 0.5, 0.8805, Some(1.02));
     let dataset = fixture::publish(store, &PROFILE, fixture::latency_dataset());
     let model = fixture::publish(store, &PREDICTOR, fixture::latency_model());
-    let inputs = Inputs::open(&dataset, &model, &[baseline, aware]).expect("artifacts just made");
+    let front = fixture::publish(store, &EVALUATE, fixture::front());
+    let inputs = Inputs::open(&dataset, &model, &[baseline, aware], Some(&front))
+        .expect("artifacts just made");
     let config = Config {
         title: "Latency-aware search on Fashion-MNIST".to_owned(),
     };

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use artifact::stage::REPORT;
 use artifact::{
-    Evaluation, ExitCode, KeyParts, LatencyDataset, LatencyModelArtifact, Opened, Report,
+    Evaluation, ExitCode, Front, KeyParts, LatencyDataset, LatencyModelArtifact, Opened, Report,
     StageError,
 };
 
@@ -25,10 +25,13 @@ pub struct Inputs {
     pub latency_model: Opened<LatencyModelArtifact>,
     /// The network found for accuracy alone, and the one found with latency in mind.
     pub evaluations: [Opened<Evaluation>; 2],
+    /// Networks of several targets.
+    pub front: Option<Opened<Front>>,
 }
 
 impl Inputs {
-    /// Opens artifacts in their folders; the evaluations are the baseline's and the latency-aware one's.
+    /// Opens artifacts in their folders; the evaluations are the baseline's and the latency-aware one's, the front is
+    /// what a sweep left.
     ///
     /// # Errors
     /// As [`artifact::open`]; if there are not two evaluations; and if the two networks were timed under different settings, so that their
@@ -37,6 +40,7 @@ impl Inputs {
         latency_dataset: &Path,
         latency_model: &Path,
         evaluations: &[PathBuf],
+        front: Option<&Path>,
     ) -> Result<Self, Error> {
         let [baseline, aware] = evaluations else {
             let n_given = evaluations.len();
@@ -52,6 +56,7 @@ impl Inputs {
             latency_dataset: artifact::open(latency_dataset)?,
             latency_model: artifact::open(latency_model)?,
             evaluations: [baseline, aware],
+            front: front.map(artifact::open).transpose()?,
         })
     }
 
@@ -61,11 +66,15 @@ impl Inputs {
     /// If the config cannot be written as JSON.
     pub fn key(&self, config: &Config) -> Result<KeyParts, Error> {
         let [baseline, aware] = &self.evaluations;
-        Ok(KeyParts::new(&REPORT, config)?
+        let parts = KeyParts::new(&REPORT, config)?
             .input("latency-dataset", self.latency_dataset.digest())
             .input("latency-model", self.latency_model.digest())
             .input("evaluation (baseline)", baseline.digest())
-            .input("evaluation (latency-aware)", aware.digest()))
+            .input("evaluation (latency-aware)", aware.digest());
+        Ok(match &self.front {
+            Some(front) => parts.input("front", front.digest()),
+            None => parts,
+        })
     }
 }
 

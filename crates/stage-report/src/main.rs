@@ -32,6 +32,9 @@ struct RunArgs {
     /// The folder of an evaluation; given twice, first the baseline's, then the latency-aware one's
     #[arg(long, value_name = "DIR", required = true)]
     evaluation: Vec<PathBuf>,
+    /// The folder of the front that a sweep left: shown as well
+    #[arg(long, value_name = "DIR")]
+    front: Option<PathBuf>,
     #[command(flatten)]
     stage: StageArgs,
 }
@@ -47,7 +50,12 @@ fn main() -> ExitCode {
 
 fn run(args: &RunArgs) -> Result<(), Error> {
     let config: Config = args.stage.load_config()?;
-    let inputs = Inputs::open(&args.latency_dataset, &args.latency_model, &args.evaluation)?;
+    let inputs = Inputs::open(
+        &args.latency_dataset,
+        &args.latency_model,
+        &args.evaluation,
+        args.front.as_deref(),
+    )?;
     let key = inputs.key(&config)?;
     stage::execute(&args.stage, key, serde_json::Value::Null, |_| {
         stage_report::run(&config, &inputs)

@@ -1,6 +1,6 @@
 //! What the page says: every number as the text that stands in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use artifact::manifest::Manifest;
 use artifact::{Evaluation, FiguresRecord, HeldOut, MeasurementSettings};
@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::svg::cell;
-use crate::svg::charts::{self, Curve, Marked, Series};
+use crate::svg::charts::{self, Curve, Marked, Series, Swept};
 use crate::{Config, Inputs};
 
 const TEMPLATE: &str = include_str!("report.html.jinja");
@@ -36,6 +36,8 @@ struct Page<'a> {
     noise_floor: Option<String>,
     scatter: String,
     scatter_caption: String,
+    front: Option<String>,
+    front_caption: String,
     loss_curves: String,
     accuracy_curves: String,
     networks: Vec<Network>,
@@ -112,6 +114,8 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
         .map(|floor| percent(floor, 2));
     let (histogram, histogram_caption) = histogram(inputs, latencies);
     let (models, figures) = figures(inputs);
+    let (front, front_caption) = front(inputs).unzip();
+    let front_caption = front_caption.unwrap_or_default();
     Page {
         title: &config.title,
         tiles: tiles(inputs, latency_change),
@@ -130,6 +134,8 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
             "{} architectures that the models were not fitted on; fitted on {}.",
             model.card.n_test, model.card.n_train
         ),
+        front,
+        front_caption,
         loss_curves: curves("Loss", "cross entropy, nats", evaluations, |evaluation| {
             let losses = evaluation.epochs.iter().map(|row| row.train_loss).collect();
             (losses, evaluation.test_loss)
@@ -453,6 +459,44 @@ fn histogram(inputs: &Inputs, latencies: [f64; 2]) -> (String, String) {
     (charts::histogram(&sampled, &marked), caption)
 }
 
+/// The front of a sweep, and what it is of.
+fn front(inputs: &Inputs) -> Option<(String, String)> {
+    let points = &inputs.front.as_ref()?.value.points;
+    let networks: Vec<Swept> = points
+        .iter()
+        .map(|point| Swept {
+            millis: point.latency_median_millis,
+            accuracy: 100.0 * point.test_accuracy,
+            is_on_front: point.is_on_front,
+        })
+        .collect();
+    let seeds: BTreeSet<u32> = points.iter().map(|point| point.seed).collect();
+    // Each seed was asked the same, in one order.
+    let first = points
+        .iter()
+        .take_while(|point| point.seed == points[0].seed);
+    let asked: Vec<&str> = first.map(|point| point.asked.as_str()).collect();
+    let targets: Vec<&_> = points
+        .iter()
+        .filter(|point| point.target_millis.is_some())
+        .collect();
+    let n_met = targets
+        .iter()
+        .filter(|point| Some(point.latency_median_millis) <= point.target_millis)
+        .count();
+    let met = match targets.len() {
+        0 => String::new(),
+        n => format!(" Measured latency at most the target: {n_met} of {n}."),
+    };
+    let caption = format!(
+        "{}, searched with {} ({}), trained and timed alike.{met}",
+        plural(points.len(), "network"),
+        asked.join(", "),
+        plural(seeds.len(), "seed"),
+    );
+    Some((charts::front(&networks), caption))
+}
+
 /// The name of a model for people.
 fn model_name(model: &str) -> &str {
     match model {
@@ -557,6 +601,8 @@ fn network((evaluation, name): (&Evaluation, &str)) -> Network {
 /// The manifests of all inputs, with the names that they go by in the page.
 fn manifests(inputs: &Inputs) -> impl Iterator<Item = (&'static str, &Manifest)> {
     let [baseline, aware] = &inputs.evaluations;
+    let front = inputs.front.as_ref();
+    let front = front.map(|front| ("front", &front.manifest));
     [
         ("latency data set", &inputs.latency_dataset.manifest),
         ("latency model", &inputs.latency_model.manifest),
@@ -564,6 +610,7 @@ fn manifests(inputs: &Inputs) -> impl Iterator<Item = (&'static str, &Manifest)>
         ("evaluation, latency-aware", &aware.manifest),
     ]
     .into_iter()
+    .chain(front)
 }
 
 fn provenance(name: &'static str, manifest: &Manifest) -> Provenance {

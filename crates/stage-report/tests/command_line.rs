@@ -118,6 +118,26 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
+fn a_front_is_shown_where_there_is_one() {
+    let place = Place::new();
+    assert!(!place.page(&[]).contains("The front"));
+    let front = fixture::publish(&place.path("fronts"), &EVALUATE, fixture::front());
+    let page = place.page(&["--front", text(&front)]);
+    for said in [
+        "4 networks, searched with 0.7x, 0.5x (2 seeds)",
+        "at most the target: 3 of 4",
+        "test accuracy, %",
+    ] {
+        assert!(page.contains(said), "{said}");
+    }
+    let section = page.split("<h2>The front</h2>").nth(1).unwrap();
+    let section = section.split("</section>").next().unwrap();
+    // Two are on the front; one more of each mark in the legend.
+    assert_eq!(section.matches("mark first").count(), 2 + 1);
+    assert_eq!(section.matches("mark second").count(), 2 + 1);
+}
+
+#[test]
 fn the_page_shows_both_networks_in_numbers_and_drawings() {
     let page = Place::new().page(&[]);
     assert!(page.starts_with("<!doctype html>"));

@@ -28,9 +28,9 @@ pub struct Config {
     pub bridge: Bridge,
     /// Genotypes that the bridge `sampled` draws in a step.
     pub n_bridge_samples: usize,
-    /// Passes over the training part.
+    /// Passes over the training part; of each stage, where there are several.
     pub n_epochs: usize,
-    /// Epochs at the beginning in which alpha stays as it is.
+    /// Epochs at the beginning in which alpha stays as it is; of each stage, where there are several.
     pub n_warmup_epochs: usize,
     /// Images per step, of either part.
     pub batch_size: usize,
@@ -48,9 +48,52 @@ pub struct Config {
     pub weights: WeightsConfig,
     /// The optimiser of alpha and beta.
     pub architecture: ArchitectureConfig,
+    /// The stages of the method `p-darts`, which alone has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progressive: Option<ProgressiveConfig>,
+}
+
+/// A search in stages, each in a deeper supernet with fewer primitives on every edge (P-DARTS). Weights and alpha
+/// begin anew in each.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgressiveConfig {
+    /// The number of cells, stage by stage; instead of `network.n_layers`.
+    pub n_layers: Vec<usize>,
+    /// Primitives on each edge, stage by stage: those of largest weight at the end of the stage before.
+    pub n_primitives: Vec<usize>,
+    /// The probability of the dropout behind skips of stride 1 at the beginning of each stage, 0..1; it falls
+    /// to 0 in a straight line over the stage. Where it is not 0, cells run operation by operation, which is slower.
+    pub skip_dropout: Vec<f64>,
+}
+
+impl ProgressiveConfig {
+    /// As many numbers of everything, fewer and fewer primitives, and never `none` alone.
+    fn is_right(&self) -> bool {
+        let n_stages = self.n_layers.len();
+        n_stages > 0
+            && self.n_primitives.len() == n_stages
+            && self.skip_dropout.len() == n_stages
+            && self.n_layers.iter().all(|&n| n > 0)
+            && self.n_primitives.iter().all(|n| (2..=8).contains(n))
+            && self.n_primitives.is_sorted_by(|a, b| a >= b)
+            && self.skip_dropout.iter().all(|p| (0.0..1.0).contains(p))
+    }
 }
 
 impl Config {
+    /// The number of stages.
+    pub(crate) fn n_stages(&self) -> usize {
+        self.progressive
+            .as_ref()
+            .map_or(1, |stages| stages.n_layers.len())
+    }
+
+    /// Epochs of all stages together.
+    pub(crate) fn n_epochs_in_all(&self) -> usize {
+        self.n_stages() * self.n_epochs
+    }
+
     /// Checks what the types do not say.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let Self {
@@ -96,6 +139,24 @@ impl Config {
                 "target.multiplier_rate",
                 positive(target.multiplier_rate),
                 "a positive number",
+            ),
+            (
+                "progressive",
+                self.progressive.is_some() == (self.method == Method::PDarts),
+                "there for the method p-darts, and for no other",
+            ),
+            (
+                "progressive",
+                self.progressive
+                    .as_ref()
+                    .is_none_or(ProgressiveConfig::is_right),
+                "n_layers, n_primitives (2 to 8, never more than in the stage before) and skip_dropout (at \
+                 least 0 and below 1) for each stage",
+            ),
+            (
+                "order",
+                self.progressive.is_none() || self.order == Order::FirstOrder,
+                "first-order for the method p-darts",
             ),
             ("n_bridge_samples", self.n_bridge_samples >= 1, "at least 1"),
             (
@@ -211,6 +272,8 @@ pub enum Method {
     Darts,
     /// Partial channels and edge normalisation (Xu et al. 2020).
     PcDarts,
+    /// Stages of growing depth and fewer and fewer primitives (Chen et al. 2019).
+    PDarts,
     /// A genotype drawn at random from those that keep to the target and not far below it: what a search
     /// must be better than.
     Random,
@@ -222,6 +285,7 @@ impl Method {
         match self {
             Self::Darts => "darts",
             Self::PcDarts => "pc-darts",
+            Self::PDarts => "p-darts",
             Self::Random => "random",
         }
     }

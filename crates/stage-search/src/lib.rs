@@ -3,7 +3,7 @@
 //! Trains the weights of a supernet and its architecture parameters by turns: alpha on validation batches
 //! with the loss `cross entropy + objective(model(code))`, weights on training batches with the cross
 //! entropy alone. The model is the frozen latency model; how alpha becomes a code is the bridge. Alpha stands
-//! still in the warm-up epochs. At the end the genotype of alpha is derived, and changed where it is
+//! still in the warm-up epochs. P-DARTS does so in stages, in a deeper supernet and with fewer primitives each time. At the end the genotype of alpha is derived, and changed where it is
 //! cheapest if it does not keep to the target or has too many skips.
 //!
 //! | module | what |
@@ -44,7 +44,7 @@ use space::{CellKind, Genotype};
 
 pub use crate::config::{
     ArchitectureConfig, Bridge, Config, DataConfig, GuardsConfig, Method, NetworkConfig,
-    ObjectiveKind, Order, Policy, TargetConfig, TargetLatency, WeightsConfig,
+    ObjectiveKind, Order, Policy, ProgressiveConfig, TargetConfig, TargetLatency, WeightsConfig,
 };
 use crate::derivation::{Band, Derivation, Limits};
 pub use crate::error::Error;
@@ -94,9 +94,8 @@ impl Inputs {
 /// [`Error`] if the config or an input is wrong, if no network meets the target, or if a loss is no longer
 /// finite.
 pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<SearchResult, Error> {
-    run_until(config, inputs, context, config.n_epochs)?.ok_or(Error::Unfinished {
-        n_epochs: config.n_epochs,
-    })
+    let n_epochs = config.n_epochs_in_all();
+    run_until(config, inputs, context, n_epochs)?.ok_or(Error::Unfinished { n_epochs })
 }
 
 /// Like [`run`], but stops after `last_epoch` epochs have been finished in all: `None` if that is before
@@ -139,18 +138,18 @@ pub fn run_until(
         search.warm_start(&alphas)?;
     }
     let mut trace = resume::load(&mut search, &context.work_dir)?;
+    let n_epochs = config.n_epochs_in_all();
     if !trace.is_empty() {
-        context.progress.line(&format!(
-            "going on after epoch {}/{}",
-            trace.len(),
-            config.n_epochs
-        ));
+        let n_done = trace.len();
+        let line = format!("going on after epoch {n_done}/{n_epochs}");
+        context.progress.line(&line);
     }
-    for epoch in trace.len()..config.n_epochs.min(last_epoch) {
+    for epoch in trace.len()..n_epochs.min(last_epoch) {
         if search.memory.has_stopped {
             break;
         }
-        let label = format!("epoch {}/{}", epoch + 1, config.n_epochs);
+        search.enter(epoch)?;
+        let label = format!("epoch {}/{n_epochs}", epoch + 1);
         let bar = context.progress.bar(&label, search.n_steps(&data) as u64);
         let result = search.epoch(epoch, &data, |loss| {
             bar.message(format!("loss {loss:.3}"));
@@ -158,7 +157,7 @@ pub fn run_until(
         })?;
         bar.finish();
         let mut row = trace_row(epoch, &result, &search)?;
-        if epoch >= config.n_warmup_epochs {
+        if epoch % config.n_epochs >= config.n_warmup_epochs {
             row.event = search.guard(&result.panel)?;
         }
         context.progress.line(&format!(
@@ -176,7 +175,7 @@ pub fn run_until(
         trace.push(row);
         resume::save(&search, &trace, &context.work_dir)?;
     }
-    if trace.len() < config.n_epochs && !search.memory.has_stopped {
+    if trace.len() < n_epochs && !search.memory.has_stopped {
         return Ok(None);
     }
     let found = found(config, &search, target_millis, trace)?;

@@ -1,4 +1,4 @@
-//! Checkpoints of a search: weights, alpha, both optimisers, the multiplier, the guards' memory, the trace. What is random needs no state: an
+//! Checkpoints of a search: weights, alpha, both optimisers, the multiplier, the guards' memory, the stage, the trace. What is random needs no state: an
 //! epoch draws from a stream of its own.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,9 @@ use std::path::Path;
 use artifact::checkpoint::{Checkpoint, RawTensor};
 use artifact::{FloatTensor, FloatTensors, TraceRow};
 use candle_core::{DType, Device, Tensor};
+use nn::Candidates;
 use serde_json::json;
+use space::SearchSpace;
 
 use crate::error::Error;
 use crate::guard::Memory;
@@ -50,6 +52,8 @@ pub(crate) fn save(search: &Search<'_>, trace: &[TraceRow], dir: &Path) -> Resul
         "n_good_adam_steps": n_good_adam_steps,
         "latency_weight": search.objective.weight(),
         "memory": search.memory,
+        "stage": search.stage,
+        "candidates": search.candidates.to_bits(),
         "trace": trace,
     });
     Ok(Checkpoint { meta, tensors }.save(&dir.join(FILE))?)
@@ -65,6 +69,7 @@ pub(crate) fn load(search: &mut Search<'_>, dir: &Path) -> Result<Vec<TraceRow>,
         path: path.clone(),
         what,
     };
+    let device = search.device.clone();
     let part = |prefix: &str| -> Result<BTreeMap<String, Tensor>, Error> {
         let own = tensors
             .iter()
@@ -75,11 +80,19 @@ pub(crate) fn load(search: &mut Search<'_>, dir: &Path) -> Result<Vec<TraceRow>,
                 .ok_or_else(|| misfit(format!("{name} is not f32")))?;
             Ok((
                 name.to_owned(),
-                Tensor::from_vec(values, raw.shape.clone(), &search.device)?,
+                Tensor::from_vec(values, raw.shape.clone(), &device)?,
             ))
         })
         .collect()
     };
+    let stage = meta["stage"].as_u64().unwrap_or(0) as usize;
+    if stage > 0 {
+        let bits = serde_json::from_value(meta["candidates"].clone()).ok();
+        let candidates = bits.and_then(|bits| Candidates::from_bits(SearchSpace::darts(), &bits));
+        let candidates = candidates
+            .ok_or_else(|| misfit("it does not say which primitives are left".to_owned()))?;
+        search.begin(stage, candidates)?;
+    }
     let state_error = |error: nn::StateError| misfit(error.to_string());
     search
         .network

@@ -10,7 +10,7 @@ use nn::loss::{cross_entropy, n_correct, scalar};
 use nn::optimizer::{Adam, Gradients, Sgd};
 use nn::parameters::Builder;
 use nn::schedule::Schedule;
-use nn::{Architecture, ChannelRatio, Pass, Rng, Supernet};
+use nn::{Architecture, Candidates, ChannelRatio, Pass, Rng, Supernet};
 use rand_chacha::rand_core::SeedableRng;
 use space::{CellKind, Genotype, NetworkSpec, SearchSpace, Stem};
 
@@ -32,6 +32,8 @@ const STREAM_INIT: u64 = 0;
 const STREAM_SPLIT: u64 = 1;
 const STREAM_FIRST_EPOCH: u64 = 2;
 const STREAM_FIRST_BRIDGE: u64 = 1 << 32;
+const STREAM_FIRST_DROPOUT: u64 = 1 << 34;
+const STREAM_FIRST_STAGE: u64 = 1 << 35;
 /// Of the method `random`.
 pub(crate) const STREAM_GENOTYPES: u64 = 1 << 33;
 
@@ -160,8 +162,16 @@ pub(crate) struct Search<'a> {
     predictor: &'a Predictor,
     config: Config,
     pub(crate) device: Device,
+    /// The shape of the supernet.
+    spec: NetworkSpec,
+    /// The stage of a progressive search, from 0.
+    pub(crate) stage: usize,
+    /// The primitives that edges still have.
+    pub(crate) candidates: Candidates,
     /// The weight of the auxiliary skip in this epoch.
     auxiliary_skip: f64,
+    /// The probability of the dropout behind skips in this epoch.
+    skip_dropout: f64,
 }
 
 impl<'a> Search<'a> {
@@ -174,40 +184,25 @@ impl<'a> Search<'a> {
         device: &Device,
     ) -> Result<Self, Error> {
         let spec = network_spec(config, set)?;
-        let ratio = ChannelRatio::new(config.network.channel_ratio)
-            .filter(|ratio| {
-                ratio.is_partial() == (config.method == Method::PcDarts)
-                    && config.network.init_channels.is_multiple_of(ratio.get())
-            })
-            .ok_or(Error::Setting {
-                key: "network.channel_ratio",
-                expected: "1 for darts, for pc-darts a divisor of init_channels above 1",
-            })?;
         let space = SearchSpace::darts();
-        let mut rng = rng(config.seed, STREAM_INIT);
-        let network = {
-            let builder = Builder::new(device, DType::F32, &mut rng);
-            Supernet::new(&builder, space, &spec, ratio)?
-        };
-        let architecture =
-            Architecture::new(space, ratio.is_partial(), device, DType::F32, &mut rng)?;
-        let arch = &config.architecture;
+        let candidates = Candidates::all(space);
+        let (network, architecture) = networks(config, &spec, 0, &candidates, device)?;
         let mut search = Self {
             network,
             architecture,
-            sgd: Sgd::new(config.weights.momentum, config.weights.weight_decay),
-            adam: Adam::new(
-                arch.learning_rate,
-                (arch.betas[0], arch.betas[1]),
-                arch.weight_decay,
-            ),
+            sgd: sgd(config),
+            adam: adam(config),
             objective,
             memory: Memory::default(),
             good: None,
             predictor,
             config: config.clone(),
             device: device.clone(),
+            spec,
+            stage: 0,
+            candidates,
             auxiliary_skip: 0.0,
+            skip_dropout: 0.0,
         };
         search.remember()?;
         Ok(search)
@@ -220,6 +215,38 @@ impl<'a> Search<'a> {
             what: error.to_string(),
         })?;
         self.remember()
+    }
+
+    /// Goes to the stage of an epoch if it is another: on every edge the primitives of largest weight stay; weights,
+    /// alpha and their optimisers begin anew.
+    pub(crate) fn enter(&mut self, epoch: usize) -> Result<(), Error> {
+        let stage = epoch / self.config.n_epochs;
+        let Some(stages) = self
+            .config
+            .progressive
+            .as_ref()
+            .filter(|_| stage != self.stage)
+        else {
+            return Ok(());
+        };
+        let [normal, reduction] =
+            CellKind::ALL.map(|kind| self.architecture.operation_weights(kind));
+        let n_primitives = stages.n_primitives[stage];
+        let mut candidates = self.candidates.clone();
+        candidates.keep_largest([&normal?, &reduction?], n_primitives);
+        self.begin(stage, candidates)?;
+        self.remember()
+    }
+
+    /// A new supernet and alpha for a stage.
+    pub(crate) fn begin(&mut self, stage: usize, candidates: Candidates) -> Result<(), Error> {
+        (self.network, self.architecture) =
+            networks(&self.config, &self.spec, stage, &candidates, &self.device)?;
+        (self.sgd, self.adam) = (sgd(&self.config), adam(&self.config));
+        (self.stage, self.candidates) = (stage, candidates);
+        // What another network was like is no measure for this one.
+        self.memory.least_eigenvalue = None;
+        Ok(())
     }
 
     /// The number of steps of an epoch; a last batch that would not be full is left out.
@@ -240,8 +267,14 @@ impl<'a> Search<'a> {
             initial: weights.learning_rate,
             last: weights.last_learning_rate,
         };
-        let learning_rate = schedule.learning_rate(epoch, config.n_epochs, weights.n_warmup_epochs);
-        self.auxiliary_skip = guard::auxiliary_skip(&config.guards, epoch, config.n_epochs);
+        // The epoch of this stage; random draws go by the epoch of the whole search.
+        let own = epoch % config.n_epochs;
+        let learning_rate = schedule.learning_rate(own, config.n_epochs, weights.n_warmup_epochs);
+        self.auxiliary_skip = guard::auxiliary_skip(&config.guards, own, config.n_epochs);
+        let stages = config.progressive.as_ref();
+        let left = 1.0 - own as f64 / config.n_epochs as f64;
+        self.skip_dropout = stages.map_or(0.0, |stages| stages.skip_dropout[self.stage] * left);
+        let mut dropout_rng = rng(config.seed, STREAM_FIRST_DROPOUT + epoch as u64);
         self.adam.set_learning_rate(
             config.architecture.learning_rate * 0.5_f64.powi(self.memory.n_roll_backs as i32),
         );
@@ -250,7 +283,7 @@ impl<'a> Search<'a> {
         let train_order = images::epoch_order(&data.train, &mut rng);
         let valid_order = images::epoch_order(&data.valid, &mut rng);
         let n_valid_steps = data.valid.len() / config.batch_size;
-        let moves_alpha = epoch >= config.n_warmup_epochs;
+        let moves_alpha = own >= config.n_warmup_epochs;
         let (mut loss_sum, mut n_right, mut n_seen) = (0.0, 0, 0);
         let mut bridge_sum = 0.0;
         for step in 0..self.n_steps(data) {
@@ -267,12 +300,12 @@ impl<'a> Search<'a> {
             let indices = chunk(&train_order, step);
             let train = data.batch(&indices, &data.augmentation, &mut rng, &self.device)?;
             if let Some(valid) = valid {
-                let (loss, millis) =
-                    self.alpha_step(&valid, &train, learning_rate, &mut bridge_rng)?;
+                let rngs = [&mut bridge_rng, &mut dropout_rng];
+                let (loss, millis) = self.alpha_step(&valid, &train, learning_rate, rngs)?;
                 at("the loss of alpha")(loss)?;
                 bridge_sum += millis;
             }
-            let (loss, right) = self.weight_step(&train, learning_rate)?;
+            let (loss, right) = self.weight_step(&train, learning_rate, &mut dropout_rng)?;
             loss_sum += at("the training loss")(loss)?;
             n_right += right;
             n_seen += indices.len();
@@ -439,9 +472,9 @@ impl<'a> Search<'a> {
         valid: &(Tensor, Tensor),
         train: &(Tensor, Tensor),
         learning_rate: f64,
-        rng: &mut Rng,
+        [bridge_rng, dropout_rng]: [&mut Rng; 2],
     ) -> Result<(f64, f64), Error> {
-        let (latency, term, millis) = self.latency_term(rng)?;
+        let (latency, term, millis) = self.latency_term(bridge_rng)?;
         let loss = |(x, y): &(Tensor, Tensor), pass: &Pass<'_>| {
             let logits = self.network.forward(x, &self.mixing(true)?, pass)?;
             cross_entropy(&logits, y, 0.0)
@@ -456,7 +489,11 @@ impl<'a> Search<'a> {
         };
         let (cross_entropy, gradients) = match self.config.order {
             Order::FirstOrder => {
-                let loss = loss(valid, &Pass::architecture_step())?;
+                let pass = Pass::architecture_step();
+                let loss = loss(
+                    valid,
+                    &pass.with_skip_dropout(self.skip_dropout, dropout_rng),
+                )?;
                 let total = with_latency(loss.clone())?;
                 let gradients = Gradients::collect(parameters, &mut total.backward()?);
                 (scalar(&loss)?, gradients)
@@ -494,10 +531,10 @@ impl<'a> Search<'a> {
         &mut self,
         (x, y): &(Tensor, Tensor),
         learning_rate: f64,
+        dropout_rng: &mut Rng,
     ) -> Result<(f64, usize), Error> {
-        let logits = self
-            .network
-            .forward(x, &self.mixing(false)?, &Pass::training())?;
+        let pass = Pass::training().with_skip_dropout(self.skip_dropout, dropout_rng);
+        let logits = self.network.forward(x, &self.mixing(false)?, &pass)?;
         let loss = cross_entropy(&logits, y, 0.0)?;
         let parameters = self.network.parameters();
         let gradients = Gradients::collect(parameters, &mut loss.backward()?);
@@ -521,6 +558,62 @@ impl<'a> Search<'a> {
         }
         Ok((loss_sum / n as f64, n_right as f64 / n as f64))
     }
+}
+
+/// Initial weights and alpha of a stage.
+fn networks(
+    config: &Config,
+    spec: &NetworkSpec,
+    stage: usize,
+    candidates: &Candidates,
+    device: &Device,
+) -> Result<(Supernet, Architecture), Error> {
+    let ratio = ChannelRatio::new(config.network.channel_ratio)
+        .filter(|ratio| {
+            ratio.is_partial() == (config.method == Method::PcDarts)
+                && config.network.init_channels.is_multiple_of(ratio.get())
+        })
+        .ok_or(Error::Setting {
+            key: "network.channel_ratio",
+            expected: "1 for darts and p-darts, for pc-darts a divisor of init_channels above 1",
+        })?;
+    let spec = match &config.progressive {
+        Some(stages) => NetworkSpec {
+            n_layers: stages.n_layers[stage],
+            ..spec.clone()
+        },
+        None => spec.clone(),
+    };
+    let stream = match stage {
+        0 => STREAM_INIT,
+        later => STREAM_FIRST_STAGE + later as u64,
+    };
+    let mut rng = rng(config.seed, stream);
+    let space = SearchSpace::darts();
+    let network = {
+        let builder = Builder::new(device, DType::F32, &mut rng);
+        Supernet::with_candidates(&builder, space, &spec, ratio, candidates)?
+    };
+    let architecture = Architecture::new(space, ratio.is_partial(), device, DType::F32, &mut rng)?;
+    let has_all = *candidates == Candidates::all(space);
+    let architecture = match has_all {
+        true => architecture,
+        false => architecture.with_candidates(candidates)?,
+    };
+    Ok((network, architecture))
+}
+
+fn sgd(config: &Config) -> Sgd {
+    Sgd::new(config.weights.momentum, config.weights.weight_decay)
+}
+
+fn adam(config: &Config) -> Adam {
+    let own = &config.architecture;
+    Adam::new(
+        own.learning_rate,
+        (own.betas[0], own.betas[1]),
+        own.weight_decay,
+    )
 }
 
 fn clip_factor(gradients: &Gradients, clip_norm: f64) -> Result<f64, candle_core::Error> {

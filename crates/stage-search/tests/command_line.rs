@@ -568,6 +568,68 @@ fn every_bridge_order_and_guard_runs_and_leaves_its_mark() {
     }
 }
 
+/// Kills a search again and again, lets it end, and asserts that its bytes are those of one that nobody disturbed,
+/// which is returned.
+fn killed_and_undisturbed(place: &Place, sets: &[&str]) -> Value {
+    // How many lines each run may say before it dies.
+    for n_lines in [1, 4, 2, 7, 3, 5] {
+        let mut child = place
+            .command("killed", sets)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        lines.take(n_lines).for_each(drop);
+        // SIGKILL; it may have ended by itself.
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    let resumed = place.run_in("killed", sets).json();
+    let undisturbed = place.run_in("undisturbed", sets).json();
+    assert_eq!(resumed["digest"], undisturbed["digest"]);
+    undisturbed
+}
+
+/// P-DARTS: each stage goes on with the primitives of largest weight, in another supernet, with an alpha of its own.
+#[test]
+fn p_darts_drops_primitives_between_its_stages_and_resumes_in_any() {
+    let place = Place::new();
+    let config = place.path("search.toml");
+    let good = fs::read_to_string(&config)
+        .unwrap()
+        .replace("\"pc-darts\"", "\"p-darts\"")
+        .replace("channel_ratio = 2", "channel_ratio = 1");
+    let stages =
+        |text: &str| fs::write(&config, format!("{good}\n[progressive]\n{text}\n")).unwrap();
+    stages("n_layers = [3, 4, 5]\nn_primitives = [8, 4, 2]\nskip_dropout = [0.0, 0.4, 0.7]");
+    let sets = ["--json", "--set", "architecture.learning_rate=0.3"];
+    let found = search_result(&killed_and_undisturbed(&place, &sets));
+    assert_eq!(found.method, "p-darts");
+    assert_eq!(found.trace.len(), 3 * 2);
+    // In the first epoch of each stage alpha stands still: all that are left weigh about the same.
+    let entropies: Vec<f64> = found.trace.iter().map(|row| row.entropy_normal).collect();
+    for (stage, n) in [8.0_f64, 4.0, 2.0].into_iter().enumerate() {
+        assert!(
+            (entropies[2 * stage] - n.ln()).abs() < 1e-4,
+            "{entropies:?}"
+        );
+        assert!(entropies[2 * stage + 1] < n.ln() - 1e-3, "{entropies:?}");
+    }
+    // Dropout is on: without it the search goes another way.
+    stages("n_layers = [3, 4, 5]\nn_primitives = [8, 4, 2]\nskip_dropout = [0.0, 0.0, 0.0]");
+    let other = search_result(&place.run(&sets).json());
+    assert_eq!(other.trace[1], found.trace[1]);
+    assert_ne!(other.trace[2].train_loss, found.trace[2].train_loss);
+
+    stages("n_layers = [3, 4]\nn_primitives = [4, 8]\nskip_dropout = [0.0, 0.0]");
+    place
+        .run(&[])
+        .failed(2, &["progressive", "never more than in the stage before"]);
+    fs::write(&config, &good).unwrap();
+    place.run(&[]).failed(2, &["progressive", "p-darts"]);
+}
+
 /// A search with everything that has a state, killed again and again at whatever moment it has reached when
 /// its line is read, ends with the bytes of one that nobody disturbed.
 #[test]
@@ -598,23 +660,7 @@ fn a_search_that_is_killed_again_and_again_ends_with_the_same_bytes() {
         "--set",
         "architecture.learning_rate=0.05",
     ];
-    // How many lines each run may say before it dies.
-    for n_lines in [1, 4, 2, 7, 3, 5] {
-        let mut child = place
-            .command("killed", &sets)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        lines.take(n_lines).for_each(drop);
-        // SIGKILL; it may have ended by itself.
-        let _ = child.kill();
-        child.wait().unwrap();
-    }
-    let resumed = place.run_in("killed", &sets).json();
-    let undisturbed = place.run_in("undisturbed", &sets).json();
-    assert_eq!(resumed["digest"], undisturbed["digest"]);
+    let undisturbed = killed_and_undisturbed(&place, &sets);
     let found = search_result(&undisturbed);
     assert!(found.trace.iter().any(|row| row.event.is_some()));
     assert!(found.trace.iter().any(|row| row.latency_weight > Some(0.0)));

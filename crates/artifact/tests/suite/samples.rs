@@ -3,9 +3,10 @@
 use artifact::manifest::{Build, Origin};
 use artifact::{
     AnchorRecord, Artifact, CellSample, EpochRow, Evaluation, FiguresRecord, FloatTensor,
-    FloatTensors, HeldOut, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample,
-    MeasurementSettings, ModelCard, NetworkRecord, Opened, PIPELINE, Report, SearchResult,
-    SearchSummary, Store, TargetRecord, TimingRecord, TimingResult, TraceRow, Validation,
+    FloatTensors, Front, FrontPoint, HeldOut, KeyParts, LatencyDataset, LatencyModelArtifact,
+    LatencySample, MeasurementSettings, ModelCard, NetworkRecord, Opened, PIPELINE, Report,
+    SearchResult, SearchSummary, Store, TargetRecord, TimingRecord, TimingResult, TraceRow,
+    Validation,
 };
 use serde_json::json;
 use space::{CellKind, Genotype, NetworkSpec};
@@ -23,13 +24,16 @@ macro_rules! for_every_kind {
         $function::<artifact::SearchResult>($($argument),*);
         $function::<artifact::Evaluation>($($argument),*);
         $function::<artifact::Report>($($argument),*);
+        $function::<artifact::Front>($($argument),*);
     };
 }
 pub(crate) use for_every_kind;
 
 /// The question that the sample of a kind answers.
 pub(crate) fn key_parts<A: Artifact>() -> KeyParts {
-    let spec = PIPELINE.iter().find(|spec| spec.output == A::KIND).unwrap();
+    // The front is no stage's: it is made of evaluations.
+    let spec = PIPELINE.iter().find(|spec| spec.output == A::KIND);
+    let spec = spec.unwrap_or(&artifact::stage::EVALUATE);
     KeyParts::new(spec, &json!({"seed": 0})).unwrap()
 }
 
@@ -260,6 +264,32 @@ impl Sample for Report {
         Self {
             html: "<!doctype html>\n<p>20.2 ms, 97.43 % …</p>\n".to_owned(),
         }
+    }
+}
+
+impl Sample for Front {
+    fn sample() -> Self {
+        let point = |asked: &str, target_millis, test_accuracy, millis: f64| FrontPoint {
+            seed: 1,
+            asked: asked.to_owned(),
+            target_millis,
+            predicted_latency_millis: 1.01 * millis,
+            latency_median_millis: millis,
+            latency_p10_millis: 0.9 * millis,
+            latency_p90_millis: 1.25 * millis,
+            test_accuracy,
+            is_on_front: false,
+            genotype: genotype().to_string(),
+            search_result: "0".repeat(64),
+            evaluation: "1".repeat(64),
+        };
+        Self::new(
+            Some(settings()),
+            vec![
+                point("none", None, 0.975, 21.0),
+                point("0.6x", Some(12.6), 0.974, 12.5),
+            ],
+        )
     }
 }
 

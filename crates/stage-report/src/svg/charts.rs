@@ -228,6 +228,55 @@ pub(crate) fn curves(title: &str, y_title: &str, networks: &[Curve<'_>; 2]) -> S
     svg.finish()
 }
 
+/// A network of a sweep.
+pub(crate) struct Swept {
+    /// Its measured latency, in milliseconds.
+    pub(crate) millis: f64,
+    /// Its test accuracy, in percent.
+    pub(crate) accuracy: f64,
+    /// Whether no other beats it.
+    pub(crate) is_on_front: bool,
+}
+
+/// Test accuracy over latency; those that nothing beats are filled and joined by steps.
+pub(crate) fn front(networks: &[Swept]) -> String {
+    let frame = Frame {
+        x: Axis::covering(networks.iter().map(|network| network.millis), 6),
+        y: Axis::covering(networks.iter().map(|network| network.accuracy), 5),
+        left: 62.0,
+        right: WIDTH - 14.0,
+        top: 34.0,
+        bottom: 266.0,
+    };
+    let mut svg = Svg::new(WIDTH, 310.0, "Test accuracy over measured latency");
+    frame.draw(&mut svg, "measured latency, ms", "test accuracy, %");
+    let at = |network: &Swept| frame.at(network.millis, network.accuracy);
+    let mut best: Vec<&Swept> = networks.iter().filter(|one| one.is_on_front).collect();
+    best.sort_by(|a, b| a.millis.total_cmp(&b.millis));
+    let mut steps: Vec<[f64; 2]> = Vec::new();
+    for network in best {
+        let [x, y] = at(network);
+        if let Some(&[_, before]) = steps.last() {
+            steps.push([x, before]);
+        }
+        steps.push([x, y]);
+    }
+    svg.polyline(&format!("curve {}", NETWORKS[1]), &steps);
+    for network in networks {
+        mark(&mut svg, usize::from(!network.is_on_front), at(network));
+    }
+    let mut x = frame.left;
+    for (series, name) in ["nothing is as accurate and faster", "beaten"]
+        .iter()
+        .enumerate()
+    {
+        mark(&mut svg, series, [x + 6.0, 14.0]);
+        svg.text("legend", [x + 18.0, 14.0], Anchor::Start, name);
+        x += 38.0 + 7.0 * name.chars().count() as f64;
+    }
+    svg.finish()
+}
+
 /// A diamond.
 fn test_mark(svg: &mut Svg, class: &str, [x, y]: [f64; 2], radius: f64) {
     let [left, right, top, bottom] = [x - radius, x + radius, y - radius, y + radius].map(Pixels);
@@ -240,6 +289,31 @@ fn test_mark(svg: &mut Svg, class: &str, [x, y]: [f64; 2], radius: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_front_fills_and_joins_what_nothing_beats() {
+        let network = |millis, accuracy, is_on_front| Swept {
+            millis,
+            accuracy,
+            is_on_front,
+        };
+        let svg = front(&[
+            network(0.4, 88.0, true),
+            network(0.3, 87.0, true),
+            network(0.35, 86.0, false),
+        ]);
+        // One more of each in the legend.
+        assert_eq!(svg.matches("mark first").count(), 2 + 1);
+        assert_eq!(svg.matches("mark second").count(), 1 + 1);
+        for text in ["measured latency, ms", "test accuracy, %"] {
+            assert!(svg.contains(text), "{text}");
+        }
+        // From the faster network sideways, then up.
+        let line = svg.split("<polyline").nth(1).unwrap();
+        let points = line.split("points=\"").nth(1).unwrap();
+        let points = points.split('"').next().unwrap().split(' ').count();
+        assert_eq!(points, 3);
+    }
 
     #[test]
     fn a_scatter_has_a_mark_per_point_and_says_what_is_what() {
