@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use candle_core::{Result, Tensor, Var};
+use collective::Share;
 use rand::RngExt;
 
 use crate::Rng;
@@ -16,6 +17,7 @@ pub struct Pass<'r> {
     tracks_weights: bool,
     fuses: bool,
     drop_path: Option<DropPath<'r>>,
+    share: Option<&'r Share>,
 }
 
 struct DropPath<'r> {
@@ -31,6 +33,7 @@ impl<'r> Pass<'r> {
             tracks_weights: false,
             fuses: true,
             drop_path: None,
+            share: None,
         }
     }
 
@@ -41,6 +44,7 @@ impl<'r> Pass<'r> {
             tracks_weights: true,
             fuses: true,
             drop_path: None,
+            share: None,
         }
     }
 
@@ -51,6 +55,7 @@ impl<'r> Pass<'r> {
             tracks_weights: true,
             fuses: true,
             drop_path: None,
+            share: None,
         }
     }
 
@@ -61,6 +66,7 @@ impl<'r> Pass<'r> {
             tracks_weights: false,
             fuses: true,
             drop_path: None,
+            share: None,
         }
     }
 
@@ -83,6 +89,23 @@ impl<'r> Pass<'r> {
             fuses: false,
             ..self
         }
+    }
+
+    /// The same pass on this rank's share of a batch; operation by operation, because fused cells take their
+    /// statistics inside. `None` = the batch is all here.
+    pub fn over(self, share: Option<&'r Share>) -> Self {
+        match share {
+            None => self,
+            Some(_) => Self {
+                share,
+                ..self.unfused()
+            },
+        }
+    }
+
+    /// What of the batch is here; `None` = all.
+    pub(crate) fn share(&self) -> Option<&Share> {
+        self.share
     }
 
     /// Whether batch statistics are used (and running statistics updated).
@@ -136,6 +159,11 @@ impl<'r> Pass<'r> {
                 0.0
             }
         };
-        Some((0..n).map(|_| draw()).collect())
+        let Some(share) = self.share else {
+            return Some((0..n).map(|_| draw()).collect());
+        };
+        // Draws for the whole batch, so that all ranks draw the same.
+        let all: Vec<f32> = (0..share.n_images()).map(|_| draw()).collect();
+        Some(all[share.range()].to_vec())
     }
 }
