@@ -54,7 +54,7 @@ pub(crate) fn step<'a>(
     n_images: usize,
     path: Path,
 ) -> StepMemory {
-    let (mut kept, mut under_way) = (stem, 0);
+    let (mut kept, mut under_way) = (stem, 0u64);
     for (spec, plan) in cells {
         let cell = Cell::of(spec, plan);
         match path {
