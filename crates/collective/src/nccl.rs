@@ -1,10 +1,10 @@
 //! Sums between CUDA devices, one to a rank, through NCCL.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
+use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice};
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use cudarc::nccl::{Comm, Id, ReduceOp, sys};
 
@@ -14,14 +14,15 @@ use crate::{Collective, Error};
 /// who NCCL's are.
 pub struct Nccl {
     ranks: Arc<dyn Collective>,
-    comm: Arc<Comm>,
+    comm: Arc<Mutex<Channel>>,
 }
 
-// SAFETY: NCCL's communicators may be used from any thread, one call at a time; the stream orders what is on the
-// device, and a rank's calls come from the thread that trains.
-unsafe impl Send for Nccl {}
-// SAFETY: as above.
-unsafe impl Sync for Nccl {}
+/// NCCL's communicator.
+struct Channel(Comm);
+
+// SAFETY: NCCL's communicators may be used from any thread, one call at a time, which the lock around it sees to; the
+// stream orders what is on the device.
+unsafe impl Send for Channel {}
 
 impl fmt::Debug for Nccl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,7 +65,7 @@ impl Nccl {
             .map_err(|error| failed(format!("NCCL answers {error:?}")))?;
         Ok(Self {
             ranks,
-            comm: Arc::new(comm),
+            comm: Arc::new(Mutex::new(Channel(comm))),
         })
     }
 }
@@ -88,7 +89,7 @@ impl Collective for Nccl {
     }
 }
 
-struct AllReduce(Arc<Comm>);
+struct AllReduce(Arc<Mutex<Channel>>);
 
 impl CustomOp1 for AllReduce {
     fn name(&self) -> &'static str {
@@ -109,7 +110,9 @@ impl CustomOp1 for AllReduce {
                 // SAFETY: NCCL writes all of it.
                 let mut sum = unsafe { device.alloc::<$float>(end - start)? };
                 let failed = |error| candle_core::Error::msg(format!("NCCL answers {error:?}"));
-                self.0
+                let channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                channel
+                    .0
                     .all_reduce(&$x.slice(start..end), &mut sum, &ReduceOp::Sum)
                     .map_err(failed)?;
                 CudaStorage::wrap_cuda_slice(sum, device.clone())
