@@ -449,11 +449,11 @@ where
 pub fn follow<A, E>(
     args: &StageArgs,
     parts: KeyParts,
-    run: impl FnOnce(&RunContext) -> Result<(), E>,
+    run: impl FnOnce(&RunContext) -> Result<(), E> + Send,
 ) -> Result<(), E>
 where
     A: Artifact,
-    E: From<Error>,
+    E: From<Error> + Send,
 {
     let parts = match args.device.find()? {
         Some(gpu) if uses_device(&parts.stage) => parts.gpu(&gpu.to_string()),
@@ -466,13 +466,14 @@ where
     }
     let n_threads = args.n_threads();
     configure_threads(n_threads)?;
-    run(&RunContext {
+    let context = RunContext {
         device: args.device,
         n_threads,
         progress: Progress::hidden(),
         machine_use: MachineUse::in_store(&args.store),
         work_dir: store.work_dir::<A>(&key),
-    })
+    };
+    rayon::scope(|_| run(&context))
 }
 
 fn uses_device(stage: &str) -> bool {

@@ -34,7 +34,10 @@ where
                     }
                 }
             };
-            match rayon::ThreadPoolBuilder::new().num_threads(n_threads).build() {
+            match rayon::ThreadPoolBuilder::new()
+                .num_threads(n_threads)
+                .build()
+            {
                 Ok(pool) => pool.install(make),
                 Err(error) => panic!("no threads to make batches on: {error}"),
             }
@@ -57,7 +60,10 @@ mod tests {
     #[test]
     fn a_pool_of_one_thread_does_not_wait_for_itself() {
         use rayon::prelude::*;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .build()
+            .unwrap();
         let items = (0..4u32).map(|i| (0..i).into_par_iter().sum::<u32>());
         let sums: Vec<u32> = pool.install(|| prefetched(items, |items| items.collect()));
         assert_eq!(sums, [0, 0, 1, 3]);
