@@ -413,6 +413,7 @@ fn unrolled(search: &Search, vectors: &Vectors, report: &mut FileReport<'_>) -> 
         search.architecture.parameters(),
         &Sgd::new(0.9, 3e-4),
         0.025,
+        None,
         loss("input", "target")?,
         loss("input_valid", "target_valid")?,
     )?;

@@ -9,11 +9,12 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("space", &[]),
     ("artifact", &["space", "measure"]),
-    ("kernels", &[]),
-    ("kernels-shim", &["kernels"]),
+    ("collective", &[]),
+    ("kernels", &["collective"]),
+    ("kernels-shim", &["collective", "kernels"]),
     ("images", &[]),
     ("measure", &[]),
-    ("nn", &["space", "kernels"]),
+    ("nn", &["space", "kernels", "collective"]),
     ("latency", &["space"]),
     ("runtime", &["space", "nn", "kernels", "measure"]),
     (
@@ -23,11 +24,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("stage-predictor", &["space", "artifact", "latency"]),
     (
         "stage-search",
-        &["space", "artifact", "nn", "latency", "images"],
+        &["space", "artifact", "nn", "latency", "images", "collective"],
     ),
     (
         "stage-evaluate",
-        &["space", "artifact", "nn", "images", "runtime", "measure"],
+        &[
+            "space",
+            "artifact",
+            "nn",
+            "images",
+            "runtime",
+            "measure",
+            "collective",
+        ],
     ),
     ("stage-report", &["artifact", "space"]),
     ("xtask", &["artifact", "measure"]),

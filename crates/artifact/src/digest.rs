@@ -123,7 +123,7 @@ pub struct KeyParts {
     /// What it reads.
     pub inputs: BTreeMap<String, Digest>,
     /// The fingerprint of the machine, if what comes out is about the machine; and the GPU that computes, if
-    /// one does.
+    /// one does, and how many processes, if several do.
     pub machine: Option<String>,
 }
 
@@ -167,6 +167,16 @@ impl KeyParts {
         let machine = self.machine.map(|fingerprint| format!("{fingerprint}, "));
         self.machine = Some(machine.unwrap_or_default() + name);
         self
+    }
+
+    /// With the number of processes that compute together: their sums round otherwise than one process does. One is
+    /// what a key without this means.
+    #[must_use]
+    pub fn ranks(self, n_ranks: usize) -> Self {
+        match n_ranks {
+            0 | 1 => self,
+            n => self.gpu(&format!("{n} ranks")),
+        }
     }
 
     /// The key: BLAKE3 of the parts as JSON with sorted keys and no white space.

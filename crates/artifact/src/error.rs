@@ -29,6 +29,19 @@ pub enum Error {
         /// What is missing.
         reason: String,
     },
+    /// The device has not the memory that the run will need.
+    #[error(
+        "{device} has {free} of memory free, and this run will need {needed}: lower batch_size (and the learning \
+         rate with it), end what else runs there, or use several devices (--ranks)"
+    )]
+    Memory {
+        /// The device.
+        device: crate::stage::DeviceSpec,
+        /// What the run will need at its peak, with its unit.
+        needed: String,
+        /// What is free, with its unit.
+        free: String,
+    },
     /// The thread pool exists already, with another number of threads.
     #[error("{wanted} threads were asked for, but the thread pool already runs {running}")]
     Threads {
@@ -158,7 +171,7 @@ impl StageError for Error {
             | Self::Space { .. }
             | Self::Damaged { .. }
             | Self::Malformed { .. } => ExitCode::Input,
-            Self::Device { .. } => ExitCode::Device,
+            Self::Device { .. } | Self::Memory { .. } => ExitCode::Device,
             Self::NonFinite { .. } => ExitCode::Numbers,
             Self::Encode { .. } | Self::Stdout(_) => ExitCode::Bug,
         }

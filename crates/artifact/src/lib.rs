@@ -73,6 +73,7 @@ mod json;
 pub mod latency_dataset;
 pub mod latency_model;
 pub mod manifest;
+pub mod memory;
 mod progress;
 pub mod report;
 pub mod search_result;
@@ -99,6 +100,7 @@ pub use crate::latency_model::{
     FiguresRecord, HeldOut, LatencyModelArtifact, ModelCard, Validation,
 };
 pub use crate::manifest::Manifest;
+pub use crate::memory::MemoryPlan;
 pub use crate::report::Report;
 pub use crate::search_result::{SearchResult, TargetRecord, TraceRow};
 pub use crate::stage::{

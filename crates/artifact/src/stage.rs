@@ -76,7 +76,7 @@ pub const SEARCH: StageSpec = StageSpec {
 pub const EVALUATE: StageSpec = StageSpec {
     name: "evaluate",
     package: "stage-evaluate",
-    revision: 4,
+    revision: 5,
     inputs: &[Kind::SearchResult],
     output: Kind::Evaluation,
     uses_device: true,
@@ -148,6 +148,15 @@ impl fmt::Display for DeviceSpec {
 }
 
 impl DeviceSpec {
+    /// The device that many behind this one; there is but one processor.
+    #[must_use]
+    pub fn behind(self, offset: usize) -> Self {
+        match self {
+            Self::Cpu => Self::Cpu,
+            Self::Cuda(index) => Self::Cuda(index + offset),
+        }
+    }
+
     /// Makes sure that the device is there: the CUDA device's description, `None` for the processor.
     ///
     /// # Errors
@@ -430,6 +439,41 @@ where
     };
     let published = store.publish(parts, origin, value)?;
     Ok(announce(&published, args, false)?)
+}
+
+/// Takes part in a run whose first process calls [`execute`] with the same arguments: with that process's working
+/// folder, silent, and without a result of its own. Does nothing if the artifact is there already.
+///
+/// # Errors
+/// What the run returns; or what stands in the way of looking up.
+pub fn follow<A, E>(
+    args: &StageArgs,
+    parts: KeyParts,
+    run: impl FnOnce(&RunContext) -> Result<(), E> + Send,
+) -> Result<(), E>
+where
+    A: Artifact,
+    E: From<Error> + Send,
+{
+    let parts = match args.device.find()? {
+        Some(gpu) if uses_device(&parts.stage) => parts.gpu(&gpu.to_string()),
+        _ => parts,
+    };
+    let key = parts.key();
+    let store = Store::open(&args.store)?;
+    if args.key_only || store.contains::<A>(&key) {
+        return Ok(());
+    }
+    let n_threads = args.n_threads();
+    configure_threads(n_threads)?;
+    let context = RunContext {
+        device: args.device,
+        n_threads,
+        progress: Progress::hidden(),
+        machine_use: MachineUse::in_store(&args.store),
+        work_dir: store.work_dir::<A>(&key),
+    };
+    rayon::scope(|_| run(&context))
 }
 
 fn uses_device(stage: &str) -> bool {

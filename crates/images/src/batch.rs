@@ -1,6 +1,7 @@
 //! Images to batches: augmentation and normalisation.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -74,6 +75,34 @@ pub fn batch(
     augmentation: &Augmentation,
     rng: &mut ChaCha8Rng,
 ) -> Result<Batch, Error> {
+    batch_part(
+        set,
+        indices,
+        0..indices.len(),
+        normalization,
+        augmentation,
+        rng,
+    )
+}
+
+/// The images `part` of a [`batch`], which draws from `rng` what the whole batch draws: so several processes make the
+/// parts of one batch.
+///
+/// # Errors
+///
+/// As [`batch`].
+///
+/// # Panics
+///
+/// As [`batch`], or if the batch has no such part.
+pub fn batch_part(
+    set: &ImageSet,
+    indices: &[usize],
+    part: Range<usize>,
+    normalization: &Normalization,
+    augmentation: &Augmentation,
+    rng: &mut ChaCha8Rng,
+) -> Result<Batch, Error> {
     let n_channels = set.n_channels();
     if [normalization.mean.len(), normalization.std.len()] != [n_channels; 2] {
         return Err(Error::Normalization {
@@ -89,11 +118,12 @@ pub fn batch(
         .iter()
         .map(|_| (*augmentation != Augmentation::none()).then(|| rng.random()))
         .collect();
+    let (indices, seeds) = (&indices[part.clone()], &seeds[part]);
     let mut images = vec![0.0f32; indices.len() * len];
     // Collected before any error is looked at, so that the first one counts, not the fastest.
     let done: Vec<Result<(), Error>> = images
         .par_chunks_mut(len)
-        .zip(indices.par_iter().zip(&seeds))
+        .zip(indices.par_iter().zip(seeds))
         .map(|(out, (&index, seed))| {
             let mut rng = seed.map(ChaCha8Rng::seed_from_u64);
             let pixels = match &mut rng {

@@ -17,6 +17,11 @@ pub(crate) struct EncodedImage {
 }
 
 impl EncodedImage {
+    /// The bytes that are kept in memory.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.bytes.as_ref().map_or(0, |bytes| bytes.len())
+    }
+
     fn decode(&self) -> Result<DynamicImage, Error> {
         let read;
         let bytes = match &self.bytes {

@@ -16,13 +16,15 @@ mod batch;
 mod color;
 mod decode;
 mod error;
+mod prefetch;
 mod read;
 mod resample;
 mod set;
 mod split;
 
-pub use batch::{Augmentation, Batch, batch};
+pub use batch::{Augmentation, Batch, batch, batch_part};
 pub use error::{Error, ImageFormat, Place, Spot};
+pub use prefetch::prefetched;
 pub use read::{LoadOptions, Split, files, load};
 pub use set::{ImageSet, Normalization};
 pub use split::{epoch_order, stratified_split};

@@ -92,6 +92,14 @@ impl ImageSet {
         self.labels.is_empty()
     }
 
+    /// The memory of the pixels as they are kept, in bytes.
+    pub fn n_bytes(&self) -> usize {
+        match &self.pixels {
+            Pixels::Decoded(pixels) => pixels.len(),
+            Pixels::Encoded(images) => images.iter().map(EncodedImage::n_bytes).sum(),
+        }
+    }
+
     /// 1 (grey) or 3 (RGB).
     pub fn n_channels(&self) -> usize {
         self.format.n_channels

@@ -56,7 +56,9 @@ pub mod simd;
 pub mod weighted_add;
 
 pub use avg_pool2d::avg_pool2d;
-pub use batch_norm::{BatchStatistics, batch_norm_eval, batch_norm_train};
+pub use batch_norm::{
+    BatchStatistics, DeviceStatistics, batch_norm_eval, batch_norm_train, batch_norm_train_share,
+};
 pub use conv2d::conv2d;
 pub use depthwise_conv2d::depthwise_conv2d;
 pub use device::cuda_device;

@@ -1,7 +1,7 @@
 //! The CUDA devices of this machine, as NVIDIA's driver tells them. The driver is opened when it is asked
 //! and never linked, so a machine without one gets an answer too.
 
-use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
 
 use libloading::{Library, Symbol};
@@ -101,32 +101,6 @@ impl fmt::Display for NoGpu {
 
 impl std::error::Error for NoGpu {}
 
-/// The device of an index.
-///
-/// # Errors
-/// If there is no driver or no such device.
-pub fn find(index: usize) -> Result<Gpu, NoGpu> {
-    let mut devices = driver()?.devices;
-    let n_devices = devices.len();
-    if index < n_devices {
-        Ok(devices.swap_remove(index))
-    } else {
-        Err(NoGpu::Index { index, n_devices })
-    }
-}
-
-/// Asks the driver of this machine.
-///
-/// # Errors
-/// If there is none, or if it does not start.
-pub fn driver() -> Result<Driver, NoGpu> {
-    // SAFETY: NVIDIA's driver library may be loaded at any time and from any thread.
-    let library = unsafe { Library::new(DRIVER) }.map_err(|error| NoGpu::NoDriver {
-        reason: std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string),
-    })?;
-    ask(&library)
-}
-
 /// Calls the function `$name` of the driver API, whose parameters are `$arg: $type`.
 macro_rules! call {
     ($library:expr, $name:ident($($arg:expr => $type:ty),*)) => {{
@@ -144,6 +118,79 @@ macro_rules! call {
             code => Err(NoGpu::Call { function, code }),
         }
     }};
+}
+
+/// The device of an index.
+///
+/// # Errors
+/// If there is no driver or no such device.
+pub fn find(index: usize) -> Result<Gpu, NoGpu> {
+    let mut devices = driver()?.devices;
+    let n_devices = devices.len();
+    if index < n_devices {
+        Ok(devices.swap_remove(index))
+    } else {
+        Err(NoGpu::Index { index, n_devices })
+    }
+}
+
+/// The memory of a device that nobody uses, in bytes, as the driver tells a program that runs there.
+///
+/// # Errors
+/// If there is no driver or no such device.
+pub fn free_bytes(index: usize) -> Result<u64, NoGpu> {
+    find(index)?;
+    let library = load()?;
+    let (mut device, mut free, mut total) = (0, 0usize, 0usize);
+    let mut context: *mut c_void = std::ptr::null_mut();
+    let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+    call!(library, cuInit(0 => c_uint))?;
+    call!(library, cuDeviceGet(&mut device => *mut c_int, index => c_int))?;
+    // The context of the device is shared by all of a program; whoever takes it gives it back.
+    call!(library, cuDevicePrimaryCtxRetain(&mut context => *mut *mut c_void, device => c_int))?;
+    let asked = call!(library, cuCtxPushCurrent_v2(context => *mut c_void)).and_then(|()| {
+        let told =
+            call!(library, cuMemGetInfo_v2(&mut free => *mut usize, &mut total => *mut usize));
+        let mut popped: *mut c_void = std::ptr::null_mut();
+        call!(library, cuCtxPopCurrent_v2(&mut popped => *mut *mut c_void))?;
+        told
+    });
+    call!(library, cuDevicePrimaryCtxRelease_v2(device => c_int))?;
+    asked.map(|()| free as u64)
+}
+
+/// Where a device sits on the bus, as NVML names it too: `00000000:65:00.0`.
+///
+/// # Errors
+/// If there is no driver or no such device.
+pub fn pci_bus_id(index: usize) -> Result<String, NoGpu> {
+    find(index)?;
+    let library = load()?;
+    let mut device = 0;
+    // The last byte stays 0 whatever the driver writes.
+    let mut id: [c_char; 32] = [0; 32];
+    let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+    call!(library, cuInit(0 => c_uint))?;
+    call!(library, cuDeviceGet(&mut device => *mut c_int, index => c_int))?;
+    call!(library, cuDeviceGetPCIBusId(id.as_mut_ptr() => *mut c_char, 31 => c_int, device => c_int))?;
+    // SAFETY: the array is live and ends with a zero.
+    let id = unsafe { CStr::from_ptr(id.as_ptr()) };
+    Ok(id.to_string_lossy().into_owned())
+}
+
+/// Asks the driver of this machine.
+///
+/// # Errors
+/// If there is none, or if it does not start.
+pub fn driver() -> Result<Driver, NoGpu> {
+    ask(&load()?)
+}
+
+fn load() -> Result<Library, NoGpu> {
+    // SAFETY: NVIDIA's driver library may be loaded at any time and from any thread.
+    unsafe { Library::new(DRIVER) }.map_err(|error| NoGpu::NoDriver {
+        reason: std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string),
+    })
 }
 
 fn ask(library: &Library) -> Result<Driver, NoGpu> {
@@ -197,6 +244,7 @@ mod tests {
             }
             Err(error) => {
                 assert_eq!(find(0).unwrap_err(), error);
+                assert_eq!(free_bytes(0).unwrap_err(), error);
                 assert!(error.to_string().contains("CUDA"), "{error}");
             }
         }

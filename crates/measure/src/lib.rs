@@ -7,6 +7,7 @@
 //! | `cuda` (feature `cuda`) | the same on a CUDA stream, by events |
 //! | [`machine`] | the machine of the timings, and a fingerprint of what stays the same on it |
 //! | [`gpu`] | the CUDA devices, as the driver tells them |
+//! | [`watch`] | what a GPU does meanwhile: clocks, heat, throttling, energy |
 //! | [`memory`] | the largest memory that the process has held, and what a piece of work needs |
 //! | [`energy`] | what the processor takes up, where the machine tells |
 //!
@@ -20,6 +21,7 @@ pub mod gpu;
 pub mod machine;
 pub mod memory;
 pub mod timing;
+pub mod watch;
 
 pub use crate::anchor::{Anchor, Drift};
 pub use crate::energy::EnergyMeter;

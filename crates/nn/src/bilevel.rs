@@ -4,6 +4,7 @@
 //! Both look at the losses through closures and leave every weight and buffer as it was.
 
 use candle_core::{Result, Tensor};
+use collective::Share;
 
 use crate::Parameters;
 use crate::optimizer::{Gradients, Sgd};
@@ -18,29 +19,32 @@ use crate::optimizer::{Gradients, Sgd};
 /// ```
 ///
 /// Both closures must track weights and alpha; each is called anew after weights or alpha have changed.
-/// Returns L_val(w') and the gradient.
+/// Returns L_val(w') and the gradient. With a share of the batches, the losses are this rank's part of theirs (see
+/// [`Gradients::summed`]), and so is the loss that comes back; the gradient is that of all ranks.
 ///
 /// # Errors
-/// If the tensor library fails.
+/// If the tensor library fails, or a rank cannot be reached.
 pub fn unrolled_gradient(
     network: &Parameters,
     architecture: &Parameters,
     sgd: &Sgd,
     learning_rate: f64,
+    share: Option<&Share>,
     train_loss: impl Fn() -> Result<Tensor>,
     valid_loss: impl Fn() -> Result<Tensor>,
 ) -> Result<(Tensor, Gradients)> {
     let before = network.state()?;
     let restore = || network.restore(&before);
+    let summed = |gradients: Gradients| gradients.summed(share);
 
-    let gradients = Gradients::collect(network, &mut train_loss()?.backward()?);
+    let gradients = summed(Gradients::collect(network, &mut train_loss()?.backward()?))?;
     let mut lookahead = Sgd::of_state(sgd)?;
     lookahead.step(network, &gradients, learning_rate, 1.0)?;
 
     let loss = valid_loss()?;
     let mut store = loss.backward()?;
-    let direct = Gradients::collect(architecture, &mut store);
-    let direction = Gradients::collect(network, &mut store);
+    let direct = summed(Gradients::collect(architecture, &mut store))?;
+    let direction = summed(Gradients::collect(network, &mut store))?;
     restore()?;
 
     let norm = direction.global_norm()?;
@@ -52,7 +56,7 @@ pub fn unrolled_gradient(
         network.shift(&direction, offset)?;
         let gradients = Gradients::collect(architecture, &mut train_loss()?.backward()?);
         restore()?;
-        Ok::<_, candle_core::Error>(gradients)
+        summed(gradients)
     };
     let (above, below) = (at(h)?, at(-h)?);
     let bend = above.plus(&below, -1.0)?;
@@ -64,20 +68,20 @@ pub fn unrolled_gradient(
 /// the Hessian acts on a vector by central differences of the gradient.
 ///
 /// The loss must track the parameters. It starts from the gradient, so no random numbers are drawn; a
-/// loss without gradient there has the eigenvalue 0.
+/// loss without gradient there has the eigenvalue 0. `share` as for [`unrolled_gradient`].
 ///
 /// # Errors
 /// If the tensor library fails.
 pub fn dominant_eigenvalue(
     parameters: &Parameters,
     n_iterations: usize,
+    share: Option<&Share>,
     loss: impl Fn() -> Result<Tensor>,
 ) -> Result<f64> {
     /// The length of a step, the parameters taken as one vector: long against the noise of f32, short
     /// against the softmax.
     const STEP: f64 = 0.05;
-    let gradient =
-        || Ok::<_, candle_core::Error>(Gradients::collect(parameters, &mut loss()?.backward()?));
+    let gradient = || Gradients::collect(parameters, &mut loss()?.backward()?).summed(share);
     let before = parameters.state()?;
     let mut direction = gradient()?;
     let mut eigenvalue = 0.0;
@@ -143,7 +147,7 @@ mod tests {
             near + (a.sqr()?.sum_all()? * 0.3)?
         };
         let (loss, gradients) =
-            unrolled_gradient(&network, &architecture, &sgd, eta, train, valid).unwrap();
+            unrolled_gradient(&network, &architecture, &sgd, eta, None, train, valid).unwrap();
 
         let mut expected_loss = 0.0;
         for i in 0..2 {
@@ -182,11 +186,14 @@ mod tests {
                 let sum = (x.sum_all()?.sqr()? * 0.5)?;
                 (squares + sum)? * sign
             };
-            let found = dominant_eigenvalue(&parameters, 12, loss).unwrap();
+            let found = dominant_eigenvalue(&parameters, 12, None, loss).unwrap();
             assert!((found - 3.0 * sign).abs() < 1e-6, "{found}");
         }
         assert_eq!(values(x.as_tensor()), [0.9, -0.2]);
         let flat = || x.as_tensor().sum_all()? * 0.0;
-        assert_eq!(dominant_eigenvalue(&parameters, 5, flat).unwrap(), 0.0);
+        assert_eq!(
+            dominant_eigenvalue(&parameters, 5, None, flat).unwrap(),
+            0.0
+        );
     }
 }

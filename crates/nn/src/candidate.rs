@@ -1,7 +1,7 @@
 //! The candidate operations of an edge.
 
 use candle_core::{Result, Tensor, Var};
-use kernels::{BatchStatistics, Conv2dGeometry, Pool2dGeometry};
+use kernels::{Conv2dGeometry, DeviceStatistics, Pool2dGeometry};
 use space::Primitive;
 
 use crate::Pass;
@@ -135,7 +135,7 @@ pub struct EdgeInput {
 /// A pooled state; in training also its normalisation, which has no parameters in the search form.
 struct Pooled {
     raw: Tensor,
-    normalised: Option<(Tensor, BatchStatistics)>,
+    normalised: Option<(Tensor, DeviceStatistics)>,
 }
 
 impl EdgeInput {
@@ -157,10 +157,11 @@ impl EdgeInput {
         get_or_try_init(&self.pooled[kind as usize], || {
             let raw = kind.apply(&self.x, self.stride)?;
             let normalised = if normalise && pass.is_training() {
-                Some(kernels::batch_norm_train(
+                Some(kernels::batch_norm_train_share(
                     &raw,
                     None,
                     crate::layers::BATCH_NORM_EPS,
+                    pass.share(),
                 )?)
             } else {
                 None
@@ -249,7 +250,7 @@ impl Candidate {
                 match (norm, &pooled.normalised) {
                     (None, _) => Ok(pooled.raw.clone()),
                     (Some(norm), Some((y, statistics))) => {
-                        norm.observe(statistics)?;
+                        norm.follow(statistics)?;
                         Ok(y.clone())
                     }
                     (Some(norm), None) => norm.forward(&pooled.raw, pass),

@@ -11,6 +11,7 @@ use crate::layers::{
     Affine, FactorizedReduce, Linear, ReluConvBn, Stem, from_planes, global_average_pool,
     planes_average_pool,
 };
+use crate::memory::{self, Path, StepMemory};
 use crate::parameters::Builder;
 use crate::{Parameters, Pass};
 
@@ -247,6 +248,16 @@ impl DerivedNet {
     /// The weights and buffers.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
+    }
+
+    /// What a training step on `n_images` will keep in memory; `spec` is that of the network.
+    pub fn step_memory(&self, spec: &NetworkSpec, n_images: usize, path: Path) -> StepMemory {
+        let cells = self
+            .cells
+            .iter()
+            .map(|cell| (&cell.spec, cell.fused.parts().0));
+        let stem = memory::of_stem(spec, path);
+        memory::step(cells, stem, &self.parameters, n_images, path)
     }
 
     /// The network as it is deployed, with its present weights and running statistics.

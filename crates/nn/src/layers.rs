@@ -1,7 +1,7 @@
 //! The building blocks that the networks share (Liu et al. 2018, the published code's `operations.py`).
 
 use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Tensor, Var};
-use kernels::{BatchStatistics, Conv2dGeometry};
+use kernels::{BatchStatistics, Conv2dGeometry, DeviceStatistics};
 
 use crate::Pass;
 use crate::parameters::Builder;
@@ -65,8 +65,9 @@ impl BatchNorm {
             .map(|(w, b)| (pass.weight(w), pass.weight(b)));
         let affine = affine.as_ref().map(|(w, b)| (w, b));
         if pass.is_training() {
-            let (y, statistics) = kernels::batch_norm_train(x, affine, BATCH_NORM_EPS)?;
-            self.observe(&statistics)?;
+            let (y, statistics) =
+                kernels::batch_norm_train_share(x, affine, BATCH_NORM_EPS, pass.share())?;
+            self.follow(&statistics)?;
             Ok(y)
         } else {
             let (mean, var) = (
@@ -77,19 +78,11 @@ impl BatchNorm {
         }
     }
 
-    /// Moves the running statistics towards a batch's; the variance by its unbiased estimate.
+    /// Moves the running statistics, on the CPU, towards a batch's; the variance by its unbiased estimate.
     pub(crate) fn observe(&self, batch: &BatchStatistics) -> Result<()> {
-        let unbias = batch.count as f64 / (batch.count.max(2) - 1) as f64;
+        let unbias = unbias(batch.count);
         let blend = |running: &Var, batch: Vec<f64>| {
-            let own = running.as_detached_tensor();
-            if own.device().is_cpu() {
-                return own.inplace_op1(&Blend(batch));
-            }
-            // The same in operations that every device has.
-            let batch =
-                Tensor::from_vec(batch, own.shape(), own.device())?.to_dtype(own.dtype())?;
-            let kept = (own * (1.0 - BATCH_NORM_MOMENTUM))?;
-            running.set(&(kept + (batch * BATCH_NORM_MOMENTUM)?)?)
+            running.as_detached_tensor().inplace_op1(&Blend(batch))
         };
         blend(&self.running_mean, batch.mean.clone())?;
         blend(
@@ -97,6 +90,24 @@ impl BatchNorm {
             batch.var.iter().map(|var| var * unbias).collect(),
         )
     }
+
+    /// [`observe`](Self::observe) on any device, without waiting for it.
+    pub(crate) fn follow(&self, batch: &DeviceStatistics) -> Result<()> {
+        if batch.mean.device().is_cpu() {
+            return self.observe(&batch.read()?);
+        }
+        let blend = |running: &Var, batch: &Tensor| {
+            let kept = (running.as_detached_tensor() * (1.0 - BATCH_NORM_MOMENTUM))?;
+            running.set(&(kept + (batch.to_dtype(running.dtype())? * BATCH_NORM_MOMENTUM)?)?)
+        };
+        blend(&self.running_mean, &batch.mean)?;
+        blend(&self.running_var, &(&batch.var * unbias(batch.count))?)
+    }
+}
+
+/// What makes a batch's variance an unbiased estimate.
+fn unbias(count: usize) -> f64 {
+    count as f64 / (count.max(2) - 1) as f64
 }
 
 /// Moves running statistics towards a batch's.

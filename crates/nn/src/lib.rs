@@ -11,6 +11,7 @@
 //! | [`derived`] | the network of one genotype, and its cells one by one |
 //! | [`inference`] | derived networks as they are deployed |
 //! | [`auxiliary`] | the auxiliary head of the evaluation network |
+//! | [`memory`] | what a training step will keep in memory |
 //! | [`loss`] | cross entropy with label smoothing, accuracy |
 //! | [`optimizer`] | SGD with momentum, Adam with coupled L2, global-norm clipping |
 //! | [`schedule`] | learning rate and drop path over epochs |
@@ -28,6 +29,7 @@ mod fused;
 pub mod inference;
 pub mod layers;
 pub mod loss;
+pub mod memory;
 pub mod optimizer;
 pub mod parameters;
 mod pass;

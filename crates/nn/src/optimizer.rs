@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, Var};
+use collective::Share;
 
 use crate::Parameters;
 
@@ -26,6 +27,20 @@ impl Gradients {
         Self { by_name }
     }
 
+    /// The sums over the ranks, in one exchange: the gradients of the whole batch, where each rank's loss counted for
+    /// its [`Share::weight`]. `None` = the batch is all here.
+    ///
+    /// # Errors
+    /// If a rank cannot be reached.
+    pub fn summed(self, share: Option<&Share>) -> Result<Self> {
+        let Some(share) = share else {
+            return Ok(self);
+        };
+        let (names, gradients): (Vec<String>, Vec<Tensor>) = self.by_name.into_iter().unzip();
+        let by_name = names.into_iter().zip(share.sum_all(&gradients)?).collect();
+        Ok(Self { by_name })
+    }
+
     /// The gradient of a parameter.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.by_name.get(name)
@@ -33,6 +48,12 @@ impl Gradients {
 
     /// The L2 norm of all gradients as one vector.
     pub fn global_norm(&self) -> Result<f64> {
+        // Read back once, not for every gradient: each reading waits for the device.
+        self.norm_there()?.map_or(Ok(0.0), |norm| norm.to_scalar())
+    }
+
+    /// [`global_norm`](Self::global_norm), a scalar `f64` where the gradients are; `None` without any.
+    fn norm_there(&self) -> Result<Option<Tensor>> {
         let mut sum: Option<Tensor> = None;
         for gradient in self.by_name.values() {
             let square = squared_norm(gradient)?;
@@ -41,9 +62,7 @@ impl Gradients {
                 None => square,
             });
         }
-        // Read back once, not for every gradient: each reading waits for the device.
-        let sum = sum.map_or(Ok(0.0), |sum| sum.to_scalar::<f64>())?;
-        Ok(sum.sqrt())
+        sum.map(|sum| sum.sqrt()).transpose()
     }
 
     /// The factor that brings the global norm down to `max_norm`, at most 1: PyTorch's
@@ -51,6 +70,42 @@ impl Gradients {
     pub fn clip_factor(&self, max_norm: f64) -> Result<(f64, f64)> {
         let norm = self.global_norm()?;
         Ok(((max_norm / (norm + 1e-6)).min(1.0), norm))
+    }
+
+    /// Clips to `max_norm`, 0 = not at all: the gradients, and the factor that is still to be multiplied to them. On
+    /// CUDA they are multiplied there, so that nobody waits for the norm.
+    ///
+    /// # Errors
+    /// If the tensor library fails.
+    pub fn clip(self, max_norm: f64) -> Result<(Self, f64)> {
+        let Some(first) = self.by_name.values().next().filter(|_| max_norm > 0.0) else {
+            return Ok((self, 1.0));
+        };
+        if !first.device().is_cuda() {
+            let (factor, _) = self.clip_factor(max_norm)?;
+            return Ok((self, factor));
+        }
+        let clipped = self.clipped_there(max_norm)?;
+        Ok((clipped, 1.0))
+    }
+
+    /// The clipped gradients, without a number that is read back.
+    fn clipped_there(&self, max_norm: f64) -> Result<Self> {
+        let Some(norm) = self.norm_there()? else {
+            return Ok(Self {
+                by_name: BTreeMap::new(),
+            });
+        };
+        let factor = ((norm + 1e-6)?.recip()? * max_norm)?.minimum(1.0)?;
+        let by_name = self
+            .by_name
+            .iter()
+            .map(|(name, gradient)| {
+                let factor = factor.to_dtype(gradient.dtype())?;
+                Ok((name.clone(), gradient.broadcast_mul(&factor)?))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { by_name })
     }
 
     /// self + factor * other; a parameter that one side has no gradient for counts as 0 there.
@@ -445,5 +500,15 @@ mod tests {
         assert_eq!(norm, 10.0);
         assert!((factor * norm - 5.0).abs() < 1e-5);
         assert_eq!(gradient(1.0).clip_factor(5.0).unwrap().0, 1.0);
+    }
+
+    #[test]
+    fn clipping_where_the_gradients_are_is_clipping_by_the_factor() {
+        for value in [10.0, 1.0, -7.5, 0.0] {
+            let (factor, _) = gradient(value).clip_factor(5.0).unwrap();
+            let clipped = gradient(value).clipped_there(5.0).unwrap();
+            let clipped: Vec<f64> = clipped.get("w").unwrap().to_vec1().unwrap();
+            assert!((clipped[0] - factor * value).abs() < 1e-12, "{value}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use candle_core::{Result, Tensor, Var};
+use collective::Share;
 use rand::RngExt;
 
 use crate::Rng;
@@ -17,6 +18,7 @@ pub struct Pass<'r> {
     fuses: bool,
     drop_path: Option<Drop<'r>>,
     skip_dropout: Option<Drop<'r>>,
+    share: Option<&'r Share>,
 }
 
 struct Drop<'r> {
@@ -58,6 +60,7 @@ impl<'r> Pass<'r> {
             fuses: true,
             drop_path: None,
             skip_dropout: None,
+            share: None,
         }
     }
 
@@ -69,6 +72,7 @@ impl<'r> Pass<'r> {
             fuses: true,
             drop_path: None,
             skip_dropout: None,
+            share: None,
         }
     }
 
@@ -80,6 +84,7 @@ impl<'r> Pass<'r> {
             fuses: true,
             drop_path: None,
             skip_dropout: None,
+            share: None,
         }
     }
 
@@ -91,6 +96,7 @@ impl<'r> Pass<'r> {
             fuses: true,
             drop_path: None,
             skip_dropout: None,
+            share: None,
         }
     }
 
@@ -118,6 +124,23 @@ impl<'r> Pass<'r> {
             fuses: false,
             ..self
         }
+    }
+
+    /// The same pass on this rank's share of a batch; operation by operation, because fused cells take their
+    /// statistics inside. `None` = the batch is all here.
+    pub fn over(self, share: Option<&'r Share>) -> Self {
+        match share {
+            None => self,
+            Some(_) => Self {
+                share,
+                ..self.unfused()
+            },
+        }
+    }
+
+    /// What of the batch is here; `None` = all.
+    pub(crate) fn share(&self) -> Option<&Share> {
+        self.share
     }
 
     /// Whether batch statistics are used (and running statistics updated).
@@ -161,7 +184,12 @@ impl<'r> Pass<'r> {
 
     /// By what drop path multiplies each of `n` images at one operation; `None` without drop path.
     pub(crate) fn draw_mask(&self, n: usize) -> Option<Vec<f32>> {
-        Some(self.drop_path.as_ref()?.factors(n))
+        let drop = self.drop_path.as_ref()?;
+        let Some(share) = self.share else {
+            return Some(drop.factors(n));
+        };
+        // Draws for the whole batch, so that all ranks draw the same.
+        Some(drop.factors(share.n_images())[share.range()].to_vec())
     }
 
     /// Applies dropout to the output of a skip, `[n, c, h, w]`, if the pass has any.
@@ -169,7 +197,16 @@ impl<'r> Pass<'r> {
         let Some(drop) = &self.skip_dropout else {
             return Ok(x);
         };
-        let mask = drop.factors(x.elem_count());
+        let n = x.dim(0)?;
+        let len = x.elem_count() / n.max(1);
+        let mask = match self.share {
+            None => drop.factors(n * len),
+            // Draws for the whole batch, so that all ranks draw the same.
+            Some(share) => {
+                let range = share.range();
+                drop.factors(share.n_images() * len)[range.start * len..range.end * len].to_vec()
+            }
+        };
         let mask = Tensor::from_vec(mask, x.dims(), x.device())?.to_dtype(x.dtype())?;
         x * mask
     }

@@ -14,6 +14,7 @@ use crate::candidate::{Candidate, EdgeInput};
 use crate::derived::Preprocess;
 use crate::fused::{CellParts, Chain, ChainMixing, EdgeParts, Ends, FusedCell, InputParts};
 use crate::layers::{Affine, Linear, ReluConvBn, Stem, global_average_pool, planes_average_pool};
+use crate::memory::{self, Path, StepMemory};
 use crate::parameters::Builder;
 use crate::{Parameters, Pass};
 
@@ -318,6 +319,16 @@ impl Supernet {
                 kinds: cells.iter().map(|cell| cell.spec.kind.index()).collect(),
             }),
         })
+    }
+
+    /// What a weight step on `n_images` will keep in memory; `spec` is that of the network.
+    pub fn step_memory(&self, spec: &NetworkSpec, n_images: usize, path: Path) -> StepMemory {
+        let cells = self
+            .cells
+            .iter()
+            .map(|cell| (&cell.spec, cell.fused.parts().0));
+        let stem = memory::of_stem(spec, path);
+        memory::step(cells, stem, &self.parameters, n_images, path)
     }
 
     /// Images `[n, c, h, w]` to logits `[n, n_classes]`; `mixing` per cell kind.

@@ -7,6 +7,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use kernels::image::Maps;
+#[cfg(feature = "cuda")]
+use measure::watch::{Watch, undisturbed};
 use measure::{Protocol, Timing};
 use nn::inference::CellOutput;
 use nn::parameters::Builder;
@@ -16,6 +18,10 @@ use space::{CellGenotype, CellSpec, Genotype, NetworkSpec};
 
 /// The name of the CPU runtime in data sets and manifests.
 pub const NATIVE_CPU: &str = "native-cpu";
+
+/// How often a timing is taken that clocks under throttling disturbed.
+#[cfg(feature = "cuda")]
+const N_TRIES: usize = 5;
 
 /// The name of the CUDA runtime there.
 pub const CANDLE_CUDA: &str = "candle-cuda";
@@ -135,20 +141,27 @@ impl Prepared {
         Ok(Self { module, batch_size })
     }
 
-    /// Times inferences: on the CPU by the clock, on CUDA by events on the stream of the work.
+    /// Times inferences: on the CPU by the clock, on CUDA by events on the stream of the work. There NVML is asked before and
+    /// after, and a timing under throttled clocks is taken again; without NVML there is none.
     ///
     /// # Errors
-    /// If an inference fails.
+    /// If an inference fails; on CUDA, if there is no NVML or the GPU stays throttled.
     pub fn time(&self, executor: &Executor, protocol: &Protocol) -> Result<Timing> {
         #[cfg(feature = "cuda")]
         if let Module::DeviceNetwork(_, input) | Module::DeviceCell(_, [input, _]) = &self.module
             && let Device::Cuda(device) = input.device()
         {
             let stream = device.cuda_stream();
-            let run = || self.run().map(drop).map_err(Failure);
-            return executor
-                .install(|| measure::cuda::time(&stream, protocol, run))
-                .map_err(|Failure(error)| error);
+            let watch = Watch::open(device.cuda_stream().context().ordinal());
+            let watch = watch.map_err(candle_core::Error::msg)?;
+            let look = || watch.state().map_err(candle_core::Error::msg);
+            let sample = || {
+                let run = || self.run().map(drop).map_err(Failure);
+                executor
+                    .install(|| measure::cuda::time(&stream, protocol, run))
+                    .map_err(|Failure(error)| error)
+            };
+            return undisturbed(N_TRIES, look, sample)?.map_err(candle_core::Error::msg);
         }
         executor.install(|| measure::time(protocol, || self.run().map(drop)))
     }

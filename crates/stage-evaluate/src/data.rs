@@ -1,6 +1,7 @@
 //! The images of a training and of its test.
 
 use candle_core::{Device, Tensor};
+use collective::Share;
 use images::{Augmentation, Batch, ImageSet, LoadOptions, Normalization, Split};
 
 use crate::config::Config;
@@ -47,15 +48,27 @@ impl Data {
         })
     }
 
-    /// Training images, augmented.
+    /// Training images, augmented, or this rank's share of them.
     pub(crate) fn train_batch(
         &self,
         indices: &[usize],
         rng: &mut nn::Rng,
-        device: &Device,
-    ) -> Result<Tensors, Error> {
-        let normalization = &self.normalization;
-        let batch = images::batch(&self.train, indices, normalization, &self.augmentation, rng)?;
+        share: Option<&Share>,
+    ) -> Result<Batch, Error> {
+        let part = share.map_or(0..indices.len(), Share::range);
+        let (normalization, augmentation) = (&self.normalization, &self.augmentation);
+        Ok(images::batch_part(
+            &self.train,
+            indices,
+            part,
+            normalization,
+            augmentation,
+            rng,
+        )?)
+    }
+
+    /// A batch of training images on the device.
+    pub(crate) fn tensors(&self, batch: Batch, device: &Device) -> Result<Tensors, Error> {
         tensors(batch, &self.train, device)
     }
 

@@ -89,6 +89,9 @@ pub enum Error {
     /// The files between the stages.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
+    /// The ranks that train together.
+    #[error(transparent)]
+    Ranks(#[from] collective::Error),
     /// The tensor library failed.
     #[error("the network cannot be run")]
     Tensor(#[from] candle_core::Error),
@@ -104,7 +107,21 @@ impl StageError for Error {
             Self::Images(_) | Self::Checkpoint { .. } => ExitCode::Input,
             Self::NonFinite { .. } | Self::Unmeasurable { .. } => ExitCode::Numbers,
             Self::Artifact(error) => error.exit_code(),
-            Self::Threads(_) | Self::Tensor(_) => ExitCode::Bug,
+            Self::Ranks(error) => of_ranks(error),
+            // A rank may be lost in the middle of a step.
+            Self::Tensor(error) => collective::Error::of(error).map_or(ExitCode::Bug, of_ranks),
+            Self::Threads(_) => ExitCode::Bug,
         }
+    }
+}
+
+fn of_ranks(error: &collective::Error) -> ExitCode {
+    use collective::Class;
+    match error.class() {
+        Class::Usage => ExitCode::Usage,
+        Class::Input => ExitCode::Input,
+        Class::Device => ExitCode::Device,
+        Class::Numbers => ExitCode::Numbers,
+        Class::Bug => ExitCode::Bug,
     }
 }

@@ -23,13 +23,15 @@ mod timing;
 mod training;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use artifact::stage::EVALUATE;
 use artifact::{
-    DeviceSpec, Evaluation, KeyParts, LatencyDataset, LatencySample, MeasurementSettings, Opened,
-    RunContext, SearchResult, SearchSummary, TimingRecord,
+    DeviceSpec, Evaluation, KeyParts, LatencyDataset, LatencySample, MeasurementSettings,
+    MemoryPlan, Opened, RunContext, SearchResult, SearchSummary, TimingRecord,
 };
 use candle_core::Device;
+use collective::Collective;
 use images::Split;
 use measure::Machine;
 use rand_chacha::rand_core::SeedableRng;
@@ -80,6 +82,81 @@ impl Inputs {
 /// If config, search result and images do not go together, if a loss is NaN or infinite, or if the
 /// working folder cannot be written to.
 pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<Evaluation, Error> {
+    run_together(config, inputs, context, None)
+}
+
+/// Trains as [`run_together`] does on rank 0, and leaves the rest to that rank.
+///
+/// # Errors
+/// As [`run_together`].
+pub fn follow(
+    config: &Config,
+    inputs: &Inputs,
+    context: &RunContext,
+    ranks: Arc<dyn Collective>,
+) -> Result<(), Error> {
+    config.check()?;
+    let device = open_device(context.device)?;
+    let _computing = context.machine_use.compute()?;
+    let data = Data::load(config)?;
+    let search = &inputs.search_result.value;
+    let mut training = open_training(config, search, &data, &device, context, Some(ranks))?;
+    while training.epochs().len() < config.n_epochs {
+        training.advance(|_| ())?;
+    }
+    Ok(())
+}
+
+fn open_training<'a>(
+    config: &'a Config,
+    search: &SearchResult,
+    data: &'a Data,
+    device: &Device,
+    context: &RunContext,
+    ranks: Option<Arc<dyn Collective>>,
+) -> Result<Training<'a>, Error> {
+    let ranks = ranks
+        .map(|ranks| collective::on_device(ranks, device))
+        .transpose()?;
+    let n_ranks = ranks.as_ref().map_or(1, |ranks| ranks.n_ranks());
+    let (genotype, work_dir) = (&search.genotype, &context.work_dir);
+    let training = Training::open(config, genotype, data, device, work_dir, ranks)?;
+    training
+        .memory(context.device, n_ranks)?
+        .check(context.device)?;
+    Ok(training)
+}
+
+/// What the training by each of so many ranks will keep in memory at its peak; nothing runs.
+///
+/// # Errors
+/// If the config or an input is wrong.
+pub fn memory(
+    config: &Config,
+    inputs: &Inputs,
+    device: DeviceSpec,
+    n_ranks: usize,
+) -> Result<MemoryPlan, Error> {
+    config.check()?;
+    let data = Data::load(config)?;
+    let genotype = &inputs.search_result.value.genotype;
+    let on = open_device(device)?;
+    // Nothing is written.
+    let work_dir = Path::new("");
+    Training::new(config, genotype, &data, &on, work_dir, None)?.memory(device, n_ranks)
+}
+
+/// [`run`] on rank 0 of processes that train together, each with a part of every batch; the others [`follow`].
+/// Without ranks this process is alone.
+///
+/// # Errors
+/// As [`run`], and if a rank is lost or comes to something else.
+pub fn run_together(
+    config: &Config,
+    inputs: &Inputs,
+    context: &RunContext,
+    ranks: Option<Arc<dyn Collective>>,
+) -> Result<Evaluation, Error> {
     config.check()?;
     let search = &inputs.search_result.value;
     let network = NetworkSpec::try_from(&config.network)?;
@@ -94,8 +171,7 @@ pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<Eva
     let trained = {
         let _computing = context.machine_use.compute()?;
         let data = Data::load(config)?;
-        let genotype = &search.genotype;
-        let training = Training::open(config, genotype, &data, &device, &context.work_dir)?;
+        let training = open_training(config, search, &data, &device, context, ranks)?;
         train(training, config, context)?
     };
     progress.line(&format!(

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use artifact::Evaluation;
 use artifact::stage::{self, StageArgs};
 use clap::{Parser, Subcommand};
+use collective::{RankArgs, Team};
 use measure::Machine;
 use stage_evaluate::{Config, CountArgs, Error, Found, Inputs};
 
@@ -30,6 +32,11 @@ enum Command {
         search_result: PathBuf,
         #[command(flatten)]
         args: StageArgs,
+        #[command(flatten)]
+        ranks: RankArgs,
+        /// Print what the training will keep in memory (with --json as one object, in bytes), and do nothing else
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Time the networks of search results, untrained, and print the folder of a latency data set with a row for each
     Time {
@@ -53,7 +60,9 @@ fn main() -> ExitCode {
         Command::Run {
             search_result,
             args,
-        } => run(&search_result, &args),
+            ranks,
+            dry_run,
+        } => run(&search_result, args, ranks, dry_run),
         Command::Time {
             search_results,
             args,
@@ -62,12 +71,33 @@ fn main() -> ExitCode {
     })
 }
 
-fn run(search_result: &Path, args: &StageArgs) -> Result<(), Error> {
+fn run(
+    search_result: &Path,
+    mut args: StageArgs,
+    ranks: RankArgs,
+    dry_run: bool,
+) -> Result<(), Error> {
+    let ranks = ranks.open()?;
+    args.device = args.device.behind(ranks.device_offset());
     let config: Config = args.load_config()?;
     let inputs = Inputs::open(search_result)?;
-    let key = inputs.key(&config)?;
-    stage::execute(args, key, machine(), |context| {
-        stage_evaluate::run(&config, &inputs, context)
+    if dry_run {
+        args.device.find()?;
+        let plan = stage_evaluate::memory(&config, &inputs, args.device, ranks.n_ranks())?;
+        return Ok(plan.print(args.json)?);
+    }
+    let parts = inputs.key(&config)?.ranks(ranks.n_ranks());
+    let key = parts.key().to_string();
+    if ranks.rank() > 0 {
+        return stage::follow::<Evaluation, _>(&args, parts, |context| match ranks.meet(&key)? {
+            Some(team) => stage_evaluate::follow(&config, &inputs, context, team.collective()),
+            None => Ok(()),
+        });
+    }
+    stage::execute(&args, parts, machine(), |context| {
+        let team = ranks.meet(&key)?;
+        let together = team.as_ref().map(Team::collective);
+        stage_evaluate::run_together(&config, &inputs, context, together)
     })
 }
 

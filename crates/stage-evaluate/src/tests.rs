@@ -58,7 +58,7 @@ fn a_training_taken_up_after_any_epoch_ends_with_the_same_bytes() {
         std::fs::create_dir_all(&work_dir).unwrap();
         let genotype = &inputs.search_result.value.genotype;
         let mut training =
-            Training::open(&config, genotype, &data, &Device::Cpu, &work_dir).unwrap();
+            Training::open(&config, genotype, &data, &Device::Cpu, &work_dir, None).unwrap();
         for _ in 0..n_epochs {
             training.advance(|_| ()).unwrap();
         }
@@ -125,7 +125,7 @@ fn a_checkpoint_of_another_network_is_refused() {
     let data = Data::load(&config).unwrap();
     let open = |config: &Config, name: &str| {
         let genotype = space::Genotype::named(name).unwrap();
-        Training::open(config, &genotype, &data, &Device::Cpu, dir.path())
+        Training::open(config, &genotype, &data, &Device::Cpu, dir.path(), None)
             .and_then(|mut training| training.advance(|_| ()))
     };
     open(&config, "DARTS_V2").unwrap();

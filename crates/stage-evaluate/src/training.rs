@@ -1,10 +1,12 @@
 //! Training from scratch, epoch by epoch, with a checkpoint after each.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use artifact::{EpochRow, FloatTensor, FloatTensors};
+use artifact::{DeviceSpec, EpochRow, FloatTensor, FloatTensors, MemoryPlan};
 use candle_core::{DType, Device, Tensor};
-use nn::loss::{cross_entropy, n_correct, scalar};
+use collective::{Collective, Share};
+use nn::loss::{Tally, cross_entropy, hits, n_correct, scalar};
 use nn::optimizer::{Gradients, Sgd};
 use nn::parameters::Builder;
 use nn::schedule::drop_path_probability;
@@ -20,12 +22,19 @@ use crate::error::Error;
 /// training that is taken up again needs no state of a generator.
 const STREAM_INIT: u64 = 0;
 const STREAM_FIRST_EPOCH: u64 = 1;
+/// What an epoch drops; apart from its images, which are made ahead.
+const STREAM_FIRST_DROP_PATH: u64 = 1 << 32;
+
+/// What a program takes before it does anything, with what the allocator holds back.
+const PROGRAM_BYTES: u64 = 32 << 20;
 
 /// A training under way.
 pub(crate) struct Training<'a> {
     config: &'a Config,
     data: &'a Data,
     device: Device,
+    /// The ranks that train together; `None` = this process alone.
+    ranks: Option<Arc<dyn Collective>>,
     network: DerivedNet,
     sgd: Sgd,
     epochs: Vec<EpochRow>,
@@ -33,27 +42,51 @@ pub(crate) struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
-    /// Draws the initial weights, or takes up the training whose checkpoint lies in the folder.
+    /// Draws the initial weights; checkpoints go to the folder.
+    pub(crate) fn new(
+        config: &'a Config,
+        genotype: &Genotype,
+        data: &'a Data,
+        device: &Device,
+        work_dir: &Path,
+        ranks: Option<Arc<dyn Collective>>,
+    ) -> Result<Self, Error> {
+        if let Some(ranks) = &ranks {
+            let n_ranks = ranks.n_ranks();
+            let last = data.train.len() % config.batch_size;
+            if config.batch_size < n_ranks || (last > 0 && last < n_ranks) {
+                return Err(Error::Setting {
+                    key: "batch_size",
+                    expected: "such that every batch of an epoch, the last one too, has an image for each of the --ranks",
+                });
+            }
+        }
+        let spec = NetworkSpec::try_from(&config.network)?;
+        let mut rng = crate::rng(config.seed, STREAM_INIT);
+        let builder = Builder::new(device, DType::F32, &mut rng);
+        let network = DerivedNet::new(&builder, &spec, genotype, config.auxiliary_weight > 0.0)?;
+        Ok(Self {
+            config,
+            data,
+            device: device.clone(),
+            ranks,
+            network,
+            sgd: Sgd::new(config.weights.momentum, config.weights.weight_decay),
+            epochs: Vec::new(),
+            checkpoint: work_dir.join("training.checkpoint"),
+        })
+    }
+
+    /// [`new`](Self::new), or the training whose checkpoint lies in the folder.
     pub(crate) fn open(
         config: &'a Config,
         genotype: &Genotype,
         data: &'a Data,
         device: &Device,
         work_dir: &Path,
+        ranks: Option<Arc<dyn Collective>>,
     ) -> Result<Self, Error> {
-        let spec = NetworkSpec::try_from(&config.network)?;
-        let mut rng = crate::rng(config.seed, STREAM_INIT);
-        let builder = Builder::new(device, DType::F32, &mut rng);
-        let network = DerivedNet::new(&builder, &spec, genotype, config.auxiliary_weight > 0.0)?;
-        let mut training = Self {
-            config,
-            data,
-            device: device.clone(),
-            network,
-            sgd: Sgd::new(config.weights.momentum, config.weights.weight_decay),
-            epochs: Vec::new(),
-            checkpoint: work_dir.join("training.checkpoint"),
-        };
+        let mut training = Self::new(config, genotype, data, device, work_dir, ranks)?;
         if let Some(checkpoint) = Checkpoint::load(&training.checkpoint, device)? {
             let path = || training.checkpoint.clone();
             training
@@ -67,7 +100,43 @@ impl<'a> Training<'a> {
             training.sgd.load(&checkpoint.sgd)?;
             training.epochs = checkpoint.epochs;
         }
+        if let Some(ranks) = &training.ranks {
+            let n_done = training.epochs.len().to_string();
+            let genotype = genotype.to_string();
+            collective::agree(&**ranks, "the genotype", &genotype)?;
+            collective::agree(&**ranks, "the epochs that are done", &n_done)?;
+        }
         Ok(training)
+    }
+
+    /// What a step by each of so many ranks will keep in memory, and on the processor the images.
+    pub(crate) fn memory(&self, device: DeviceSpec, n_ranks: usize) -> Result<MemoryPlan, Error> {
+        let config = self.config;
+        let is_fused = self.device.is_cpu() && n_ranks == 1;
+        let path = if is_fused {
+            nn::memory::Path::Fused
+        } else {
+            nn::memory::Path::Operations
+        };
+        let n_images = config.batch_size.div_ceil(n_ranks);
+        let spec = NetworkSpec::try_from(&config.network)?;
+        let mut plan = MemoryPlan::on(device);
+        for (what, bytes) in self.network.step_memory(&spec, n_images, path).parts() {
+            plan = plan.with(what, bytes);
+        }
+        if self.device.is_cpu() {
+            let pixels = spec.in_channels * spec.image_size * spec.image_size;
+            let sets = self.data.train.n_bytes() + self.data.test.n_bytes();
+            // A batch is used, one waits, and one is made.
+            plan = plan
+                .with("images", (sets + 3 * 4 * n_images * pixels) as u64)
+                .with("program", PROGRAM_BYTES);
+        }
+        Ok(plan)
+    }
+
+    fn share(&self, n_images: usize) -> Option<Share> {
+        Some(Share::of(self.ranks.as_ref()?, n_images))
     }
 
     /// The epochs that are done.
@@ -89,6 +158,15 @@ impl<'a> Training<'a> {
     pub(crate) fn advance(&mut self, on_step: impl FnMut(f64)) -> Result<(), Error> {
         let row = self.epoch(on_step)?;
         self.epochs.push(row);
+        if let Some(ranks) = &self.ranks {
+            // Rank 0 keeps the state for all, if it is that of all.
+            let loss = self.epochs.last().map_or(0.0, |row| row.train_loss);
+            collective::agree(&**ranks, "the training loss", &loss.to_string())?;
+            collective::agree(&**ranks, "the weights", &self.digest()?)?;
+            if ranks.rank() > 0 {
+                return Ok(());
+            }
+        }
         Checkpoint {
             network: self.network.parameters().state()?,
             sgd: self.sgd.state()?,
@@ -97,49 +175,84 @@ impl<'a> Training<'a> {
         .save(&self.checkpoint)
     }
 
+    /// The sum of all weights' squares, to the last bit: of equal networks it is equal.
+    fn digest(&self) -> Result<String, Error> {
+        let mut sum = 0.0;
+        for var in self.network.parameters().weights().values() {
+            sum += scalar(&var.as_detached_tensor().sqr()?.sum_all()?)?;
+        }
+        Ok(format!("a network of squares {sum:e}"))
+    }
+
     fn epoch(&mut self, mut on_step: impl FnMut(f64)) -> Result<EpochRow, Error> {
         let config = self.config;
         let epoch = self.epochs.len();
         let learning_rate = config.learning_rate(epoch);
         let drop_path = drop_path_probability(config.drop_path, epoch, config.n_epochs);
         let mut rng = crate::rng(config.seed, STREAM_FIRST_EPOCH + epoch as u64);
+        let mut drop_path_rng = crate::rng(config.seed, STREAM_FIRST_DROP_PATH + epoch as u64);
         let all: Vec<usize> = (0..self.data.train.len()).collect();
         let order = images::epoch_order(&all, &mut rng);
 
-        let (mut loss_sum, mut n_right) = (0.0, 0);
-        for (step, indices) in order.chunks(config.batch_size).enumerate() {
-            let (x, y) = self.data.train_batch(indices, &mut rng, &self.device)?;
-            let pass = Pass::training_with_drop_path(drop_path, &mut rng);
-            let (loss, right) = self.step(&x, &y, &pass, learning_rate)?;
-            if !loss.is_finite() {
-                return Err(Error::NonFinite {
-                    what: "the training loss",
-                    epoch,
-                    step,
-                });
+        let sizes: Vec<usize> = order
+            .chunks(config.batch_size)
+            .map(<[usize]>::len)
+            .collect();
+        let shares: Vec<Option<Share>> = sizes.iter().map(|&n| self.share(n)).collect();
+        let data = self.data;
+        // In the order of the steps, so that what is drawn does not depend on who is ahead.
+        let batches = order
+            .chunks(config.batch_size)
+            .zip(&shares)
+            .map(|(indices, share)| data.train_batch(indices, &mut rng, share.as_ref()));
+        let (mut loss_sum, mut n_right, mut n_steps) = (0.0, 0.0, 0);
+        let mut take = |rows: Vec<[f64; 2]>| {
+            for [loss, hits] in rows {
+                if !loss.is_finite() {
+                    return Err(Error::NonFinite {
+                        what: "the training loss",
+                        epoch,
+                        step: n_steps,
+                    });
+                }
+                loss_sum += loss * sizes[n_steps] as f64;
+                n_right += hits;
+                n_steps += 1;
+                on_step(loss);
             }
-            loss_sum += loss * indices.len() as f64;
-            n_right += right;
-            on_step(loss);
-        }
+            Ok(())
+        };
+        let mut tally = Tally::new(&self.device);
+        images::prefetched(batches, |batches| {
+            for (batch, share) in batches.zip(&shares) {
+                let share = share.as_ref();
+                let (x, y) = data.tensors(batch?, &self.device)?;
+                let pass = Pass::training_with_drop_path(drop_path, &mut drop_path_rng).over(share);
+                let (loss, hits) = self.step(&x, &y, &pass, learning_rate, share)?;
+                take(tally.add([&loss, &hits], share)?)?;
+            }
+            take(tally.read(shares.last().and_then(Option::as_ref))?)
+        })?;
         let n_images = order.len() as f64;
         Ok(EpochRow {
             epoch: epoch as u32,
             train_loss: loss_sum / n_images,
-            train_accuracy: n_right as f64 / n_images,
+            train_accuracy: n_right / n_images,
             learning_rate,
             drop_path,
         })
     }
 
-    /// One step on a batch: its loss before the step, and how many images were classified right.
+    /// One step on a batch: its loss before the step, and how many images were classified right; this rank's part of
+    /// both, on the device.
     fn step(
         &mut self,
         x: &Tensor,
         y: &Tensor,
         pass: &Pass<'_>,
         learning_rate: f64,
-    ) -> Result<(f64, usize), Error> {
+        share: Option<&Share>,
+    ) -> Result<(Tensor, Tensor), Error> {
         let config = self.config;
         let logits = self.network.forward(x, pass)?;
         let mut loss = cross_entropy(&logits.main, y, config.label_smoothing)?;
@@ -147,15 +260,15 @@ impl<'a> Training<'a> {
             let auxiliary = cross_entropy(auxiliary, y, config.label_smoothing)?;
             loss = (loss + (auxiliary * config.auxiliary_weight)?)?;
         }
+        if let Some(share) = share {
+            loss = (loss * share.weight())?;
+        }
         let parameters = self.network.parameters();
-        let gradients = Gradients::collect(parameters, &mut loss.backward()?);
-        let scale = match config.weights.clip_norm {
-            0.0 => 1.0,
-            max_norm => gradients.clip_factor(max_norm)?.0,
-        };
+        let gradients = Gradients::collect(parameters, &mut loss.backward()?).summed(share)?;
+        let (gradients, factor) = gradients.clip(config.weights.clip_norm)?;
         self.sgd
-            .step(parameters, &gradients, learning_rate, scale)?;
-        Ok((scalar(&loss)?, n_correct(&logits.main, y)?))
+            .step(parameters, &gradients, learning_rate, factor)?;
+        Ok((loss.detach(), hits(&logits.main.detach(), y)?))
     }
 
     /// Tests the trained network. `on_batch` is called after each batch.

@@ -94,6 +94,20 @@ impl Config {
         self.n_stages() * self.n_epochs
     }
 
+    /// Makes sure that a batch has work for so many ranks.
+    ///
+    /// # Errors
+    /// If it has not.
+    pub fn check_ranks(&self, n_ranks: usize) -> Result<(), Error> {
+        if n_ranks <= self.batch_size || self.method == Method::Random {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            key: "batch_size",
+            expected: "at least one image for each of the --ranks",
+        })
+    }
+
     /// Checks what the types do not say.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let Self {

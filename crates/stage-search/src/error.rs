@@ -148,6 +148,9 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
+    /// The ranks that train together.
+    #[error(transparent)]
+    Ranks(#[from] collective::Error),
     /// The tensor library.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -171,7 +174,21 @@ impl StageError for Error {
             | Self::Images(_) => ExitCode::Input,
             Self::NonFinite { .. } => ExitCode::Numbers,
             Self::Artifact(error) => error.exit_code(),
-            Self::Unfinished { .. } | Self::Tensor(_) => ExitCode::Bug,
+            Self::Ranks(error) => of_ranks(error),
+            // A rank may be lost in the middle of a step.
+            Self::Tensor(error) => collective::Error::of(error).map_or(ExitCode::Bug, of_ranks),
+            Self::Unfinished { .. } => ExitCode::Bug,
         }
+    }
+}
+
+fn of_ranks(error: &collective::Error) -> ExitCode {
+    use collective::Class;
+    match error.class() {
+        Class::Usage => ExitCode::Usage,
+        Class::Input => ExitCode::Input,
+        Class::Device => ExitCode::Device,
+        Class::Numbers => ExitCode::Numbers,
+        Class::Bug => ExitCode::Bug,
     }
 }

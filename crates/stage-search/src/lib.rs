@@ -32,13 +32,15 @@ mod resume;
 mod search;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use artifact::stage::SEARCH;
 use artifact::{
-    DeviceSpec, FloatTensors, KeyParts, LatencyModelArtifact, Opened, RunContext, SearchResult,
-    TargetRecord, TraceRow,
+    DeviceSpec, FloatTensors, KeyParts, LatencyModelArtifact, MemoryPlan, Opened, RunContext,
+    SearchResult, TargetRecord, TraceRow,
 };
 use candle_core::Device;
+use collective::Collective;
 use images::{ImageSet, LoadOptions, Split};
 use space::{CellKind, Genotype};
 
@@ -94,8 +96,23 @@ impl Inputs {
 /// [`Error`] if the config or an input is wrong, if no network meets the target, or if a loss is no longer
 /// finite.
 pub fn run(config: &Config, inputs: &Inputs, context: &RunContext) -> Result<SearchResult, Error> {
+    run_together(config, inputs, context, None)
+}
+
+/// [`run`] together with other processes, each with a part of every batch: all call this with the same config and
+/// inputs, and all get the same result. Without ranks this process is alone.
+///
+/// # Errors
+/// As [`run`], and if a rank is lost or comes to something else.
+pub fn run_together(
+    config: &Config,
+    inputs: &Inputs,
+    context: &RunContext,
+    ranks: Option<Arc<dyn Collective>>,
+) -> Result<SearchResult, Error> {
     let n_epochs = config.n_epochs_in_all();
-    run_until(config, inputs, context, n_epochs)?.ok_or(Error::Unfinished { n_epochs })
+    let found = search(config, inputs, context, n_epochs, ranks)?;
+    found.ok_or(Error::Unfinished { n_epochs })
 }
 
 /// Like [`run`], but stops after `last_epoch` epochs have been finished in all: `None` if that is before
@@ -109,7 +126,48 @@ pub fn run_until(
     context: &RunContext,
     last_epoch: usize,
 ) -> Result<Option<SearchResult>, Error> {
+    search(config, inputs, context, last_epoch, None)
+}
+
+/// What a search by each of so many ranks will keep in memory at its peak; nothing runs. A search that draws its
+/// genotype keeps next to nothing.
+///
+/// # Errors
+/// If the config or an input is wrong.
+pub fn memory(
+    config: &Config,
+    inputs: &Inputs,
+    device: DeviceSpec,
+    n_ranks: usize,
+) -> Result<MemoryPlan, Error> {
     config.check()?;
+    if config.method == Method::Random {
+        return Ok(MemoryPlan::on(device));
+    }
+    let predictor = Predictor::new(&inputs.latency_model)?;
+    let objective = objective::new(config, predictor.reference_millis, None);
+    let set = load_images(config)?;
+    let data = Data::new(&set, config)?;
+    let search = Search::new(
+        config,
+        &set,
+        &predictor,
+        objective,
+        &open_device(device)?,
+        None,
+    )?;
+    search.memory(&data, device, n_ranks)
+}
+
+fn search(
+    config: &Config,
+    inputs: &Inputs,
+    context: &RunContext,
+    last_epoch: usize,
+    ranks: Option<Arc<dyn Collective>>,
+) -> Result<Option<SearchResult>, Error> {
+    config.check()?;
+    config.check_ranks(ranks.as_ref().map_or(1, |ranks| ranks.n_ranks()))?;
     let _guard = context.machine_use.compute()?;
     let predictor = Predictor::new(&inputs.latency_model)?;
     let target_millis = target_millis(config, inputs, &predictor)?;
@@ -126,18 +184,21 @@ pub fn run_until(
     let objective = objective::new(config, predictor.reference_millis, target_millis);
     let set = load_images(config)?;
     let data = Data::new(&set, config)?;
-    let mut search = Search::new(
-        config,
-        &set,
-        &predictor,
-        objective,
-        &open_device(context.device)?,
-    )?;
+    let device = open_device(context.device)?;
+    let ranks = ranks
+        .map(|ranks| collective::on_device(ranks, &device))
+        .transpose()?;
+    let n_ranks = ranks.as_ref().map_or(1, |ranks| ranks.n_ranks());
+    let mut search = Search::new(config, &set, &predictor, objective, &device, ranks)?;
+    search
+        .memory(&data, context.device, n_ranks)?
+        .check(context.device)?;
     if let Some(neighbour) = &inputs.warm_start {
         let alphas = resume::tensors(&neighbour.value.alphas, &search.device)?;
         search.warm_start(&alphas)?;
     }
     let mut trace = resume::load(&mut search, &context.work_dir)?;
+    search.agree("the epochs that are done", &trace.len().to_string())?;
     let n_epochs = config.n_epochs_in_all();
     if !trace.is_empty() {
         let n_done = trace.len();
@@ -173,12 +234,16 @@ pub fn run_until(
                 .collect::<String>(),
         ));
         trace.push(row);
-        resume::save(&search, &trace, &context.work_dir)?;
+        search.agree("the derived genotype", &result.genotype.to_string())?;
+        if search.is_first() {
+            resume::save(&search, &trace, &context.work_dir)?;
+        }
     }
     if trace.len() < n_epochs && !search.memory.has_stopped {
         return Ok(None);
     }
     let found = found(config, &search, target_millis, trace)?;
+    search.agree("the found genotype", &found.genotype.to_string())?;
     for event in found
         .trace
         .last()

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use artifact::stage::{self, StageArgs};
+use artifact::{RunContext, SearchResult};
 use clap::{Parser, Subcommand};
+use collective::{RankArgs, Team};
 use stage_search::{Config, Error, Inputs};
 
 /// Buffers of one step are those of the next: without pages going back to the system in between, a
@@ -32,6 +34,11 @@ enum Command {
         /// The folder of a search result whose alpha this search begins with
         #[arg(long, value_name = "DIR")]
         warm_start: Option<PathBuf>,
+        #[command(flatten)]
+        ranks: RankArgs,
+        /// Print what the search will keep in memory (with --json as one object, in bytes), and do nothing else
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -44,15 +51,39 @@ fn main() -> ExitCode {
         args,
         latency_model,
         warm_start,
+        ranks,
+        dry_run,
     } = Cli::parse().command;
-    stage::main(|| run(&args, &latency_model, warm_start.as_deref()))
+    let warm_start = warm_start.as_deref();
+    stage::main(|| run(args, &latency_model, warm_start, ranks, dry_run))
 }
 
-fn run(args: &StageArgs, latency_model: &Path, warm_start: Option<&Path>) -> Result<(), Error> {
+fn run(
+    mut args: StageArgs,
+    latency_model: &Path,
+    warm_start: Option<&Path>,
+    ranks: RankArgs,
+    dry_run: bool,
+) -> Result<(), Error> {
+    let ranks = ranks.open()?;
+    args.device = args.device.behind(ranks.device_offset());
     let config: Config = args.load_config()?;
+    config.check_ranks(ranks.n_ranks())?;
     let inputs = Inputs::open(latency_model, warm_start)?;
-    let key = inputs.key(&config)?;
-    stage::execute(args, key, serde_json::Value::Null, |context| {
-        stage_search::run(&config, &inputs, context)
-    })
+    if dry_run {
+        args.device.find()?;
+        let plan = stage_search::memory(&config, &inputs, args.device, ranks.n_ranks())?;
+        return Ok(plan.print(args.json)?);
+    }
+    let parts = inputs.key(&config)?.ranks(ranks.n_ranks());
+    let key = parts.key().to_string();
+    let search = |context: &RunContext| {
+        let team = ranks.meet(&key)?;
+        let together = team.as_ref().map(Team::collective);
+        stage_search::run_together(&config, &inputs, context, together)
+    };
+    if ranks.rank() > 0 {
+        return stage::follow::<SearchResult, _>(&args, parts, |context| search(context).map(drop));
+    }
+    stage::execute(&args, parts, serde_json::Value::Null, search)
 }

@@ -7,6 +7,11 @@ pub(crate) trait Objective {
     /// The term at this latency, and its slope per ms.
     fn term(&self, latency_millis: f64) -> (f64, f64);
 
+    /// Whether [`observe`](Self::observe) does anything: what it learns from has to be read back from the device.
+    fn observes(&self) -> bool {
+        false
+    }
+
     /// Learns, after a step of alpha, the latency that the derived genotype keeps below.
     fn observe(&mut self, _upper_millis: f64) {}
 
@@ -105,6 +110,10 @@ impl Objective for Target {
             self.multiplier * violation,
             self.multiplier / self.target_millis,
         )
+    }
+
+    fn observes(&self) -> bool {
+        true
     }
 
     fn observe(&mut self, upper_millis: f64) {

@@ -2,11 +2,15 @@
 //! batch.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use artifact::{DeviceSpec, MemoryPlan};
 use candle_core::{DType, Device, Tensor};
+use collective::{Collective, Share};
 use images::{Augmentation, Batch, ImageSet, Normalization};
 use nn::bilevel::{dominant_eigenvalue, unrolled_gradient};
-use nn::loss::{cross_entropy, n_correct, scalar};
+use nn::loss::{Tally, cross_entropy, hits, n_correct, scalar};
+use nn::memory::Path;
 use nn::optimizer::{Adam, Gradients, Sgd};
 use nn::parameters::Builder;
 use nn::schedule::Schedule;
@@ -27,6 +31,9 @@ pub(crate) fn rng(seed: u64, stream: u64) -> Rng {
     rng.set_stream(stream);
     rng
 }
+
+/// What a program takes before it does anything, with its latency model and what the allocator holds back.
+const PROGRAM_BYTES: u64 = 32 << 20;
 
 const STREAM_INIT: u64 = 0;
 const STREAM_SPLIT: u64 = 1;
@@ -78,15 +85,29 @@ impl<'a> Data<'a> {
         })
     }
 
+    /// The images, or this rank's share of them.
     fn batch(
         &self,
         indices: &[usize],
         augmentation: &Augmentation,
         rng: &mut Rng,
-        device: &Device,
-    ) -> Result<(Tensor, Tensor), Error> {
-        let Batch { images, labels, n } =
-            images::batch(self.set, indices, &self.normalization, augmentation, rng)?;
+        share: Option<&Share>,
+    ) -> Result<Batch, Error> {
+        let part = share.map_or(0..indices.len(), Share::range);
+        let (set, normalization) = (self.set, &self.normalization);
+        Ok(images::batch_part(
+            set,
+            indices,
+            part,
+            normalization,
+            augmentation,
+            rng,
+        )?)
+    }
+
+    /// Images `[n, c, h, w]` and their classes `[n]` on the device.
+    fn tensors(&self, batch: Batch, device: &Device) -> Result<(Tensor, Tensor), Error> {
+        let Batch { images, labels, n } = batch;
         let shape = (
             n,
             self.set.n_channels(),
@@ -133,6 +154,34 @@ pub(crate) struct EpochResult {
     pub(crate) panel: Panel,
 }
 
+/// What the steps of an epoch told, as far as it was read.
+#[derive(Default)]
+struct Numbers {
+    n_steps: usize,
+    /// The sum of the training losses, nats.
+    loss: f64,
+    n_right: f64,
+}
+
+impl Numbers {
+    /// Takes the losses of alpha's and the weights' steps, and the right answers, of some steps.
+    fn add(
+        &mut self,
+        epoch: usize,
+        rows: Vec<[f64; 3]>,
+        mut on_step: impl FnMut(f64),
+    ) -> Result<(), Error> {
+        for [alpha_loss, loss, n_right] in rows {
+            finite(alpha_loss, "the loss of alpha", epoch, self.n_steps)?;
+            self.loss += finite(loss, "the training loss", epoch, self.n_steps)?;
+            self.n_right += n_right;
+            self.n_steps += 1;
+            on_step(loss);
+        }
+        Ok(())
+    }
+}
+
 /// Alpha and its optimiser at one moment.
 pub(crate) struct Snapshot {
     /// Alpha and beta.
@@ -168,6 +217,8 @@ pub(crate) struct Search<'a> {
     pub(crate) stage: usize,
     /// The primitives that edges still have.
     pub(crate) candidates: Candidates,
+    /// The ranks that search together; `None` = this process alone.
+    ranks: Option<Arc<dyn Collective>>,
     /// The weight of the auxiliary skip in this epoch.
     auxiliary_skip: f64,
     /// The probability of the dropout behind skips in this epoch.
@@ -182,6 +233,7 @@ impl<'a> Search<'a> {
         predictor: &'a Predictor,
         objective: Box<dyn Objective>,
         device: &Device,
+        ranks: Option<Arc<dyn Collective>>,
     ) -> Result<Self, Error> {
         let spec = network_spec(config, set)?;
         let space = SearchSpace::darts();
@@ -201,11 +253,65 @@ impl<'a> Search<'a> {
             spec,
             stage: 0,
             candidates,
+            ranks,
             auxiliary_skip: 0.0,
             skip_dropout: 0.0,
         };
         search.remember()?;
         Ok(search)
+    }
+
+    /// What a step will keep in memory, and on the processor the images.
+    pub(crate) fn memory(
+        &self,
+        data: &Data<'_>,
+        spec: DeviceSpec,
+        n_ranks: usize,
+    ) -> Result<MemoryPlan, Error> {
+        let is_alone = n_ranks == 1;
+        let path = if self.device.is_cpu() && is_alone {
+            Path::Fused
+        } else {
+            Path::Operations
+        };
+        let n_images = self.config.batch_size.div_ceil(n_ranks);
+        let step = self
+            .network
+            .step_memory(&network_spec(&self.config, data.set)?, n_images, path);
+        let mut plan = MemoryPlan::on(spec);
+        for (what, bytes) in step.parts() {
+            plan = plan.with(what, bytes);
+        }
+        if self.device.is_cpu() {
+            let pixels = data.set.n_channels() * data.set.height() * data.set.width();
+            // A training and a validation batch are used, as many wait, and as many are made.
+            plan = plan
+                .with(
+                    "images",
+                    (data.set.n_bytes() + 6 * 4 * n_images * pixels) as u64,
+                )
+                .with("program", PROGRAM_BYTES);
+        }
+        Ok(plan)
+    }
+
+    /// This rank's part of a batch.
+    fn share(&self, n_images: usize) -> Option<Share> {
+        let ranks = self.ranks.as_ref()?;
+        Some(Share::of(ranks, n_images))
+    }
+
+    /// Whether this process tells and stores what comes out: alone, or rank 0.
+    pub(crate) fn is_first(&self) -> bool {
+        self.ranks.as_ref().is_none_or(|ranks| ranks.rank() == 0)
+    }
+
+    /// Makes sure that all ranks came to the same.
+    pub(crate) fn agree(&self, what: &'static str, own: &str) -> Result<(), Error> {
+        match &self.ranks {
+            Some(ranks) => Ok(collective::agree(&**ranks, what, own)?),
+            None => Ok(()),
+        }
     }
 
     /// Begins with another search's alpha and beta.
@@ -284,33 +390,50 @@ impl<'a> Search<'a> {
         let valid_order = images::epoch_order(&data.valid, &mut rng);
         let n_valid_steps = data.valid.len() / config.batch_size;
         let moves_alpha = own >= config.n_warmup_epochs;
-        let (mut loss_sum, mut n_right, mut n_seen) = (0.0, 0, 0);
-        let mut bridge_sum = 0.0;
-        for step in 0..self.n_steps(data) {
-            let at = |what| move |value: f64| finite(value, what, epoch, step);
-            let chunk = |order: &[usize], step: usize| {
-                order[step * config.batch_size..][..config.batch_size].to_vec()
-            };
-            let valid = if moves_alpha {
+        let share = self.share(config.batch_size);
+        let share = share.as_ref();
+        let chunk = |order: &[usize], step: usize| {
+            order[step * config.batch_size..][..config.batch_size].to_vec()
+        };
+        // In the order of the steps, so that what is drawn does not depend on who is ahead.
+        let batches = (0..self.n_steps(data)).map(|step| {
+            let valid = moves_alpha.then(|| {
                 let indices = chunk(&valid_order, step % n_valid_steps);
-                Some(data.batch(&indices, &data.augmentation, &mut rng, &self.device)?)
-            } else {
-                None
-            };
+                data.batch(&indices, &data.augmentation, &mut rng, share)
+            });
             let indices = chunk(&train_order, step);
-            let train = data.batch(&indices, &data.augmentation, &mut rng, &self.device)?;
-            if let Some(valid) = valid {
-                let rngs = [&mut bridge_rng, &mut dropout_rng];
-                let (loss, millis) = self.alpha_step(&valid, &train, learning_rate, rngs)?;
-                at("the loss of alpha")(loss)?;
-                bridge_sum += millis;
+            let train = data.batch(&indices, &data.augmentation, &mut rng, share)?;
+            Ok::<_, Error>((valid.transpose()?, train))
+        });
+        let mut numbers = Numbers::default();
+        let mut bridge_sum = 0.0;
+        let mut tally = Tally::new(&self.device);
+        images::prefetched(batches, |batches| {
+            for batch in batches {
+                let (valid, train) = batch?;
+                let train = data.tensors(train, &self.device)?;
+                let zero = Tensor::zeros((), DType::F64, &self.device)?;
+                let mut alpha_loss = zero;
+                if let Some(valid) = valid {
+                    let valid = data.tensors(valid, &self.device)?;
+                    let rngs = [&mut bridge_rng, &mut dropout_rng];
+                    let (loss, latency, millis) =
+                        self.alpha_step(&valid, &train, learning_rate, rngs, share)?;
+                    finite(latency, "the latency in the loss", epoch, numbers.n_steps)?;
+                    bridge_sum += millis;
+                    alpha_loss = loss;
+                }
+                let (loss, hits) =
+                    self.weight_step(&train, learning_rate, &mut dropout_rng, share)?;
+                numbers.add(
+                    epoch,
+                    tally.add([&alpha_loss, &loss, &hits], share)?,
+                    &mut on_step,
+                )?;
             }
-            let (loss, right) = self.weight_step(&train, learning_rate, &mut dropout_rng)?;
-            loss_sum += at("the training loss")(loss)?;
-            n_right += right;
-            n_seen += indices.len();
-            on_step(loss);
-        }
+            numbers.add(epoch, tally.read(share)?, &mut on_step)
+        })?;
+        let n_seen = numbers.n_steps * config.batch_size;
         let n_steps = self.n_steps(data) as f64;
         let (valid_loss, valid_accuracy) = self.validate(data)?;
         finite(valid_loss, "the validation loss", epoch, n_steps as usize)?;
@@ -319,8 +442,8 @@ impl<'a> Search<'a> {
         let (bridge_latency, _) = self.bridge_latency(&soft, &mut bridge_rng)?;
         let derived_latency_millis = self.predictor.predict(&genotype);
         Ok(EpochResult {
-            train_loss: loss_sum / n_steps,
-            train_accuracy: n_right as f64 / n_seen as f64,
+            train_loss: numbers.loss / n_steps,
+            train_accuracy: numbers.n_right / n_seen as f64,
             valid_loss,
             valid_accuracy,
             latency_loss: self.objective.term(bridge_latency).0,
@@ -409,16 +532,20 @@ impl<'a> Search<'a> {
     fn eigenvalue(&self, data: &Data<'_>) -> Result<f64, Error> {
         let mut rng = rng(self.config.seed, STREAM_SPLIT);
         let indices = &data.valid[..self.config.batch_size];
-        let (x, y) = data.batch(indices, &Augmentation::none(), &mut rng, &self.device)?;
+        let share = self.share(indices.len());
+        let share = share.as_ref();
+        let batch = data.batch(indices, &Augmentation::none(), &mut rng, share)?;
+        let (x, y) = data.tensors(batch, &self.device)?;
         // A look does not move the running statistics.
         let before = self.network.parameters().state()?;
         let eigenvalue = dominant_eigenvalue(
             self.architecture.parameters(),
             self.config.guards.n_eigenvalue_steps,
+            share,
             || {
-                let pass = Pass::architecture_step();
+                let pass = Pass::architecture_step().over(share);
                 let logits = self.network.forward(&x, &self.mixing(true)?, &pass)?;
-                cross_entropy(&logits, &y, 0.0)
+                weighted(cross_entropy(&logits, &y, 0.0)?, share)
             },
         )?;
         let restored = self.network.parameters().load(&before);
@@ -465,20 +592,23 @@ impl<'a> Search<'a> {
         Ok((value, term, millis))
     }
 
-    /// Alpha and beta on a validation batch; returns the whole loss, and the latency that stood in it, in
-    /// ms. The training batch is for the unrolled step alone.
+    /// Alpha and beta on a validation batch; returns the cross entropy (this rank's part of it, on the device), what
+    /// the latency added, and the latency in ms. The training batch is for the unrolled step alone.
     fn alpha_step(
         &mut self,
         valid: &(Tensor, Tensor),
         train: &(Tensor, Tensor),
         learning_rate: f64,
         [bridge_rng, dropout_rng]: [&mut Rng; 2],
-    ) -> Result<(f64, f64), Error> {
+        share: Option<&Share>,
+    ) -> Result<(Tensor, f64, f64), Error> {
         let (latency, term, millis) = self.latency_term(bridge_rng)?;
         let loss = |(x, y): &(Tensor, Tensor), pass: &Pass<'_>| {
             let logits = self.network.forward(x, &self.mixing(true)?, pass)?;
-            cross_entropy(&logits, y, 0.0)
+            weighted(cross_entropy(&logits, y, 0.0)?, share)
         };
+        // Every rank has the whole latency: each adds its part of it.
+        let term = weighted(term, share)?;
         let parameters = self.architecture.parameters();
         let with_latency = |loss: Tensor| {
             if self.objective.weight() == 0.0 {
@@ -489,14 +619,12 @@ impl<'a> Search<'a> {
         };
         let (cross_entropy, gradients) = match self.config.order {
             Order::FirstOrder => {
-                let pass = Pass::architecture_step();
-                let loss = loss(
-                    valid,
-                    &pass.with_skip_dropout(self.skip_dropout, dropout_rng),
-                )?;
+                let pass = Pass::architecture_step().over(share);
+                let pass = pass.with_skip_dropout(self.skip_dropout, dropout_rng);
+                let loss = loss(valid, &pass)?;
                 let total = with_latency(loss.clone())?;
                 let gradients = Gradients::collect(parameters, &mut total.backward()?);
-                (scalar(&loss)?, gradients)
+                (loss, gradients.summed(share)?)
             }
             Order::Unrolled => {
                 let (total, gradients) = unrolled_gradient(
@@ -504,20 +632,23 @@ impl<'a> Search<'a> {
                     parameters,
                     &self.sgd,
                     learning_rate,
-                    || loss(train, &Pass::training()),
-                    || with_latency(loss(valid, &Pass::training())?),
+                    share,
+                    || loss(train, &Pass::training().over(share)),
+                    || with_latency(loss(valid, &Pass::training().over(share))?),
                 )?;
-                let own = scalar(&with_latency(Tensor::zeros_like(&total)?)?)?;
-                (scalar(&total)? - own, gradients)
+                let own = with_latency(Tensor::zeros_like(&total)?)?;
+                ((total - own)?, gradients)
             }
         };
-        let factor = clip_factor(&gradients, self.config.architecture.clip_norm)?;
+        let (gradients, factor) = gradients.clip(self.config.architecture.clip_norm)?;
         self.adam.step(parameters, &gradients, factor)?;
-        let derived = self.architecture.derive()?;
-        if let Some(upper) = self.upper_millis(&derived) {
-            self.objective.observe(upper);
+        if self.objective.observes() {
+            let derived = self.architecture.derive()?;
+            if let Some(upper) = self.upper_millis(&derived) {
+                self.objective.observe(upper);
+            }
         }
-        Ok((cross_entropy + latency, millis))
+        Ok((cross_entropy.detach(), latency, millis))
     }
 
     /// The latency that a genotype keeps below with the target's probability, in ms.
@@ -526,22 +657,25 @@ impl<'a> Search<'a> {
             .upper(genotype, self.config.target.probability)
     }
 
-    /// The weights on a training batch; returns the loss and the number of right answers.
+    /// The weights on a training batch; returns the loss and the number of right answers, this rank's part of both, on
+    /// the device.
     fn weight_step(
         &mut self,
         (x, y): &(Tensor, Tensor),
         learning_rate: f64,
         dropout_rng: &mut Rng,
-    ) -> Result<(f64, usize), Error> {
-        let pass = Pass::training().with_skip_dropout(self.skip_dropout, dropout_rng);
+        share: Option<&Share>,
+    ) -> Result<(Tensor, Tensor), Error> {
+        let pass = Pass::training().over(share);
+        let pass = pass.with_skip_dropout(self.skip_dropout, dropout_rng);
         let logits = self.network.forward(x, &self.mixing(false)?, &pass)?;
-        let loss = cross_entropy(&logits, y, 0.0)?;
+        let loss = weighted(cross_entropy(&logits, y, 0.0)?, share)?;
         let parameters = self.network.parameters();
-        let gradients = Gradients::collect(parameters, &mut loss.backward()?);
-        let factor = clip_factor(&gradients, self.config.weights.clip_norm)?;
+        let gradients = Gradients::collect(parameters, &mut loss.backward()?).summed(share)?;
+        let (gradients, factor) = gradients.clip(self.config.weights.clip_norm)?;
         self.sgd
             .step(parameters, &gradients, learning_rate, factor)?;
-        Ok((scalar(&loss)?, n_correct(&logits, y)?))
+        Ok((loss.detach(), hits(&logits.detach(), y)?))
     }
 
     /// Loss and accuracy on the first validation images, not augmented.
@@ -551,12 +685,22 @@ impl<'a> Search<'a> {
         let mut rng = rng(self.config.seed, STREAM_SPLIT);
         let (mut loss_sum, mut n_right) = (0.0, 0);
         for indices in data.valid[..n].chunks(self.config.batch_size) {
-            let (x, y) = data.batch(indices, &Augmentation::none(), &mut rng, &self.device)?;
+            let share = self.share(indices.len());
+            let batch = data.batch(indices, &Augmentation::none(), &mut rng, share.as_ref())?;
+            let n_own = batch.n;
+            if n_own == 0 {
+                continue;
+            }
+            let (x, y) = data.tensors(batch, &self.device)?;
             let logits = self.network.forward(&x, &mixing, &Pass::inference())?;
-            loss_sum += scalar(&cross_entropy(&logits, &y, 0.0)?)? * indices.len() as f64;
+            loss_sum += scalar(&cross_entropy(&logits, &y, 0.0)?)? * n_own as f64;
             n_right += n_correct(&logits, &y)?;
         }
-        Ok((loss_sum / n as f64, n_right as f64 / n as f64))
+        let mut sums = vec![loss_sum, n_right as f64];
+        if let Some(ranks) = &self.ranks {
+            sums = ranks.sum(&Tensor::new(sums, &self.device)?)?.to_vec1()?;
+        }
+        Ok((sums[0] / n as f64, sums[1] / n as f64))
     }
 }
 
@@ -616,11 +760,11 @@ fn adam(config: &Config) -> Adam {
     )
 }
 
-fn clip_factor(gradients: &Gradients, clip_norm: f64) -> Result<f64, candle_core::Error> {
-    if clip_norm == 0.0 {
-        Ok(1.0)
-    } else {
-        Ok(gradients.clip_factor(clip_norm)?.0)
+/// What a mean over this rank's images, or what every rank has, adds to the mean over the batch.
+fn weighted(loss: Tensor, share: Option<&Share>) -> Result<Tensor, candle_core::Error> {
+    match share {
+        None => Ok(loss),
+        Some(share) => loss * share.weight(),
     }
 }
 

@@ -802,3 +802,116 @@ fn a_store_that_cannot_be_written_to_is_named() {
         .run(&[])
         .failed(2, &[text(&place.path("store")), "--store"]);
 }
+
+#[test]
+fn two_ranks_search_as_one_does() {
+    let place = Place::new();
+    // Two steps of each kind: what two orders of sums differ by in f32 does not grow to anything yet.
+    let settings = ["--json", "--set", "n_warmup_epochs=0"];
+    let alone = place.run(&settings).json();
+    let together = place
+        .run(&[&settings[..], &["--ranks", "2"]].concat())
+        .json();
+    assert_ne!(alone["key"], together["key"]);
+    let [alone, together] = [&alone, &together].map(|answer| {
+        artifact::open::<SearchResult>(&folder(answer))
+            .unwrap()
+            .value
+    });
+    let mut largest: f32 = 0.0;
+    for (name, tensor) in &alone.alphas {
+        for (a, b) in tensor.values.iter().zip(&together.alphas[name].values) {
+            largest = largest.max((a - b).abs());
+        }
+    }
+    // A step of Adam moves alpha by 6e-3.
+    assert!(largest < 1e-4, "alpha differs by {largest}");
+    for (a, b) in alone.trace.iter().zip(&together.trace) {
+        assert!((a.train_loss - b.train_loss).abs() < 1e-4);
+        assert!((a.valid_loss - b.valid_loss).abs() < 1e-4);
+        assert_eq!(a.train_accuracy, b.train_accuracy);
+    }
+    // Cached, without the other rank.
+    let again = place.run(&[&settings[..], &["--ranks", "2"]].concat());
+    assert_eq!(again.json()["cached"], true);
+}
+
+/// Ranks whose gradients, which are `f32` as no statistics are, come out otherwise on the second: as on a machine
+/// that computes differently.
+#[derive(Debug)]
+struct Skewed(collective::Sockets);
+
+impl collective::Collective for Skewed {
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn n_ranks(&self) -> usize {
+        self.0.n_ranks()
+    }
+
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, collective::Error> {
+        self.0.gather(own)
+    }
+
+    fn sum(&self, x: &candle_core::Tensor) -> candle_core::Result<candle_core::Tensor> {
+        let sum = self.0.sum(x)?;
+        match x.dtype() {
+            candle_core::DType::F32 => sum * (1.0 - 2.0 * self.rank() as f64),
+            _ => Ok(sum),
+        }
+    }
+}
+
+#[test]
+fn ranks_that_derive_different_genotypes_end() {
+    let place = Place::new();
+    let rendezvous = collective::Rendezvous::open("127.0.0.1:0").unwrap();
+    let at = rendezvous.address().unwrap().to_string();
+    let search = |ranks: collective::Sockets| {
+        let config = artifact::config::load(
+            &place.path("search.toml"),
+            &[
+                "n_warmup_epochs=0".to_owned(),
+                "architecture.learning_rate=0.3".to_owned(),
+            ],
+        )
+        .unwrap();
+        let inputs = stage_search::Inputs::open(&place.latency_model, None).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let context = artifact::RunContext::for_tests(dir.path());
+        let ranks = std::sync::Arc::new(Skewed(ranks));
+        let error =
+            stage_search::run_together(&config, &inputs, &context, Some(ranks)).unwrap_err();
+        use artifact::StageError;
+        assert_eq!(error.exit_code(), artifact::ExitCode::Numbers, "{error}");
+        error.to_string()
+    };
+    let [first, second] = std::thread::scope(|scope| {
+        let first = scope.spawn(|| search(rendezvous.wait(2, "s", || Ok(())).unwrap()));
+        let second = scope.spawn(|| search(collective::Sockets::join(&at, 1, 2, "s").unwrap()));
+        [first.join().unwrap(), second.join().unwrap()]
+    });
+    assert!(
+        first.contains("the ranks disagree on the derived genotype"),
+        "{first}"
+    );
+    assert_eq!(first, second);
+}
+
+#[test]
+fn ranks_that_cannot_be_are_refused() {
+    let place = Place::new();
+    place
+        .run(&["--ranks", "0"])
+        .failed(2, &["--ranks", "1..=1024"]);
+    place
+        .run(&["--ranks", "2", "--rank", "2", "--rendezvous", "127.0.0.1:1"])
+        .failed(2, &["--rank 2 is none of --ranks 2"]);
+    place
+        .run(&["--ranks", "2", "--rank", "1"])
+        .failed(2, &["--rendezvous"]);
+    place
+        .run(&["--ranks", "9"])
+        .failed(2, &["batch_size", "--ranks"]);
+}

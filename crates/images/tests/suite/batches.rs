@@ -296,6 +296,27 @@ fn a_batch_depends_on_the_seed_and_not_on_the_threads() {
 }
 
 #[test]
+fn the_parts_of_a_batch_are_the_batch() {
+    let set = set(7, [3, 8, 8]);
+    let statistics = set.channel_statistics().unwrap();
+    let whole = make(&set, &all(&set), &everything(), 5);
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
+    for part in [0..3, 3..3, 3..7] {
+        let mut own = rng(5);
+        let n = part.len();
+        let batch =
+            images::batch_part(&set, &all(&set), part, &statistics, &everything(), &mut own)
+                .unwrap();
+        assert_eq!(batch.n, n);
+        images.extend(batch.images);
+        labels.extend(batch.labels);
+    }
+    let expected = batch(&set, &all(&set), &statistics, &everything(), &mut rng(5)).unwrap();
+    assert_eq!((images, labels), (expected.images, expected.labels));
+    assert_eq!(whole.n, 7);
+}
+
+#[test]
 fn a_test_sees_the_centre_of_a_stored_image() {
     // 64 rows of 96 columns, black but for the centre square of 7/8 of 64 = 56, which is white.
     let white = |y: u32, x: u32| (4..60).contains(&y) && (20..76).contains(&x);

@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use super::{BatchStatistics, Channel, Shape, Sums};
+use super::{BatchStatistics, Channel, Given, Shape, Sums};
 use crate::Element;
 use crate::parallel::build;
 
@@ -104,9 +104,9 @@ pub(super) fn grad_x<T: Element>(
     x: &[T],
     channels: &[Channel],
     sums: &[Sums],
-    shape: &Shape,
+    &Given { shape, count, .. }: &Given,
 ) -> Vec<T> {
-    let count = (shape.n * shape.len) as f64;
+    let count = count as f64;
     let line = |(channel, sums): (&Channel, &Sums)| {
         let slope = channel.inv_std * sums.grad_normalized / count;
         let factor = channel.weight * channel.inv_std;

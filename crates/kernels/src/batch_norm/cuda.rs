@@ -118,7 +118,7 @@ pub(super) fn grad_x<S: Gpu>(
         Arg::count(c)?,
         Arg::count(len)?,
         Arg::count(n_pieces)?,
-        Arg::Double((n * len) as f64),
+        Arg::Double(given.count as f64),
         Arg::Double(given.eps),
         Arg::Int(i32::from(weight.is_some())),
     ];

@@ -8,6 +8,8 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Tensor, WithDType,
 };
 
+use collective::Share;
+
 use crate::Error;
 use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
@@ -30,6 +32,31 @@ pub struct BatchStatistics {
     pub count: usize,
 }
 
+/// [`BatchStatistics`] that still lie on the device of the batch, so that nobody waited for them.
+#[derive(Debug, Clone)]
+pub struct DeviceStatistics {
+    /// Mean of every channel, `[c]`, `f64`.
+    pub mean: Tensor,
+    /// Biased variance of every channel, `[c]`, `f64`.
+    pub var: Tensor,
+    /// Number of values per channel: images times pixels, of all ranks.
+    pub count: usize,
+}
+
+impl DeviceStatistics {
+    /// Reads them back.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn read(&self) -> Result<BatchStatistics> {
+        Ok(BatchStatistics {
+            mean: self.mean.to_vec1()?,
+            var: self.var.to_vec1()?,
+            count: self.count,
+        })
+    }
+}
+
 /// Batch normalisation with the statistics of the batch, which come back beside the result.
 ///
 /// # Shapes
@@ -41,7 +68,22 @@ pub fn batch_norm_train(
     x: &Tensor,
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
-) -> Result<(Tensor, BatchStatistics)> {
+) -> Result<(Tensor, DeviceStatistics)> {
+    batch_norm_train_share(x, affine, eps, None)
+}
+
+/// [`batch_norm_train`] where `x` is this rank's share of the batch: statistics and gradient are those of the
+/// whole batch. The gradients of weight and bias are those of this rank's images, to be summed over the ranks as
+/// all gradients are.
+///
+/// # Errors
+/// As there, or if a rank cannot be reached.
+pub fn batch_norm_train_share(
+    x: &Tensor,
+    affine: Option<(&Tensor, &Tensor)>,
+    eps: f64,
+    share: Option<&Share>,
+) -> Result<(Tensor, DeviceStatistics)> {
     const OP: &str = "batch_norm_train";
     let shape = Shape::of(OP, x, affine)?;
     if shape.n * shape.len == 0 {
@@ -53,6 +95,10 @@ pub fn batch_norm_train(
     }
     let x = x.contiguous()?;
     let table = x.apply_op1_no_bwd(&Statistics(shape))?;
+    let (table, count) = match share {
+        None => (table, shape.n * shape.len),
+        Some(share) => (union(&table, share)?, share.n_images() * shape.len),
+    };
     let [mean, var] = [0, 1].map(|row| table.get(row));
     let given = Given {
         shape,
@@ -60,16 +106,33 @@ pub fn batch_norm_train(
         var: var?,
         eps,
         is_train: true,
+        count,
+        share: share.cloned(),
     };
-    let y = normalize(&x, affine, given)?;
-    let [mean, var] = <[Vec<f64>; 2]>::try_from(table.to_vec2()?)
-        .expect("the statistics are a table of two rows");
-    let statistics = BatchStatistics {
-        mean,
-        var,
-        count: shape.n * shape.len,
+    let statistics = DeviceStatistics {
+        mean: given.mean.clone(),
+        var: given.var.clone(),
+        count,
     };
-    Ok((y, statistics))
+    Ok((normalize(&x, affine, given)?, statistics))
+}
+
+/// Mean and variance, `2 c`, of the union of all ranks' images from those of each (Chan, Golub, LeVeque 1983).
+fn union(table: &Tensor, share: &Share) -> Result<Tensor> {
+    let c = table.dim(1)?;
+    let rows = share.rows(&table.flatten_all()?)?;
+    let (means, vars) = (rows.narrow(1, 0, c)?, rows.narrow(1, c, c)?);
+    let n_images = share.n_images() as f64;
+    let parts: Vec<f64> = share
+        .counts()
+        .iter()
+        .map(|&n| n as f64 / n_images)
+        .collect();
+    let parts = Tensor::from_vec(parts, (share.counts().len(), 1), table.device())?;
+    let mean = means.broadcast_mul(&parts)?.sum_keepdim(0)?;
+    let spread = means.broadcast_sub(&mean)?.sqr()?;
+    let var = (vars + spread)?.broadcast_mul(&parts)?.sum_keepdim(0)?;
+    Tensor::cat(&[mean, var], 0)
 }
 
 /// Batch normalisation with given statistics, to which no gradient goes.
@@ -96,6 +159,8 @@ pub fn batch_norm_eval(
         var: var.contiguous()?.detach(),
         eps,
         is_train: false,
+        count: shape.n * shape.len,
+        share: None,
     };
     normalize(&x.contiguous()?, affine, given)
 }
@@ -166,6 +231,10 @@ struct Given {
     eps: f64,
     /// Whether they are those of the batch, so that the gradient goes through them.
     is_train: bool,
+    /// Values per channel that they are of.
+    count: usize,
+    /// What of the batch this rank has; `None` = all.
+    share: Option<Share>,
 }
 
 impl Given {
@@ -228,10 +297,11 @@ impl BatchNorm {
             given: self.0.clone(),
             weight: weight.map(Tensor::detach),
         };
-        let grad_x = x
-            .track_op()
-            .then(|| grad.apply_op3_no_bwd(x, &sums, &op))
-            .transpose()?;
+        let grad_x = || match &self.0.share {
+            None => grad.apply_op3_no_bwd(x, &sums, &op),
+            Some(share) => grad.apply_op3_no_bwd(x, &share.collective().sum(&sums)?, &op),
+        };
+        let grad_x = x.track_op().then(grad_x).transpose()?;
         Ok((grad_x, sums))
     }
 }
@@ -376,7 +446,7 @@ impl CustomOp3 for GradX {
             .collect();
         with_element!(self.name(), grad, T => {
             let (grad, x) = (elements::<T>(grad, grad_layout)?, elements(x, x_layout)?);
-            let grad_x = cpu::grad_x(grad, x, &channels, &sums, &self.given.shape);
+            let grad_x = cpu::grad_x(grad, x, &channels, &sums, &self.given);
             Ok((T::to_cpu_storage_owned(grad_x), x_layout.shape().clone()))
         })
     }

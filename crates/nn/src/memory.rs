@@ -1,0 +1,314 @@
+//! What a training step will keep in memory, counted from the plan of a network before anything runs.
+//!
+//! Counted is what is alive when the forward pass ends: that is the peak, but for the gradients that the backward pass
+//! has under way, which are those of one cell. The two paths keep different things: fused cells (on the CPU) only
+//! what the backward pass reads; the network operation by operation (on CUDA, and where several ranks train
+//! together) the result of every operation, as the tensor library's graph does.
+
+use space::CellSpec;
+
+use crate::Parameters;
+use crate::candidate::PoolKind;
+use crate::fused::{OperationKind, Plan};
+
+/// How a network runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Cells as one operation.
+    Fused,
+    /// Operation by operation.
+    Operations,
+}
+
+/// What a step takes beyond what is counted, as a ratio of it: copies in passing, the gradients of the stem, memory that the
+/// allocator holds back. Measured, not derived: with it, the peaks of the runs in `docs/gpu.md` are within a quarter.
+pub const OVERHEAD: f64 = 0.75;
+
+/// Bytes of an `f32`.
+const F32: u64 = 4;
+
+/// What a step keeps, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepMemory {
+    /// Results of operations, for the backward pass.
+    pub activations_bytes: u64,
+    /// Gradients under way.
+    pub gradients_bytes: u64,
+    /// Weights and buffers, the gradients of the weights, and an optimiser's momentum.
+    pub parameters_bytes: u64,
+}
+
+impl StepMemory {
+    /// Each with its name, and what [`OVERHEAD`] makes of them.
+    pub fn parts(&self) -> [(&'static str, u64); 4] {
+        let counted = self.activations_bytes + self.gradients_bytes;
+        [
+            ("activations", self.activations_bytes),
+            ("gradients under way", self.gradients_bytes),
+            ("copies and gaps", (OVERHEAD * counted as f64) as u64),
+            ("weights and optimiser", self.parameters_bytes),
+        ]
+    }
+}
+
+/// What a step of a network of these cells keeps with `n_images` in a batch; `stem` counts the numbers that the stem keeps of
+/// an image.
+pub(crate) fn step<'a>(
+    cells: impl Iterator<Item = (&'a CellSpec, &'a Plan)>,
+    stem: u64,
+    parameters: &Parameters,
+    n_images: usize,
+    path: Path,
+) -> StepMemory {
+    let (mut kept, mut under_way) = (stem, 0u64);
+    for (spec, plan) in cells {
+        let cell = Cell::of(spec, plan);
+        match path {
+            // From the last cell to the first, each gives back what it kept before the next begins.
+            Path::Fused => {
+                let (saved, gradients) = cell.fused();
+                kept += saved;
+                under_way = gradients.max(under_way.saturating_sub(saved));
+            }
+            // The graph keeps all until the step is over.
+            Path::Operations => {
+                let (saved, gradients) = cell.operations();
+                kept += saved;
+                under_way = gradients.max(under_way);
+            }
+        }
+    }
+    let n_images = n_images as u64;
+    let n_buffers: usize = parameters.buffers().values().map(|b| b.elem_count()).sum();
+    StepMemory {
+        activations_bytes: F32 * n_images * kept,
+        gradients_bytes: F32 * n_images * under_way,
+        parameters_bytes: F32 * (3 * parameters.n_weights() + n_buffers) as u64,
+    }
+}
+
+/// The sizes of a cell, for one image.
+struct Cell<'a> {
+    plan: &'a Plan,
+    /// Channels of the inputs as they come, and pixels of their planes.
+    inputs: [(u64, u64); 2],
+    channels: u64,
+    partial: u64,
+    /// Pixels of a preprocessed input and of a node.
+    input_len: u64,
+    node_len: u64,
+}
+
+impl<'a> Cell<'a> {
+    fn of(spec: &CellSpec, plan: &'a Plan) -> Self {
+        let square = |size: usize| (size * size) as u64;
+        let input_len = square(spec.size_prev);
+        Self {
+            plan,
+            inputs: [
+                (spec.channels_prev_prev as u64, square(spec.size_prev_prev)),
+                (spec.channels_prev as u64, input_len),
+            ],
+            channels: plan.channels as u64,
+            partial: (plan.channels / plan.ratio) as u64,
+            input_len,
+            node_len: if plan.is_reduction {
+                square(spec.size_prev.div_ceil(2))
+            } else {
+                input_len
+            },
+        }
+    }
+
+    fn len(&self, state: usize) -> u64 {
+        if state < 2 {
+            self.input_len
+        } else {
+            self.node_len
+        }
+    }
+
+    fn reads(&self, state: usize, is_such: impl Fn(&OperationKind) -> bool) -> bool {
+        self.plan
+            .edges
+            .iter()
+            .filter(|edge| edge.source == state)
+            .flat_map(|edge| &edge.operations)
+            .any(|operation| is_such(&operation.kind))
+    }
+
+    /// Whether operations are weighed and summed, as in a supernet.
+    fn weighs(&self) -> bool {
+        self.plan.edges.iter().any(|edge| edge.operations.len() > 1)
+    }
+
+    /// The numbers that a fused cell keeps, and those of its gradients.
+    fn fused(&self) -> (u64, u64) {
+        let out = self.plan.n_nodes as u64 * self.channels * self.node_len;
+        let mut kept = out;
+        // Normalisations of a supernet have no factors, so that what they give tells what they were given.
+        let of_input = if self.weighs() { 1 } else { 2 };
+        for (input, (channels, len)) in self.plan.inputs.iter().zip(self.inputs) {
+            if input.kernels.len() == 2 {
+                kept += channels * len / 2;
+            }
+            kept += of_input * self.channels * self.input_len;
+        }
+        for state in 0..self.plan.n_states() {
+            let len = self.len(state);
+            let is_unit = |kind: &OperationKind| {
+                matches!(kind, OperationKind::Conv(_) | OperationKind::Halve { .. })
+            };
+            if self.reads(state, is_unit) {
+                kept += self.partial * len;
+            }
+            if self.reads(state, |kind| matches!(kind, OperationKind::Halve { .. })) {
+                kept += self.partial * len / 2;
+            }
+            for pool in [PoolKind::Max, PoolKind::Average] {
+                let is_this = |kind: &OperationKind| matches!(kind, OperationKind::Pool { kind, .. } if *kind == pool);
+                if self.reads(state, is_this) {
+                    kept += self.partial * self.node_len;
+                }
+            }
+            if self.plan.stride(state) == 2 {
+                kept += (self.channels - self.partial) * self.node_len;
+            }
+        }
+        for operation in self.plan.edges.iter().flat_map(|edge| &edge.operations) {
+            kept += self.partial
+                * self.node_len
+                * match &operation.kind {
+                    OperationKind::Pool { .. } | OperationKind::Identity => 0,
+                    // Of a convolution the last unit's.
+                    OperationKind::Halve { .. } | OperationKind::Conv(_) => 1,
+                };
+        }
+        // The gradients of the result, of all states, and of the inputs as they come.
+        let states = 2 * self.channels * self.input_len;
+        let inputs: u64 = self
+            .inputs
+            .iter()
+            .map(|(channels, len)| channels * len)
+            .sum();
+        (kept, 2 * out + states + inputs)
+    }
+
+    /// The numbers that the operations of a cell make, all of which the graph keeps, and those of its gradients.
+    fn operations(&self) -> (u64, u64) {
+        let weighs =
+            self.plan.ratio > 1 || self.plan.edges.iter().any(|edge| edge.operations.len() > 1);
+        let bypass = self.channels - self.partial;
+        // The nodes side by side.
+        let out = self.plan.n_nodes as u64 * self.channels * self.node_len;
+        let mut kept = out;
+        for (input, (channels, len)) in self.plan.inputs.iter().zip(self.inputs) {
+            // ReLU; the halves and both convolutions; the convolution (or both side by side), the normalisation.
+            kept += channels * len;
+            if input.kernels.len() == 2 {
+                kept += channels * len / 2 + self.channels * self.input_len;
+            }
+            kept += 2 * self.channels * self.input_len;
+        }
+        for state in 0..self.plan.n_states() {
+            let len = self.len(state);
+            if self.plan.edges.iter().all(|edge| edge.source != state) {
+                continue;
+            }
+            if self.plan.ratio > 1 {
+                // The partial channels, and the bypass where it is pooled (with the copy that is pooled).
+                kept += self.partial * len;
+                if self.plan.stride(state) == 2 {
+                    kept += bypass * (len + self.node_len);
+                }
+            }
+            let is_unit = |kind: &OperationKind| {
+                matches!(kind, OperationKind::Conv(_) | OperationKind::Halve { .. })
+            };
+            if self.reads(state, is_unit) {
+                kept += self.partial * len;
+            }
+            for pool in [PoolKind::Max, PoolKind::Average] {
+                let of = |normalises: bool| move |kind: &OperationKind| matches!(kind, OperationKind::Pool { kind, norm } if *kind == pool && norm.is_some() == normalises);
+                if self.reads(state, of(true)) {
+                    kept += 2 * self.partial * self.node_len;
+                } else if self.reads(state, of(false)) {
+                    kept += self.partial * self.node_len;
+                }
+            }
+        }
+        for edge in &self.plan.edges {
+            for operation in &edge.operations {
+                kept += self.partial
+                    * self.node_len
+                    * match &operation.kind {
+                        OperationKind::Pool { .. } | OperationKind::Identity => 0,
+                        // The halves, the convolutions, both side by side, the normalisation.
+                        OperationKind::Halve { .. } => 5,
+                        // Depthwise, pointwise, normalisation; a ReLU between two of them.
+                        OperationKind::Conv(units) => 4 * units.len() as u64 - 1,
+                    };
+                if weighs {
+                    // Each is added to the sum so far, which makes a new one.
+                    kept += self.partial * self.node_len;
+                }
+            }
+            if self.plan.ratio > 1 {
+                // So is each bypass; one that is not pooled is copied first.
+                let copies = if self.plan.stride(edge.source) == 2 {
+                    1
+                } else {
+                    2
+                };
+                kept += copies * bypass * self.node_len;
+            }
+        }
+        let node = self.channels * self.node_len;
+        if !weighs {
+            // The sum of two operations.
+            kept += self.plan.n_nodes as u64 * node;
+        }
+        if self.plan.ratio > 1 {
+            // Operations beside bypasses, and both shuffled.
+            kept += self.plan.n_nodes as u64 * 2 * node;
+        }
+        let n_operations: usize = self
+            .plan
+            .edges
+            .iter()
+            .map(|edge| edge.operations.len())
+            .sum();
+        // The gradients of the result, of the states, and of what was added up.
+        (
+            kept,
+            3 * out + n_operations as u64 * self.partial * self.node_len,
+        )
+    }
+}
+
+/// The numbers that a stem keeps of an image: per convolution its result and the normalisation, a ReLU between two of
+/// them, the image itself; and the two states in the layout of fused cells.
+pub(crate) fn of_stem(spec: &space::NetworkSpec, path: Path) -> u64 {
+    let size = spec.image_size;
+    let square = |size: usize| (size * size) as u64;
+    let image = spec.in_channels as u64 * square(size);
+    let c = spec.init_channels as u64;
+    let layouts = match path {
+        Path::Fused => 1,
+        Path::Operations => 0,
+    };
+    let single = |size: usize| (2 + layouts) * 3 * c * square(size);
+    image
+        + match spec.stem {
+            space::Stem::Conv3x3 => single(size),
+            space::Stem::Conv3x3Stride2 => single(size.div_ceil(2)),
+            space::Stem::Imagenet => {
+                let half = size.div_ceil(2);
+                let quarter = half.div_ceil(2);
+                let eighth = quarter.div_ceil(2);
+                3 * c / 2 * square(half)
+                    + (3 + layouts) * c * square(quarter)
+                    + (2 + layouts) * c * square(eighth)
+            }
+        }
+}
