@@ -66,7 +66,7 @@ pub const PREDICTOR: StageSpec = StageSpec {
 pub const SEARCH: StageSpec = StageSpec {
     name: "search",
     package: "stage-search",
-    revision: 3,
+    revision: 4,
     inputs: &[Kind::LatencyModel],
     output: Kind::SearchResult,
     uses_device: true,
