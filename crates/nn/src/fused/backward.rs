@@ -4,7 +4,7 @@ use std::ops::{Deref, Range};
 
 use kernels::Element;
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, NormGrad, PointwiseGrads, Stencil, Target, Term, Unit,
+    Affine, Buffer, Grid, MaxPool, Moments, NormGrad, PointwiseGrads, Stencil, Target, Term, Unit,
     accumulate_masked, average_backward, combine, dots, drop_images, mask_and_dots, normalise,
     pointwise_backward, subsample_backward,
 };
@@ -39,6 +39,21 @@ pub(super) struct CellGrads<T: Element> {
     pub(super) inputs: [Option<Buffer<T>>; 2],
     pub(super) parameters: Vec<f64>,
     pub(super) mixing: Vec<f64>,
+}
+
+/// Gradients of parameters, each with the place of its first number.
+#[derive(Default)]
+struct Found(Vec<(usize, Vec<f64>)>);
+
+impl Found {
+    fn push(&mut self, start: usize, grads: Vec<f64>) {
+        self.0.push((start, grads));
+    }
+
+    fn and(mut self, more: Self) -> Self {
+        self.0.extend(more.0);
+        self
+    }
 }
 
 /// The backward pass of a cell.
@@ -336,68 +351,77 @@ impl<'a, T: Element> Backward<'a, T> {
         };
         let plan = self.plan();
         let grid = self.grid(state);
-        let n_partial = plan.n_partial();
-        let mut grad_z = Buffer::any(z.len());
-        let mut is_first = true;
-        let mut grad_halves = saved
-            .halves
-            .as_ref()
-            .map(|halves| halves.each_ref().map(|half| Buffer::zeros(half.len())));
+        let z_planes = planes(z, grid.len());
+        let (mut convolutions, mut halvings) = (Vec::new(), Vec::new());
         for &index in edges {
-            let edge = &plan.edges[index];
-            let grads = self.take_grad(edge.node);
-            let node = planes(&grads, self.run.sizes.node.len());
-            let own: Vec<&[T]> = (0..n_partial)
-                .map(|channel| node[plan.operation_plane(channel)])
-                .collect();
-            for (number, operation) in edge.operations.iter().enumerate() {
-                let weight = plan.weight(self.run.mixing, edge, operation.column);
-                let dropped = self.drop(index, number, &grads);
-                let dropped = dropped.as_deref().map(|grad| planes(grad, node[0].len()));
-                let own = dropped.as_deref().unwrap_or(&own);
+            for (number, operation) in plan.edges[index].operations.iter().enumerate() {
                 match &operation.kind {
-                    OperationKind::Conv(units) => {
-                        let z = planes(z, grid.len());
-                        let grad_z = Target {
-                            planes: planes_mut(&mut grad_z, grid.len()),
-                            adds: !std::mem::take(&mut is_first),
-                        };
-                        self.conv(units, [index, number], own, weight, &z, grad_z);
-                    }
+                    OperationKind::Conv(units) => convolutions.push((index, number, units)),
                     OperationKind::Halve { kernels, norm } => {
-                        let chain = self.chain(
-                            norm,
-                            own,
-                            &self.run.saved.edges[index][number],
-                            &self.sums[index][number],
-                            weight,
-                        );
-                        let halves = saved.halves.as_ref().expect("it is read");
-                        let grads = grad_halves.as_mut().expect("it is read");
-                        self.unhalve(halves, kernels, &chain, false, Some((grads, true)));
+                        halvings.push((index, number, kernels, norm));
                     }
                     OperationKind::Pool { .. } | OperationKind::Identity => {}
                 }
             }
-            self.grads[edge.node] = grads;
         }
-        if is_first {
-            grad_z.fill(T::zero());
+        // Every second convolution, with a gradient of their own.
+        let lane = |first: usize| {
+            let mut found = Found::default();
+            let mut grad_z: Option<Buffer<T>> = None;
+            for &(index, number, units) in convolutions.iter().skip(first).step_by(2) {
+                let adds = grad_z.is_some();
+                let grad_z = grad_z.get_or_insert_with(|| Buffer::any(z.len()));
+                let target = Target {
+                    planes: planes_mut(grad_z, grid.len()),
+                    adds,
+                };
+                self.with_grad_of(index, number, |grads, weight| {
+                    let place = [index, number];
+                    self.conv(units, place, grads, weight, &z_planes, target, &mut found);
+                });
+            }
+            (grad_z, found)
+        };
+        let ((mut first, found), (second, more)) = rayon::join(|| lane(0), || lane(1));
+        let mut found = found.and(more);
+        if let Some(halves) = &saved.halves {
+            let mut grads = halves.each_ref().map(|half| Buffer::zeros(half.len()));
+            for (index, number, kernels, norm) in halvings {
+                self.with_grad_of(index, number, |own, weight| {
+                    let raw = &self.run.saved.edges[index][number];
+                    let chain = self.chain(norm, own, raw, &self.sums[index][number], weight);
+                    let target = Some((&mut grads, true));
+                    self.unhalve(halves, kernels, &chain, false, target, &mut found);
+                });
+            }
+            let grad_z = first.get_or_insert_with(|| Buffer::zeros(z.len()));
+            add_halves(&grads, grid, grad_z);
         }
-        if let Some(halves) = grad_halves {
-            add_halves(&halves, grid, &mut grad_z);
+        let partial = &mut grad_x[..plan.n_partial() * grid.len()];
+        for grad_z in [first, second].into_iter().flatten() {
+            accumulate_masked(
+                planes_mut(partial, grid.len()),
+                &planes(&grad_z, grid.len()),
+                &z_planes,
+            );
         }
-        let partial = &mut grad_x[..n_partial * grid.len()];
-        accumulate_masked(
-            planes_mut(partial, grid.len()),
-            &planes(&grad_z, grid.len()),
-            &planes(z, grid.len()),
-        );
+        self.add(found);
     }
 
-    /// A state's gradient, to be put back.
-    fn take_grad(&mut self, state: usize) -> StateGrad<'a, T> {
-        std::mem::replace(&mut self.grads[state], StateGrad::Given(&[]))
+    /// Calls `work` with what of its node's gradient concerns an operation, `n_partial` planes, and its weight.
+    fn with_grad_of(&self, edge: usize, number: usize, work: impl FnOnce(&[&[T]], f64)) {
+        let plan = self.plan();
+        let own = &plan.edges[edge];
+        let weight = plan.weight(self.run.mixing, own, own.operations[number].column);
+        let (node, len) = (&self.grads[own.node], self.run.sizes.node.len());
+        if let Some(dropped) = self.drop(edge, number, node) {
+            return work(&planes(&dropped, len), weight);
+        }
+        let node = planes(node, len);
+        let grads: Vec<&[T]> = (0..plan.n_partial())
+            .map(|channel| node[plan.operation_plane(channel)])
+            .collect();
+        work(&grads, weight);
     }
 
     /// The gradient of a unit's raw output.
@@ -426,14 +450,16 @@ impl<'a, T: Element> Backward<'a, T> {
     }
 
     /// Backward through the units of a convolution.
+    #[expect(clippy::too_many_arguments, reason = "one caller")]
     fn conv(
-        &mut self,
+        &self,
         units: &[UnitPlan],
         [edge, number]: [usize; 2],
         grads: &[&[T]],
         weight: f64,
         z: &[&[T]],
         grad_z: Target<'_, T>,
+        found: &mut Found,
     ) {
         let plan = self.plan();
         let source = self.grid(plan.edges[edge].source);
@@ -442,7 +468,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let (first, second) = match units {
             [only] => {
                 let chain = self.chain(&only.norm, grads, output, sums, weight);
-                self.unit(only, source, z, &chain, grad_z);
+                self.unit(only, source, z, &chain, grad_z, found);
                 return;
             }
             [first, second] => (first, second),
@@ -470,7 +496,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let mut grad_hidden = Buffer::any(hidden.len());
         let hidden = planes(&hidden, grid.len());
         let target = Target::new(planes_mut(&mut grad_hidden, grid.len()));
-        self.unit(second, grid, &hidden, &chain, target);
+        self.unit(second, grid, &hidden, &chain, target, found);
         let sources: Vec<Vec<&[T]>> = planes(&raw, grid.len())
             .into_iter()
             .map(|plane| vec![plane])
@@ -480,19 +506,20 @@ impl<'a, T: Element> Backward<'a, T> {
                 .into_iter()
                 .map(|(sum, products)| [sum, products[0]])
                 .collect();
-        self.add_affine_grads(&first.norm, &sums, 1.0);
+        self.affine_grads(&first.norm, &sums, 1.0, found);
         let grad_hidden = planes(&grad_hidden, grid.len());
         let chain = self.chain(&first.norm, &grad_hidden, &raw, &sums, 1.0);
-        self.unit(first, source, z, &chain, grad_z);
+        self.unit(first, source, z, &chain, grad_z, found);
     }
 
     fn unit(
-        &mut self,
+        &self,
         plan: &UnitPlan,
         grid: Grid,
         z: &[&[T]],
         grad_y: &NormGrad<'_, T>,
         grad_z: Target<'_, T>,
+        found: &mut Found,
     ) {
         let unit = Unit::new(self.plan().stencil(plan.geometry, plan.kernel, grid));
         let grads = unit.backward(
@@ -504,20 +531,21 @@ impl<'a, T: Element> Backward<'a, T> {
             self.run.op.wants.weights,
         );
         if let Some(grads) = grads {
-            self.add(&plan.depthwise, &grads.depthwise);
-            self.add(&plan.pointwise, &grads.pointwise);
+            found.push(plan.depthwise.start, grads.depthwise);
+            found.push(plan.pointwise.start, grads.pointwise);
         }
     }
 
     /// Backward through two kernels on even and odd pixels. The gradients of these are added to what is there, or take
     /// its place.
     fn unhalve(
-        &mut self,
+        &self,
         halves: &[Buffer<T>; 2],
         kernels: &[Range<usize>; 2],
         grad_y: &NormGrad<'_, T>,
         activates: bool,
         mut grad_halves: Option<(&mut [Buffer<T>; 2], bool)>,
+        found: &mut Found,
     ) {
         let len = grad_y.plane_len();
         let mut first = 0;
@@ -539,29 +567,36 @@ impl<'a, T: Element> Backward<'a, T> {
                 grads,
             );
             if let Some(grad_w) = grad_w {
-                self.add(kernel, &grad_w);
+                found.push(kernel.start, grad_w);
             }
             first += n_out;
         }
     }
 
-    fn add(&mut self, range: &Range<usize>, grads: &[f64]) {
-        for (sum, grad) in self.grad_parameters[range.clone()].iter_mut().zip(grads) {
-            *sum += grad;
+    fn add(&mut self, found: Found) {
+        for (start, grads) in found.0 {
+            let sums = self.grad_parameters[start..].iter_mut();
+            sums.zip(grads).for_each(|(sum, grad)| *sum += grad);
         }
     }
 
     /// The gradients of factor and shift of a batch normalisation whose output has these sums.
-    fn add_affine_grads(&mut self, norm: &Norm, sums: &[[f64; 2]], weight: f64) {
+    fn affine_grads(&self, norm: &Norm, sums: &[[f64; 2]], weight: f64, found: &mut Found) {
         let Some([factor, shift]) = &norm.affine else {
             return;
         };
         let moments = &self.run.saved.statistics[norm.index].moments;
-        for (channel, (moments, &[sum, product])) in moments.iter().zip(sums).enumerate() {
-            let normalised = (product - moments.mean * sum) * moments.inv_std(BATCH_NORM_EPS);
-            self.grad_parameters[factor.start + channel] += weight * normalised;
-            self.grad_parameters[shift.start + channel] += weight * sum;
-        }
+        let normalised = |(moments, &[sum, product]): (&Moments, &[f64; 2])| {
+            weight * (product - moments.mean * sum) * moments.inv_std(BATCH_NORM_EPS)
+        };
+        found.push(
+            factor.start,
+            moments.iter().zip(sums).map(normalised).collect(),
+        );
+        found.push(
+            shift.start,
+            sums.iter().map(|[sum, _]| weight * sum).collect(),
+        );
     }
 
     /// Takes the sums of a node's gradient, which is complete, with all that the node sums: they are the
@@ -570,7 +605,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let plan = self.plan();
         let len = self.run.sizes.node.len();
         let n_partial = plan.n_partial();
-        let grads = self.take_grad(node);
+        let grads = std::mem::replace(&mut self.grads[node], StateGrad::Given(&[]));
         let grad_planes = planes(&grads, len);
         let edges: Vec<usize> = (0..plan.edges.len())
             .filter(|&index| plan.edges[index].node == node)
@@ -617,7 +652,9 @@ impl<'a, T: Element> Backward<'a, T> {
                 OperationKind::Conv(units) => units.last().map(|unit| &unit.norm),
             };
             if let Some(norm) = norm {
-                self.add_affine_grads(norm, &sums, weight);
+                let mut found = Found::default();
+                self.affine_grads(norm, &sums, weight, &mut found);
+                self.add(found);
             }
             if self.run.op.wants.mixing && plan.n_primitives > 0 {
                 let affine = match norm {
@@ -673,8 +710,9 @@ impl<'a, T: Element> Backward<'a, T> {
         let s = self.run.s[index];
         let mut grad_s = wants.inputs[index].then(|| Buffer::any(s.len()));
         let (raw_grid, len) = (self.run.sizes.raw[index], self.run.sizes.input.len());
-        let grads = self.take_grad(index);
+        let grads = std::mem::replace(&mut self.grads[index], StateGrad::Given(&[]));
         let grads = planes(&grads, len);
+        let mut found = Found::default();
         let seen = saved.raw.as_ref().unwrap_or(&saved.x);
         let sources: Vec<Vec<&[T]>> = planes(seen, len)
             .into_iter()
@@ -685,7 +723,7 @@ impl<'a, T: Element> Backward<'a, T> {
             .map(|(sum, products)| [sum, products[0]])
             .collect();
         let chain = if saved.raw.is_some() {
-            self.add_affine_grads(&plan.norm, &sums, 1.0);
+            self.affine_grads(&plan.norm, &sums, 1.0, &mut found);
             self.chain(&plan.norm, &grads, seen, &sums, 1.0)
         } else {
             let moments = &self.run.saved.statistics[plan.norm.index].moments;
@@ -696,7 +734,7 @@ impl<'a, T: Element> Backward<'a, T> {
                 let kernels = [even.clone(), odd.clone()];
                 let mut grads = halves.each_ref().map(|half| Buffer::any(half.len()));
                 let wanted = grad_s.is_some().then_some((&mut grads, false));
-                self.unhalve(halves, &kernels, &chain, true, wanted);
+                self.unhalve(halves, &kernels, &chain, true, wanted, &mut found);
                 if let Some(grad_s) = &mut grad_s {
                     grad_s.fill(T::zero());
                     add_halves(&grads, raw_grid, grad_s);
@@ -712,10 +750,11 @@ impl<'a, T: Element> Backward<'a, T> {
                 let kernel = &self.run.parameters[kernels[0].clone()];
                 let s = planes(s, raw_grid.len());
                 if let Some(grad_w) = pointwise_backward(&s, true, kernel, &chain, grads) {
-                    self.add(&kernels[0], &grad_w);
+                    found.push(kernels[0].start, grad_w);
                 }
             }
         }
+        self.add(found);
         grad_s
     }
 }

@@ -5,8 +5,9 @@ use kernels::planes::{
     Affine, Buffer, Grid, MaxPool, Moments, Stencil, Term, Unit, average, combine, drop_images,
     moments, normalise, normalise_in_place, pointwise_forward, subsample,
 };
+use rayon::prelude::*;
 
-use super::plan::{Norm, OperationKind, OperationPlan, Sizes};
+use super::plan::{EdgePlan, Norm, OperationKind, OperationPlan, Sizes};
 use super::{CellOp, cast, planes, planes_mut};
 use crate::candidate::PoolKind;
 use crate::layers::BATCH_NORM_EPS;
@@ -267,59 +268,56 @@ impl CellOp<'_> {
         }
     }
 
-    /// The raw output of an operation, empty where it is nobody's own.
+    /// The raw output of an operation, empty where it is nobody's own; and what its batch normalisations saw.
     fn operation<T: Element>(
         &self,
         operation: &OperationPlan,
         state: &SavedState<T>,
         grid: Grid,
         parameters: &[T],
-        statistics: &mut [Statistics],
-    ) -> Buffer<T> {
+    ) -> (Buffer<T>, Vec<(usize, Statistics)>) {
         match &operation.kind {
-            OperationKind::Pool { .. } | OperationKind::Identity => Buffer::default(),
+            OperationKind::Pool { .. } | OperationKind::Identity => (Buffer::default(), Vec::new()),
             OperationKind::Halve { kernels, norm } => {
                 let halves = state.halves.as_ref().expect("it is read");
                 let kernels = kernels.each_ref().map(|kernel| &parameters[kernel.clone()]);
-                let len = grid.halved().len();
-                let (y, moments) = halve(halves, kernels, false, len);
-                statistics[norm.index] = Statistics {
-                    moments: self.settle(norm, moments),
-                    count: len,
-                };
-                y
+                let count = grid.halved().len();
+                let (y, moments) = halve(halves, kernels, false, count);
+                let moments = self.settle(norm, moments);
+                (y, vec![(norm.index, Statistics { moments, count })])
             }
             OperationKind::Conv(units) => {
                 let (mut grid, mut output) = (grid, Buffer::default());
-                for (index, plan) in units.iter().enumerate() {
+                let mut found: Vec<(usize, Statistics)> = Vec::with_capacity(units.len());
+                for plan in units {
                     let unit = Unit::new(self.plan.stencil(plan.geometry, plan.kernel, grid));
-                    if let Some(previous) = index.checked_sub(1) {
-                        let norm = &units[previous].norm;
-                        let moments = &statistics[norm.index].moments;
-                        let affine = affine(norm, parameters, moments);
-                        let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
-                        normalise_in_place::<_, true>(planes_mut(&mut output, grid.len()), &affine);
-                    }
-                    let z = match index {
-                        0 => state.activated.as_deref().expect("it is read"),
-                        _ => &output,
+                    let z = match found.last() {
+                        None => state.activated.as_deref().expect("it is read"),
+                        Some((index, previous)) => {
+                            let norms = units.iter().map(|unit| &unit.norm);
+                            let mut norms = norms.filter(|norm| norm.index == *index);
+                            let norm = norms.next().expect("the unit before");
+                            let affine = affine(norm, parameters, &previous.moments);
+                            let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
+                            let planes = planes_mut(&mut output, grid.len());
+                            normalise_in_place::<_, true>(planes, &affine);
+                            &output
+                        }
                     };
-                    let len = unit.stencil().output().len();
-                    let mut y = Buffer::any(self.plan.n_partial() * len);
+                    let count = unit.stencil().output().len();
+                    let mut y = Buffer::any(self.plan.n_partial() * count);
                     let moments = unit.forward(
                         &planes(z, grid.len()),
                         &parameters[plan.depthwise.clone()],
                         &parameters[plan.pointwise.clone()],
-                        planes_mut(&mut y, len),
+                        planes_mut(&mut y, count),
                     );
-                    statistics[plan.norm.index] = Statistics {
-                        moments: self.settle(&plan.norm, moments),
-                        count: len,
-                    };
+                    let moments = self.settle(&plan.norm, moments);
+                    found.push((plan.norm.index, Statistics { moments, count }));
                     output = y;
                     grid = unit.stencil().output();
                 }
-                output
+                (output, found)
             }
         }
     }
@@ -345,17 +343,35 @@ impl CellOp<'_> {
         }
         let mut edges: Vec<Vec<Buffer<T>>> = Vec::with_capacity(plan.edges.len());
         for node in 2..plan.n_states() {
-            for edge in plan.edges.iter().filter(|edge| edge.node == node) {
-                let grid = if edge.source < 2 {
-                    sizes.input
-                } else {
-                    sizes.node
+            let into_node = plan.edges.iter().filter(|edge| edge.node == node);
+            let operations: Vec<(&EdgePlan, &OperationPlan)> = into_node
+                .clone()
+                .flat_map(|edge| {
+                    edge.operations
+                        .iter()
+                        .map(move |operation| (edge, operation))
+                })
+                .collect();
+            let outputs: Vec<_> = operations
+                .into_par_iter()
+                .map(|(edge, operation)| {
+                    let grid = match edge.source {
+                        0 | 1 => sizes.input,
+                        _ => sizes.node,
+                    };
+                    self.operation(operation, &states[edge.source], grid, parameters)
+                })
+                .collect();
+            let mut outputs = outputs.into_iter();
+            for edge in into_node {
+                let of_edge = outputs.by_ref().take(edge.operations.len());
+                let keep = |(output, found): (_, Vec<(usize, Statistics)>)| {
+                    for (index, found) in found {
+                        statistics[index] = found;
+                    }
+                    output
                 };
-                let outputs = edge.operations.iter().map(|operation| {
-                    let state = &states[edge.source];
-                    self.operation(operation, state, grid, parameters, &mut statistics)
-                });
-                edges.push(outputs.collect());
+                edges.push(of_edge.map(keep).collect());
             }
             let (before, rest) = out.split_at_mut((node - 2) * plan.channels * node_len);
             let own = &mut rest[..plan.channels * node_len];
