@@ -26,7 +26,7 @@ const STREAM_FIRST_EPOCH: u64 = 1;
 const STREAM_FIRST_DROP_PATH: u64 = 1 << 32;
 
 /// What a program takes before it does anything, with what the allocator holds back.
-const PROGRAM_BYTES: u64 = 32 << 20;
+const PROGRAM_BYTES: u64 = 112 << 20;
 
 /// A training under way.
 pub(crate) struct Training<'a> {

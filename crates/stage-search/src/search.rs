@@ -33,7 +33,7 @@ pub(crate) fn rng(seed: u64, stream: u64) -> Rng {
 }
 
 /// What a program takes before it does anything, with its latency model and what the allocator holds back.
-const PROGRAM_BYTES: u64 = 32 << 20;
+const PROGRAM_BYTES: u64 = 112 << 20;
 
 const STREAM_INIT: u64 = 0;
 const STREAM_SPLIT: u64 = 1;
