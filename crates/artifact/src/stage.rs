@@ -360,7 +360,7 @@ pub fn configure_threads(n: usize) -> Result<(), Error> {
 }
 
 /// From a key to an artifact: prints the key (`--key-only`), or finds the artifact in the store, or runs
-/// the stage and publishes what comes out; then prints where it lies.
+/// the stage, on a thread of the pool, and publishes what comes out; then prints where it lies.
 ///
 /// `machine` describes the machine in the manifest, as far as the stage knows it ([`Value::Null`]);
 /// what of it belongs into the key stands in `parts`.

@@ -82,13 +82,6 @@ pub fn undisturbed<T, E>(
     }))
 }
 
-/// The energy of one run in joules, from what the counter says of a window of `n_runs` runs, less what the board takes when it
-/// idles; 0 where that is more.
-pub fn joules_per_run(window_joules: f64, window_secs: f64, idle_watts: f64, n_runs: usize) -> f64 {
-    let own = window_joules - idle_watts * window_secs;
-    own.max(0.0) / n_runs.max(1) as f64
-}
-
 #[cfg(feature = "cuda")]
 pub use nvml::Watch;
 
@@ -157,15 +150,6 @@ mod nvml {
                     .collect(),
             })
         }
-
-        /// The energy that the board has taken since its driver was loaded, in joules.
-        ///
-        /// # Errors
-        /// If NVML fails, or the board has no counter (before Volta).
-        pub fn joules(&self) -> Result<f64, NvmlError> {
-            let device = self.nvml.device_by_pci_bus_id(&*self.pci_bus_id)?;
-            Ok(device.total_energy_consumption()? as f64 / 1e3)
-        }
     }
 }
 
@@ -215,12 +199,5 @@ mod tests {
         for says in ["2 tries", "throttled by heat", "--lock-gpu-clocks"] {
             assert!(text.contains(says), "{text}");
         }
-    }
-
-    #[test]
-    fn the_energy_of_a_run_is_what_idling_would_not_have_taken() {
-        // 300 W for 2 s, of which 60 W idle.
-        assert_eq!(joules_per_run(600.0, 2.0, 60.0, 1000), 0.48);
-        assert_eq!(joules_per_run(100.0, 2.0, 60.0, 10), 0.0);
     }
 }

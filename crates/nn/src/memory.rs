@@ -24,6 +24,9 @@ pub enum Path {
 /// allocator holds back. Measured, not derived: with it, the peaks of the runs in `docs/gpu.md` are within a fifth.
 pub const OVERHEAD: f64 = 0.3;
 
+/// What a program takes before it does anything, with its latency model and what the allocator holds back: fitted to the same runs.
+pub const PROGRAM_BYTES: u64 = 112 << 20;
+
 /// Bytes of an `f32`.
 const F32: u64 = 4;
 
@@ -110,7 +113,7 @@ impl<'a> Cell<'a> {
                 (spec.channels_prev as u64, input_len),
             ],
             channels: plan.channels as u64,
-            partial: (plan.channels / plan.ratio) as u64,
+            partial: plan.n_partial() as u64,
             input_len,
             node_len: if plan.is_reduction {
                 square(spec.size_prev.div_ceil(2))
@@ -128,18 +131,9 @@ impl<'a> Cell<'a> {
         }
     }
 
-    fn reads(&self, state: usize, is_such: impl Fn(&OperationKind) -> bool) -> bool {
-        self.plan
-            .edges
-            .iter()
-            .filter(|edge| edge.source == state)
-            .flat_map(|edge| &edge.operations)
-            .any(|operation| is_such(&operation.kind))
-    }
-
     /// Whether operations are weighed and summed, as in a supernet.
     fn weighs(&self) -> bool {
-        self.plan.edges.iter().any(|edge| edge.operations.len() > 1)
+        self.plan.n_primitives > 0
     }
 
     /// The numbers that a fused cell keeps, and those of its gradients.
@@ -159,15 +153,18 @@ impl<'a> Cell<'a> {
             let is_unit = |kind: &OperationKind| {
                 matches!(kind, OperationKind::Conv(_) | OperationKind::Halve { .. })
             };
-            if self.reads(state, is_unit) {
+            if self.plan.reads(state, is_unit) {
                 kept += self.partial * len;
             }
-            if self.reads(state, |kind| matches!(kind, OperationKind::Halve { .. })) {
+            if self
+                .plan
+                .reads(state, |kind| matches!(kind, OperationKind::Halve { .. }))
+            {
                 kept += self.partial * len / 2;
             }
             for pool in [PoolKind::Max, PoolKind::Average] {
                 let is_this = |kind: &OperationKind| matches!(kind, OperationKind::Pool { kind, .. } if *kind == pool);
-                if self.reads(state, is_this) {
+                if self.plan.reads(state, is_this) {
                     kept += self.partial * self.node_len;
                 }
             }
@@ -196,8 +193,6 @@ impl<'a> Cell<'a> {
 
     /// The numbers that the operations of a cell make, all of which the graph keeps, and those of its gradients.
     fn operations(&self) -> (u64, u64) {
-        let weighs =
-            self.plan.ratio > 1 || self.plan.edges.iter().any(|edge| edge.operations.len() > 1);
         let bypass = self.channels - self.partial;
         // The nodes side by side.
         let out = self.plan.n_nodes as u64 * self.channels * self.node_len;
@@ -225,14 +220,14 @@ impl<'a> Cell<'a> {
             let is_unit = |kind: &OperationKind| {
                 matches!(kind, OperationKind::Conv(_) | OperationKind::Halve { .. })
             };
-            if self.reads(state, is_unit) {
+            if self.plan.reads(state, is_unit) {
                 kept += self.partial * len;
             }
             for pool in [PoolKind::Max, PoolKind::Average] {
                 let of = |normalises: bool| move |kind: &OperationKind| matches!(kind, OperationKind::Pool { kind, norm } if *kind == pool && norm.is_some() == normalises);
-                if self.reads(state, of(true)) {
+                if self.plan.reads(state, of(true)) {
                     kept += 2 * self.partial * self.node_len;
-                } else if self.reads(state, of(false)) {
+                } else if self.plan.reads(state, of(false)) {
                     kept += self.partial * self.node_len;
                 }
             }
@@ -248,7 +243,7 @@ impl<'a> Cell<'a> {
                         // Depthwise, pointwise, normalisation; a ReLU between two of them.
                         OperationKind::Conv(units) => 4 * units.len() as u64 - 1,
                     };
-                if weighs {
+                if self.weighs() {
                     // Each is added to the sum so far, which makes a new one.
                     kept += self.partial * self.node_len;
                 }
@@ -264,7 +259,7 @@ impl<'a> Cell<'a> {
             }
         }
         let node = self.channels * self.node_len;
-        if !weighs {
+        if !self.weighs() {
             // The sum of two operations.
             kept += self.plan.n_nodes as u64 * node;
         }

@@ -25,9 +25,6 @@ const STREAM_FIRST_EPOCH: u64 = 1;
 /// What an epoch drops; apart from its images, which are made ahead.
 const STREAM_FIRST_DROP_PATH: u64 = 1 << 32;
 
-/// What a program takes before it does anything, with what the allocator holds back.
-const PROGRAM_BYTES: u64 = 112 << 20;
-
 /// A training under way.
 pub(crate) struct Training<'a> {
     config: &'a Config,
@@ -130,7 +127,7 @@ impl<'a> Training<'a> {
             // A batch is used, one waits, and one is made.
             plan = plan
                 .with("images", (sets + 3 * 4 * n_images * pixels) as u64)
-                .with("program", PROGRAM_BYTES);
+                .with("program", nn::memory::PROGRAM_BYTES);
         }
         Ok(plan)
     }

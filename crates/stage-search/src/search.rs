@@ -32,9 +32,6 @@ pub(crate) fn rng(seed: u64, stream: u64) -> Rng {
     rng
 }
 
-/// What a program takes before it does anything, with its latency model and what the allocator holds back.
-const PROGRAM_BYTES: u64 = 112 << 20;
-
 const STREAM_INIT: u64 = 0;
 const STREAM_SPLIT: u64 = 1;
 const STREAM_FIRST_EPOCH: u64 = 2;
@@ -290,7 +287,7 @@ impl<'a> Search<'a> {
                     "images",
                     (data.set.n_bytes() + 6 * 4 * n_images * pixels) as u64,
                 )
-                .with("program", PROGRAM_BYTES);
+                .with("program", nn::memory::PROGRAM_BYTES);
         }
         Ok(plan)
     }

@@ -22,7 +22,7 @@ pub(crate) struct Plan {
     pub(super) n_weights: usize,
     pub(super) n_norms: usize,
     /// Operations that can stand on an edge; 0 where nothing is weighted.
-    pub(super) n_primitives: usize,
+    pub(crate) n_primitives: usize,
 }
 
 /// What brings an input to the cell's width and resolution.
@@ -181,7 +181,7 @@ pub(super) struct Sizes {
 }
 
 impl Plan {
-    pub(super) fn n_partial(&self) -> usize {
+    pub(crate) fn n_partial(&self) -> usize {
         self.channels / self.ratio
     }
 
@@ -271,7 +271,7 @@ impl Plan {
     }
 
     /// Whether any edge that leaves a state has such an operation.
-    pub(super) fn reads(&self, state: usize, is_such: impl Fn(&OperationKind) -> bool) -> bool {
+    pub(crate) fn reads(&self, state: usize, is_such: impl Fn(&OperationKind) -> bool) -> bool {
         self.edges
             .iter()
             .filter(|edge| edge.source == state)
