@@ -3,7 +3,8 @@
 //! One fixed workload, the anchor, is timed again and again among the samples. What it takes now
 //! against its reference, the median over all its timings, is the drift of the machine, and the samples
 //! between two anchors are divided by it. Where the two anchors about a sample disagree, something disturbed the machine in
-//! between, and no correction can say what it did to the sample.
+//! between, and no correction can say what it did to the sample. Nor can one ratio speak for a machine that is much slower than
+//! usual (a neighbour on the same core takes 1.5 times from one network and 1.3 times from another).
 //!
 //! ```
 //! use measure::{Anchor, Timing};
@@ -20,6 +21,9 @@
 
 use crate::timing::{Timing, quantile};
 
+/// The slowdown up to which a sample can be corrected, over the disturbance that is allowed: 20 % where that is 5 %.
+const DRIFT_TO_DISTURBANCE: f64 = 4.0;
+
 /// What the anchor takes on the whole, and how much two timings of it may differ.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Anchor {
@@ -29,7 +33,8 @@ pub struct Anchor {
 
 impl Anchor {
     /// An anchor whose reference is the median of the medians of these timings.
-    /// `max_disturbance` is the ratio, such as 0.05, by which the anchors about a sample may differ.
+    /// `max_disturbance` is the ratio, such as 0.05, by which the anchors about a sample may differ; by four times as much both may
+    /// be slower than the reference.
     ///
     /// # Panics
     /// If there are no timings, or if the reference is 0.
@@ -60,9 +65,11 @@ impl Anchor {
     /// The drift between two timings of the anchor, the one before and the one after some samples.
     pub fn drift(&self, before: &Timing, after: &Timing) -> Drift {
         let (before, after) = (before.median_nanos as f64, after.median_nanos as f64);
+        let ratio = (before + after) / 2.0 / self.reference_nanos as f64;
         Drift {
-            ratio: (before + after) / 2.0 / self.reference_nanos as f64,
-            disturbed: (after - before).abs() > self.max_disturbance * before.min(after),
+            ratio,
+            disturbed: (after - before).abs() > self.max_disturbance * before.min(after)
+                || ratio > 1.0 + DRIFT_TO_DISTURBANCE * self.max_disturbance,
         }
     }
 }
@@ -72,7 +79,8 @@ impl Anchor {
 pub struct Drift {
     /// The anchor about the samples over its reference: above 1, the machine is slower now.
     pub ratio: f64,
-    /// Whether the anchors before and after the samples differ by more than is allowed.
+    /// Whether the anchors before and after the samples differ by more than is allowed, or the machine was slower than
+    /// its reference by more than four times as much.
     pub disturbed: bool,
 }
 
@@ -106,14 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_twice_as_slow_is_corrected_to_what_it_was() {
+    fn a_machine_twice_as_slow_is_disturbed_and_corrected_all_the_same() {
         let anchor = Anchor::with_reference(500, 0.05);
         let drift = anchor.drift(&took(1000), &took(1000));
         assert_eq!(
             drift,
             Drift {
                 ratio: 2.0,
-                disturbed: false
+                disturbed: true
             }
         );
         let timing = Timing {
@@ -134,14 +142,16 @@ mod tests {
     }
 
     #[test]
-    fn anchors_that_disagree_in_either_direction_are_a_disturbance() {
+    fn anchors_that_disagree_or_are_slow_are_a_disturbance() {
         let anchor = Anchor::with_reference(1000, 0.05);
         for (before, after, disturbed) in [
             (1000, 1050, false),
             (1050, 1000, false),
             (1000, 1051, true),
             (1051, 1000, true),
-            (2000, 2099, false),
+            (1150, 1200, false),
+            (1190, 1230, true), // slower by more than 20 %
+            (700, 720, false),  // faster
         ] {
             assert_eq!(
                 anchor.drift(&took(before), &took(after)).disturbed,

@@ -1,6 +1,5 @@
 //! A profile under way: what is timed, in which order, and what is remembered of it.
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use artifact::stage::{Bar, Progress};
@@ -20,24 +19,26 @@ use crate::{Config, Error};
 
 /// The journal's name in the working folder.
 const JOURNAL: &str = "visits.jsonl";
+/// How often a disturbed visit is made again.
+const MAX_REVISITS: u32 = 3;
 
 /// A profile under way.
 ///
 /// Architectures are *visited* in turn, some a second time, in the order of an itinerary. The
-/// visits fall into blocks of `anchor_every` with a timing of the anchor between every two. A finished
+/// visits fall into blocks of `anchor_every` with a timing of the anchor between every two. Those that were
+/// disturbed are made again after all others of their round: what disturbs a machine often lasts for many visits. A finished
 /// block goes to the journal at once; a profile that is opened on a journal goes on behind it.
 pub struct Profiling {
     itinerary: Itinerary,
     block_len: usize,
     positions: Vec<Position>,
     bench: Bench,
-    /// Tells disturbed blocks; its reference is of no account before the run is complete.
-    anchor: Anchor,
     max_disturbance: f64,
     /// The latest timing of the anchor.
     before: Timing,
     visits: Vec<Visit>,
-    n_disturbed: usize,
+    /// How often each visit was made again.
+    n_revisits: Vec<u32>,
     journal: Journal,
     journal_path: PathBuf,
     settings: MeasurementSettings,
@@ -66,10 +67,36 @@ struct Visit {
     energy_joules: Option<f64>,
 }
 
-impl Visit {
-    /// How the machine stood about this visit.
-    fn drift(&self, anchor: &Anchor) -> Drift {
-        anchor.drift(&self.before.into(), &self.after.into())
+/// What is usual in a run: it tells which of its visits were disturbed.
+struct Usual {
+    anchor: Anchor,
+    /// Median over 10th percentile of a network's times.
+    spread: f64,
+    max_disturbance: f64,
+}
+
+impl Usual {
+    /// What is usual of these visits, one at least.
+    fn of(visits: &[Visit], max_disturbance: f64) -> Self {
+        let anchors: Vec<Timing> = visits.iter().map(|visit| visit.after.into()).collect();
+        let mut spreads: Vec<f64> = visits.iter().map(|visit| visit.network.spread()).collect();
+        spreads.sort_unstable_by(f64::total_cmp);
+        Self {
+            anchor: Anchor::new(&anchors, max_disturbance),
+            spread: spreads[spreads.len() / 2],
+            max_disturbance,
+        }
+    }
+
+    /// How the machine stood about a visit, and in it: where the network's own times spread more than is usual, the
+    /// machine was another one for a part of them.
+    fn drift(&self, visit: &Visit) -> Drift {
+        let drift = self.anchor.drift(&visit.before.into(), &visit.after.into());
+        let wide = visit.network.spread() > self.spread * (1.0 + self.max_disturbance);
+        Drift {
+            disturbed: drift.disturbed || wide,
+            ..drift
+        }
     }
 }
 
@@ -88,6 +115,13 @@ struct Nanos {
     p10: u64,
     p90: u64,
     n_repeats: u32,
+}
+
+impl Nanos {
+    /// Median over 10th percentile.
+    fn spread(self) -> f64 {
+        self.median as f64 / self.p10.max(1) as f64
+    }
 }
 
 impl From<Timing> for Nanos {
@@ -154,25 +188,28 @@ impl Profiling {
             source,
         };
         std::fs::create_dir_all(work_dir).map_err(journal_error)?;
-        let (journal, visits) = Journal::open::<Visit>(&path).map_err(journal_error)?;
+        let (journal, entries) = Journal::open::<Visit>(&path).map_err(journal_error)?;
         let foreign = || Error::ForeignJournal { path: path.clone() };
-        // Where the timings decide what comes next, those of the journal decide it again.
-        while visits.len() > itinerary.n_visits() {
-            let so_far = &visits[..itinerary.n_visits()];
-            if !itinerary.extend(&timed(so_far, config.max_disturbance)) {
+        let (mut visits, mut n_revisits) = (vec![], vec![]);
+        for visit in entries {
+            if visit.index > visits.len() {
                 return Err(foreign());
             }
-        }
-        let is_ours = |(index, visit): (usize, &Visit)| {
-            let is_first = itinerary.is_first(index);
+            // Where the timings decide what comes next, those of the journal decide it again.
+            if visit.index == itinerary.n_visits()
+                && !itinerary.extend(&timed(&visits, config.max_disturbance))
+            {
+                return Err(foreign());
+            }
+            let is_first = itinerary.is_first(visit.index);
             let asks = |metric| is_first && config.metrics.contains(&metric);
-            visit.index == index
-                && visit.cells.len() == if is_first { positions.len() } else { 0 }
-                && visit.peak_memory_bytes.is_some() == asks(Metric::PeakMemory)
-                && visit.energy_joules.is_some() == asks(Metric::Energy)
-        };
-        if !visits.iter().enumerate().all(is_ours) {
-            return Err(foreign());
+            if visit.cells.len() != if is_first { positions.len() } else { 0 }
+                || visit.peak_memory_bytes.is_some() != asks(Metric::PeakMemory)
+                || visit.energy_joules.is_some() != asks(Metric::Energy)
+            {
+                return Err(foreign());
+            }
+            take_in(visit, &mut visits, &mut n_revisits);
         }
 
         let bench = Bench::new(config, network, open_device(device)?)?;
@@ -186,11 +223,6 @@ impl Profiling {
         // The first timing wakes the machine up.
         bench.time_anchor()?;
         let before = bench.time_anchor()?;
-        let anchor = Anchor::new(&[before], config.max_disturbance);
-        let n_disturbed = visits
-            .iter()
-            .filter(|visit| visit.drift(&anchor).disturbed)
-            .count();
 
         let bar = progress.bar("timing architectures", itinerary.most_visits() as u64);
         bar.skip(visits.len() as u64);
@@ -199,11 +231,10 @@ impl Profiling {
             block_len: config.anchor_every,
             positions,
             bench,
-            anchor,
             max_disturbance: config.max_disturbance,
             before,
             visits,
-            n_disturbed,
+            n_revisits,
             journal,
             journal_path: path,
             settings: MeasurementSettings {
@@ -228,54 +259,70 @@ impl Profiling {
     /// # Errors
     /// If a network cannot be built or timed, or if the journal cannot be written to.
     pub fn advance(&mut self) -> Result<bool, Error> {
-        let first = self.visits.len();
-        if first == self.itinerary.n_visits() {
-            let timed = timed(&self.visits, self.max_disturbance);
-            if !self.itinerary.extend(&timed) {
-                return Ok(false);
-            }
-            if let Some(progress) = self.itinerary.progress() {
-                self.progress.line(&progress);
-            }
-        }
-        let indices = first..self.itinerary.n_visits().min(first + self.block_len);
-        let mut block = self.time_block(indices.clone())?;
-        if self.is_disturbed(&block) {
-            block = self.time_block(indices)?;
-        }
+        let Some(indices) = self.next_block() else {
+            return Ok(false);
+        };
+        let block = self.time_block(&indices)?;
         self.journal
             .append(&block)
             .map_err(|source| Error::Journal {
                 path: self.journal_path.clone(),
                 source,
             })?;
-        if self.is_disturbed(&block) {
-            self.n_disturbed += block.len();
-            self.bar.message(format!("{} disturbed", self.n_disturbed));
+        for visit in block {
+            if take_in(visit, &mut self.visits, &mut self.n_revisits) {
+                self.bar.inc(1);
+            }
         }
-        let n_new = block.len() as u64;
-        self.visits.extend(block);
-        self.bar.inc(n_new);
         Ok(true)
     }
 
-    fn is_disturbed(&self, block: &[Visit]) -> bool {
-        block
-            .iter()
-            .any(|visit| visit.drift(&self.anchor).disturbed)
+    /// The visits that come next: new ones; those that were disturbed; those of a new round.
+    fn next_block(&mut self) -> Option<Vec<usize>> {
+        if self.visits.len() == self.itinerary.n_visits() {
+            let disturbed = self.disturbed();
+            if !disturbed.is_empty() {
+                self.bar
+                    .message(format!("{} disturbed, once more", disturbed.len()));
+                return Some(disturbed.into_iter().take(self.block_len).collect());
+            }
+            self.bar.message(String::new());
+            let timed = timed(&self.visits, self.max_disturbance);
+            if !self.itinerary.extend(&timed) {
+                return None;
+            }
+            if let Some(progress) = self.itinerary.progress() {
+                self.progress.line(&progress);
+            }
+        }
+        let first = self.visits.len();
+        let end = self.itinerary.n_visits().min(first + self.block_len);
+        Some((first..end).collect())
     }
 
-    fn time_block(&mut self, indices: Range<usize>) -> Result<Vec<Visit>, Error> {
+    /// The visits that were disturbed and may be made again: those first that were made again least often.
+    fn disturbed(&self) -> Vec<usize> {
+        let usual = Usual::of(&self.visits, self.max_disturbance);
+        let mut disturbed: Vec<usize> = (0..self.visits.len())
+            .filter(|&index| self.n_revisits[index] < MAX_REVISITS)
+            .filter(|&index| usual.drift(&self.visits[index]).disturbed)
+            .collect();
+        disturbed.sort_by_key(|&index| self.n_revisits[index]);
+        disturbed
+    }
+
+    fn time_block(&mut self, indices: &[usize]) -> Result<Vec<Visit>, Error> {
         let timings = indices
-            .clone()
-            .map(|index| self.time_visit(index))
+            .iter()
+            .map(|&index| self.time_visit(index))
             .collect::<Result<Vec<_>, _>>()?;
         let before = self.before;
         self.before = self.bench.time_anchor()?;
         let (before, after) = (before.into(), self.before.into());
         Ok(indices
+            .iter()
             .zip(timings)
-            .map(|(index, visited)| Visit {
+            .map(|(&index, visited)| Visit {
                 index,
                 before,
                 after,
@@ -321,7 +368,7 @@ impl Profiling {
         if let Some(progress) = self.itinerary.progress() {
             self.progress.line(&progress);
         }
-        let anchor = anchor_of(&self.visits, self.max_disturbance);
+        let usual = Usual::of(&self.visits, self.max_disturbance);
         let (firsts, seconds): (Vec<&Visit>, Vec<&Visit>) = self
             .visits
             .iter()
@@ -330,7 +377,7 @@ impl Profiling {
         let mut cells = Vec::with_capacity(firsts.len() * self.positions.len());
         for (row, visit) in firsts.into_iter().enumerate() {
             let genotype = self.itinerary.architecture(visit.index);
-            let drift = visit.drift(&anchor);
+            let drift = usual.drift(visit);
             let timing = drift.correct(&visit.network.into());
             samples.push(LatencySample {
                 genotype: genotype.clone(),
@@ -341,7 +388,7 @@ impl Profiling {
                 anchor_ratio: drift.ratio,
                 disturbed: drift.disturbed,
                 repeat_median_millis: seconds.get(row).and_then(|second| {
-                    let drift = second.drift(&anchor);
+                    let drift = usual.drift(second);
                     let timing = drift.correct(&second.network.into());
                     (!drift.disturbed).then(|| timing.median_millis())
                 }),
@@ -370,7 +417,7 @@ impl Profiling {
             }
         }
         self.settings.anchor = Some(AnchorRecord {
-            median_nanos: anchor.reference_nanos(),
+            median_nanos: usual.anchor.reference_nanos(),
             machine: self.device.fingerprint(Machine::detect().fingerprint())?,
         });
         Ok(LatencyDataset {
@@ -395,19 +442,94 @@ fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
     }
 }
 
-/// The anchor of some visits.
-fn anchor_of(visits: &[Visit], max_disturbance: f64) -> Anchor {
-    let anchors: Vec<Timing> = visits.iter().map(|visit| visit.after.into()).collect();
-    Anchor::new(&anchors, max_disturbance)
+/// Takes a visit among the others; true if it is a new one. Of two of one index the less disturbed one stays: about
+/// which the anchor took less, and whose own times spread less.
+fn take_in(visit: Visit, visits: &mut Vec<Visit>, n_revisits: &mut Vec<u32>) -> bool {
+    let Some(earlier) = visits.get_mut(visit.index) else {
+        visits.push(visit);
+        n_revisits.push(0);
+        return true;
+    };
+    n_revisits[visit.index] += 1;
+    let disturbance =
+        |visit: &Visit| visit.before.median.max(visit.after.median) as f64 * visit.network.spread();
+    if disturbance(&visit) < disturbance(earlier) {
+        *earlier = visit;
+    }
+    false
 }
 
 /// What visits say, corrected for drift; `None` for those that were disturbed.
 fn timed(visits: &[Visit], max_disturbance: f64) -> Timed {
-    let anchor = anchor_of(visits, max_disturbance);
+    let usual = Usual::of(visits, max_disturbance);
     let millis = visits.iter().map(|visit| {
-        let drift = visit.drift(&anchor);
+        let drift = usual.drift(visit);
         let timing = drift.correct(&visit.network.into());
         (!drift.disturbed).then(|| timing.median_millis())
     });
     Timed(millis.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A visit between two anchors whose network took so long, with a 10th percentile.
+    fn visit(index: usize, [before, after]: [u64; 2], median: u64, p10: u64) -> Visit {
+        let nanos = |median, p10| Nanos {
+            median,
+            p10,
+            p90: median,
+            n_repeats: 9,
+        };
+        Visit {
+            index,
+            before: nanos(before, before),
+            after: nanos(after, after),
+            network: nanos(median, p10),
+            cells: vec![],
+            peak_memory_bytes: None,
+            energy_joules: None,
+        }
+    }
+
+    #[test]
+    fn slow_anchors_and_wide_times_are_disturbances() {
+        let visits = [
+            visit(0, [1000, 1000], 500, 495),
+            visit(1, [1000, 1010], 600, 594),
+            visit(2, [1010, 1480], 700, 693), // anchors that disagree
+            visit(3, [1480, 1480], 900, 891), // slow ones
+            visit(4, [1000, 1000], 900, 600), // slow for a part of the visit
+            visit(5, [1000, 990], 500, 495),
+            visit(6, [990, 1000], 500, 495),
+        ];
+        let usual = Usual::of(&visits, 0.05);
+        assert_eq!(usual.anchor.reference_nanos(), 1000);
+        let disturbed = visits.each_ref().map(|visit| usual.drift(visit).disturbed);
+        assert_eq!(disturbed, [false, false, true, true, true, false, false]);
+        assert_eq!(timed(&visits, 0.05).0[3], None);
+        assert!(timed(&visits, 0.05).0[0].is_some());
+    }
+
+    #[test]
+    fn where_all_times_spread_none_is_a_disturbance() {
+        let visits = [0, 1, 2].map(|index| visit(index, [1000, 1000], 900, 600));
+        let usual = Usual::of(&visits, 0.05);
+        assert!(visits.iter().all(|visit| !usual.drift(visit).disturbed));
+    }
+
+    #[test]
+    fn of_two_visits_the_less_disturbed_one_stays() {
+        let (mut visits, mut n_revisits) = (vec![], vec![]);
+        let mut take = |visit| take_in(visit, &mut visits, &mut n_revisits);
+        assert!(take(visit(0, [1000, 1480], 700, 693)));
+        assert!(take(visit(1, [1000, 1000], 900, 600)));
+        assert!(!take(visit(0, [1000, 1000], 500, 495)));
+        assert!(!take(visit(0, [1480, 1480], 700, 693)));
+        assert!(!take(visit(1, [1010, 1010], 600, 594)));
+        let medians: Vec<u64> = visits.iter().map(|visit| visit.network.median).collect();
+        assert_eq!(medians, [500, 600]);
+        assert_eq!(n_revisits, [2, 1]);
+    }
 }
