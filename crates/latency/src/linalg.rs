@@ -221,6 +221,46 @@ impl Cholesky {
     }
 }
 
+/// The inverse of a covariance, and what it takes to allow for a mean that is not known.
+pub(crate) struct Precision {
+    values: Vec<f64>,
+    /// The sums of its rows.
+    pub(crate) sums: Vec<f64>,
+    /// The sum of all.
+    pub(crate) total: f64,
+}
+
+impl Precision {
+    /// Of a covariance of which the lower triangle is there; `None` if it is not positive definite.
+    pub(crate) fn new(covariance: Vec<f64>, n: usize) -> Option<Self> {
+        let values = Cholesky::new(covariance, n)?.inverse();
+        let sums: Vec<f64> = values.chunks_exact(n).map(|row| row.iter().sum()).collect();
+        let total = sums.iter().sum();
+        Some(Self {
+            values,
+            sums,
+            total,
+        })
+    }
+
+    pub(crate) fn times(&self, x: &[f64]) -> Vec<f64> {
+        let n = self.sums.len();
+        product(Matrix::new(&self.values, n, n), Matrix::new(x, n, 1))
+    }
+
+    /// The mean of what was measured, and the coefficients of the rest.
+    pub(crate) fn apply(&self, measured: &[f64]) -> (f64, Vec<f64>) {
+        let mean = dot(&self.sums, measured) / self.total;
+        let rest: Vec<f64> = measured.iter().map(|y| y - mean).collect();
+        (mean, self.times(&rest))
+    }
+
+    /// An element of the precision, the mean taken out.
+    pub(crate) fn centred(&self, i: usize, j: usize) -> f64 {
+        self.values[i * self.sums.len() + j] - self.sums[i] * self.sums[j] / self.total
+    }
+}
+
 /// A dot product in four partial sums, which the compiler can keep in vector registers.
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (a_chunks, a_rest) = a.as_chunks::<4>();

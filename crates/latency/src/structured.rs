@@ -24,7 +24,7 @@ use space::Topology;
 
 use crate::features::{Features, Group};
 use crate::figures::mape;
-use crate::linalg::{Cholesky, Matrix, dot, product};
+use crate::linalg::{Matrix, Precision, dot, product};
 use crate::model::{
     FitError, LatencyModel, LeftOut, State, StateError, StateTensor, check_data, positive,
 };
@@ -728,12 +728,14 @@ impl Trainer {
                 row.for_each(|(sum, k)| *sum += variance * k);
             }
         }
-        let inverse = Inverse::new(covariance, variances[view.len()], noise_factors)?;
-        let (mean, alphas) = inverse.apply(&self.millis);
+        let noise = variances[view.len()];
+        add_noise(&mut covariance, noise, noise_factors);
+        let precision = Precision::new(covariance, n).ok_or(FitError::Singular)?;
+        let (mean, alphas) = precision.apply(&self.millis);
         Ok(Solution {
             mean,
             alphas,
-            precisions: (0..n).map(|i| inverse.centred(i, i)).collect(),
+            precisions: (0..n).map(|i| precision.centred(i, i)).collect(),
         })
     }
 
@@ -811,8 +813,9 @@ impl<'a> Learner<'a> {
                 row[..=i].copy_from_slice(&rest[..=i]);
                 rest = &rest[i + 1..];
             }
-            let inverse = Inverse::new(covariance, variances[self.n_functions], &factors)?;
-            let (_, alphas) = inverse.apply(&self.millis);
+            add_noise(&mut covariance, variances[self.n_functions], &factors);
+            let precision = Precision::new(covariance, n).ok_or(FitError::Singular)?;
+            let (_, alphas) = precision.apply(&self.millis);
             // Of each function αᵀ K α, the data's side, and the trace of (precision K), the model's.
             let mut sides = Vec::with_capacity(2 * n_pairs);
             for i in 0..n {
@@ -824,7 +827,7 @@ impl<'a> Learner<'a> {
             for i in 0..n {
                 for j in 0..=i {
                     let times = if i == j { 1.0 } else { 2.0 };
-                    sides.push(times * inverse.centred(i, j));
+                    sides.push(times * precision.centred(i, j));
                 }
             }
             let sides = product(triangles, Matrix::new(&sides, 2, n_pairs).transposed());
@@ -838,7 +841,7 @@ impl<'a> Learner<'a> {
             let (mut data, mut model) = (0.0, 0.0);
             for i in 0..n {
                 data += factors[i] * alphas[i] * alphas[i];
-                model += factors[i] * inverse.centred(i, i);
+                model += factors[i] * precision.centred(i, i);
             }
             update(&mut variances[self.n_functions], data, model);
         }
@@ -846,50 +849,13 @@ impl<'a> Learner<'a> {
     }
 }
 
-/// The inverse of a covariance, and what it takes to allow for a mean that is not known.
-struct Inverse {
-    precision: Vec<f64>,
-    /// The sums of its rows, and of all.
-    sums: Vec<f64>,
-    total: f64,
-}
-
-impl Inverse {
-    /// Of a covariance of which the lower triangle is there, and noise.
-    fn new(mut covariance: Vec<f64>, noise: f64, factors: &[f64]) -> Result<Self, FitError> {
-        let n = factors.len();
-        let trace: f64 = covariance.iter().step_by(n + 1).sum();
-        let jitter = 1e-10 * trace / n as f64;
-        for (i, factor) in factors.iter().enumerate() {
-            covariance[i * n + i] += noise * factor + jitter;
-        }
-        let precision = Cholesky::new(covariance, n)
-            .ok_or(FitError::Singular)?
-            .inverse();
-        let sums: Vec<f64> = precision
-            .chunks_exact(n)
-            .map(|row| row.iter().sum())
-            .collect();
-        let total = sums.iter().sum();
-        Ok(Self {
-            precision,
-            sums,
-            total,
-        })
-    }
-
-    /// The mean of what was measured, and the coefficients of the rest.
-    fn apply(&self, millis: &[f64]) -> (f64, Vec<f64>) {
-        let n = millis.len();
-        let mean = dot(&self.sums, millis) / self.total;
-        let centred: Vec<f64> = millis.iter().map(|y| y - mean).collect();
-        let precision = Matrix::new(&self.precision, n, n);
-        (mean, product(precision, Matrix::new(&centred, n, 1)))
-    }
-
-    /// An element of the precision, the mean taken out.
-    fn centred(&self, i: usize, j: usize) -> f64 {
-        self.precision[i * self.sums.len() + j] - self.sums[i] * self.sums[j] / self.total
+/// Adds the noise of each architecture to a covariance, and as much as keeps its factor exact.
+fn add_noise(covariance: &mut [f64], noise: f64, factors: &[f64]) {
+    let n = factors.len();
+    let trace: f64 = covariance.iter().step_by(n + 1).sum();
+    let jitter = 1e-10 * trace / n as f64;
+    for (c, factor) in covariance.iter_mut().step_by(n + 1).zip(factors) {
+        *c += noise * factor + jitter;
     }
 }
 

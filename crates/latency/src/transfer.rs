@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use space::Topology;
 
-use crate::linalg::{Cholesky, Matrix, dot, product};
+use crate::linalg::{Matrix, Precision, dot, product};
 use crate::model::{
     FitError, LatencyModel, LeftOut, State, StateError, StateTensor, check_data, positive,
 };
@@ -183,22 +183,18 @@ impl Transfer {
             .iter_mut()
             .step_by(n + 1)
             .for_each(|c| *c += NOISE);
-        let precision = Cholesky::new(covariance, n)
-            .ok_or(FitError::Singular)?
-            .inverse();
-        let sums: Vec<f64> = precision
-            .chunks_exact(n)
-            .map(|row| row.iter().sum())
-            .collect();
-        let total: f64 = sums.iter().sum();
-        let mean = dot(&sums, &millis) / total;
-        let centred: Vec<f64> = millis.iter().map(|y| y - mean).collect();
-        let alphas = product(Matrix::new(&precision, n, n), Matrix::new(&centred, n, 1));
-        let variance = (dot(&centred, &alphas) / (n as f64 - 1.0)).max(f64::MIN_POSITIVE);
+        let precision = Precision::new(covariance, n).ok_or(FitError::Singular)?;
+        let (mean, alphas) = precision.apply(&millis);
+        let along: f64 = millis
+            .iter()
+            .zip(&alphas)
+            .map(|(y, a)| (y - mean) * a)
+            .sum();
+        let variance = (along / (n as f64 - 1.0)).max(f64::MIN_POSITIVE);
         let floor = millis.iter().copied().fold(f64::INFINITY, f64::min) / 2.0;
         let (predicted, spread) = (0..n)
             .map(|i| {
-                let precision = precision[i * n + i] - sums[i] * sums[i] / total;
+                let precision = precision.centred(i, i);
                 let predicted = positive(millis[i] - alphas[i] / precision, floor).0;
                 (predicted, relative(variance / precision, predicted))
             })
@@ -213,8 +209,6 @@ impl Transfer {
             variance,
             rows,
             precision,
-            sums,
-            total,
             floor,
         };
         Ok((model, LeftOut { predicted, spread }))
@@ -238,10 +232,8 @@ pub struct Transferred {
     variance: f64,
     /// The features of what was timed, `n d`.
     rows: Vec<f64>,
-    /// The inverse covariance of what was timed, the sums of its rows and of all.
-    precision: Vec<f64>,
-    sums: Vec<f64>,
-    total: f64,
+    /// The inverse covariance of what was timed.
+    precision: Precision,
     floor: f64,
 }
 
@@ -374,12 +366,11 @@ impl LatencyModel for Transferred {
         let n = self.millis.len();
         let rows = Matrix::new(&self.rows, n, features.len());
         let shared = product(rows, Matrix::new(&features, features.len(), 1));
-        let precision = Matrix::new(&self.precision, n, n);
-        let weights = product(precision, Matrix::new(&shared, n, 1));
+        let weights = self.precision.times(&shared);
         // The mean latency is not known either.
-        let unknown = 1.0 - dot(&self.sums, &shared);
+        let unknown = 1.0 - dot(&self.precision.sums, &shared);
         let variance = dot(&features, &features) - dot(&shared, &weights)
-            + unknown * unknown / self.total
+            + unknown * unknown / self.precision.total
             + NOISE;
         let millis = self.mean + dot(&self.slopes, &features);
         relative(self.variance * variance, positive(millis, self.floor).0)

@@ -29,7 +29,6 @@ pub use crate::bench::{BenchConfig, BenchResult, TransferConfig, bench, fit, tra
 use crate::candidates::Candidate;
 pub use crate::config::{Config, MlpSettings, Model, RidgeSettings};
 use crate::split::{Split, split};
-use crate::table::Table;
 pub use crate::transfer::{SourceModels, choose, run_transfer};
 
 /// The fewest undisturbed architectures that the stage makes a model of.
@@ -228,23 +227,16 @@ pub fn run(
         n_train: train_codes.len(),
         n_test: held_out.len(),
     };
-    let table = Table {
-        card: &card,
-        validation: &validation,
-        n_disturbed,
-        n_pairs: pairs.len(),
-    };
-    context.progress.line(&table.to_string());
-
     let tensors = candidates
         .into_iter()
         .flat_map(|candidate| candidates::named(candidate.kind.name(), candidate.state))
         .collect();
-    Ok(LatencyModelArtifact {
+    let model = LatencyModelArtifact {
         card,
         tensors,
         validation,
-    })
+    };
+    Ok(table::tell(context, model, n_disturbed, pairs.len()))
 }
 
 /// What architectures cost that were measured twice: of other metrics than latency, none.

@@ -2,15 +2,32 @@
 
 use std::fmt;
 
-use artifact::{ModelCard, Validation};
+use artifact::stage::RunContext;
+use artifact::{LatencyModelArtifact, ModelCard, Validation};
 
-/// What the stage tells at its end.
-pub(crate) struct Table<'a> {
-    pub(crate) card: &'a ModelCard,
-    pub(crate) validation: &'a Validation,
-    pub(crate) n_disturbed: usize,
+/// Tells how well a model does, and passes it on.
+pub(crate) fn tell(
+    context: &RunContext,
+    model: LatencyModelArtifact,
+    n_disturbed: usize,
+    n_pairs: usize,
+) -> LatencyModelArtifact {
+    let table = Table {
+        card: &model.card,
+        validation: &model.validation,
+        n_disturbed,
+        n_pairs,
+    };
+    context.progress.line(&table.to_string());
+    model
+}
+
+struct Table<'a> {
+    card: &'a ModelCard,
+    validation: &'a Validation,
+    n_disturbed: usize,
     /// Architectures that were timed twice.
-    pub(crate) n_pairs: usize,
+    n_pairs: usize,
 }
 
 impl fmt::Display for Table<'_> {

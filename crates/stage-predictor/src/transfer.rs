@@ -13,8 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use space::{Genotype, SearchSpace, Topology};
 
-use crate::table::Table;
-use crate::{Config, Error, Inputs, candidates, median, record, timed_twice};
+use crate::{Config, Error, Inputs, candidates, median, record, table, timed_twice};
 
 /// The name of the model in files and figures.
 const TRANSFER: &str = "transfer";
@@ -149,16 +148,10 @@ pub fn run_transfer(
         n_train: samples.len(),
         n_test: samples.len(),
     };
-    let table = Table {
-        card: &card,
-        validation: &validation,
-        n_disturbed,
-        n_pairs: pairs.len(),
-    };
-    context.progress.line(&table.to_string());
-    Ok(LatencyModelArtifact {
+    let model = LatencyModelArtifact {
         card,
         tensors: candidates::named(TRANSFER, model.state()).collect(),
         validation,
-    })
+    };
+    Ok(table::tell(context, model, n_disturbed, pairs.len()))
 }
