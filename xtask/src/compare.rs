@@ -79,7 +79,7 @@ pub(crate) fn run(args: &PipelineArgs, n_seeds: u64, json: bool) -> Result<()> {
         run_steps(&bin_dir, &args, &steps, &mut artifacts)?;
         let found = &artifacts[&format!("search ({LATENCY_AWARE})")];
         let found = artifact::open::<SearchResult>(found)?.value;
-        let random = random_steps(found.predicted_latency_millis);
+        let random = random_steps(found.predicted_latency_millis, found.metric);
         for step in random {
             run_steps(&bin_dir, &args, &[step], &mut artifacts)?;
         }
@@ -129,7 +129,7 @@ impl Differences {
         };
         Self {
             test_accuracy: pairs(|row| row.test_accuracy, |a, b| a - b),
-            latency: pairs(|row| row.latency_median_millis, |a, b| a / b - 1.0),
+            latency: pairs(|row| row.verdict.measured_millis, |a, b| a / b - 1.0),
         }
     }
 }
@@ -163,11 +163,12 @@ fn table(comparison: &Comparison) -> Result<String, std::fmt::Error> {
     for row in &comparison.rows {
         writeln!(
             text,
-            "{:>4}  {:<14} {:>11.2} % {:>8.3} ms  {}",
+            "{:>4}  {:<14} {:>11.2} % {:>8.3} {}  {}",
             row.seed,
             row.search,
             100.0 * row.test_accuracy,
-            row.latency_median_millis,
+            row.verdict.measured_millis,
+            row.verdict.metric.unit(),
             // A random genotype is drawn about a latency; no promise was made.
             row.verdict
                 .word()
@@ -226,6 +227,7 @@ mod tests {
             test_accuracy,
             latency_median_millis,
             verdict: Verdict {
+                metric: artifact::Metric::Latency,
                 predicted_millis: 1.0,
                 interval_millis: None,
                 measured_millis: latency_median_millis,

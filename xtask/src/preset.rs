@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use artifact::stage::{EVALUATE, SEARCH};
-use artifact::{PIPELINE, StageSpec};
+use artifact::{Metric, PIPELINE, StageSpec};
 use serde::Deserialize;
 
 /// A wrong command line or preset (exit code 2).
@@ -126,14 +126,14 @@ const STEPS: [StepRow; 7] = [
     ("report",    None,                &["profile", "predictor", "evaluate (baseline)", "evaluate (latency-aware)"], &[]),
 ];
 
-/// What `compare` runs besides: a genotype drawn at random within 2 % of a predicted latency, and its evaluation.
-pub(crate) fn random_steps(predicted_millis: f64) -> [Step; 2] {
+/// What `compare` runs besides: a genotype drawn at random within 2 % of a prediction, in the unit of its metric, and its evaluation.
+pub(crate) fn random_steps(predicted: f64, metric: Metric) -> [Step; 2] {
     let draw = [
         "method=random".to_owned(),
         "objective=penalty".to_owned(),
         // Half of the networks of a predicted latency take less, half more.
         "target.probability=0.5".to_owned(),
-        format!("target.latency={:.6}ms", 1.02 * predicted_millis),
+        format!("target.latency={:.6}{}", 1.02 * predicted, metric.unit()),
         "target.slack=0.04".to_owned(),
     ];
     let step = |stage, inputs, overrides| Step {

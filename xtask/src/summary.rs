@@ -85,7 +85,11 @@ impl fmt::Display for Summary {
                     "{:.3} ms ({:.3} to {:.3})",
                     row.latency_median_millis, row.latency_p10_millis, row.latency_p90_millis
                 ),
-                format!("{:.3} ms", row.predicted_latency_millis),
+                format!(
+                    "{:.3} {}",
+                    row.predicted_latency_millis,
+                    row.verdict.metric.unit()
+                ),
                 thousands(row.n_params),
                 thousands(row.n_macs),
             ]
@@ -119,10 +123,11 @@ impl fmt::Display for Summary {
             self.latency_aware.seed,
         )?;
         let verdict = &self.latency_aware.verdict;
+        let (metric, unit) = (verdict.metric, verdict.metric.unit());
         if let (Some(word), Some(target)) = (verdict.word(), verdict.target_millis) {
             writeln!(
                 f,
-                "{word}: measured {:.3} ms, target {target:.3} ms ({:.1} % of it)",
+                "{word}: measured {:.3} {unit}, target {target:.3} {unit} ({:.1} % of it)",
                 verdict.measured_millis,
                 100.0 * verdict.measured_millis / target
             )?;
@@ -131,7 +136,7 @@ impl fmt::Display for Summary {
         {
             writeln!(
                 f,
-                "the measured latency is outside of what was predicted, {low:.3} to {high:.3} ms"
+                "the measured {metric} is outside of what was predicted, {low:.3} to {high:.3} {unit}"
             )?;
         }
         writeln!(f, "report: {}", self.report.display())

@@ -10,11 +10,11 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    Evaluation, Front, FrontPoint, KeyParts, Kind, LatencyDataset, Opened, SearchResult, StageSpec,
-    Store,
+    Evaluation, Front, FrontPoint, KeyParts, Kind, LatencyDataset, Metric, Opened, SearchResult,
+    StageSpec, Store,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -170,8 +170,14 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
         anyhow::ensure!(samples.len() == found.len(), "a row for every network");
         samples
             .into_iter()
-            .map(|row| (row.median_millis, row.disturbed))
-            .collect()
+            .zip(&found)
+            .map(|(row, one)| {
+                let metric = one.search.value.metric;
+                let cost = metric.of(&row);
+                let cost = cost.with_context(|| format!("{metric} in every row"))?;
+                Ok((cost, row.disturbed))
+            })
+            .collect::<Result<_>>()?
     } else {
         Vec::new()
     };
@@ -211,7 +217,8 @@ impl Points {
             .iter()
             .map(|text| {
                 let text = text.trim();
-                let number = text.strip_suffix("ms").or_else(|| text.strip_suffix('x'));
+                let units = Metric::ALL.map(Metric::unit).into_iter().chain(["x"]);
+                let number = units.into_iter().find_map(|unit| text.strip_suffix(unit));
                 let value: f64 = number.and_then(|n| n.parse().ok()).ok_or_else(|| {
                     usage(format!(
                         "--targets {text}: expected latencies such as 4ms,5ms, or ratios such as 0.5x,0.7x"
@@ -241,6 +248,8 @@ impl Points {
 /// How well targets were kept; field names are a contract of `--json`.
 #[derive(Serialize)]
 struct Kept {
+    /// What is kept low.
+    metric: Metric,
     rows: Vec<Row>,
     /// Networks whose measured latency is the target at most.
     n_met: Option<usize>,
@@ -268,7 +277,7 @@ struct Row {
 }
 
 impl Kept {
-    /// `measured`: a median in ms and whether it was disturbed, for each network, or nothing.
+    /// `measured`: a median in ms (or what else the search kept low) and whether it was disturbed, for each network, or nothing.
     fn new(found: &[Found], measured: &[(f64, bool)]) -> Self {
         let row = |(index, one): (usize, &Found)| {
             let search = &one.search.value;
@@ -293,10 +302,13 @@ impl Kept {
                 discretisation_gap: search.trace.last().and_then(|row| row.discretisation_gap),
             }
         };
-        Self::of(found.iter().enumerate().map(row).collect())
+        Self::of(
+            metric_of(found),
+            found.iter().enumerate().map(row).collect(),
+        )
     }
 
-    fn of(rows: Vec<Row>) -> Self {
+    fn of(metric: Metric, rows: Vec<Row>) -> Self {
         let mean = |of: &dyn Fn(&Row) -> Option<f64>| {
             let ratios: Vec<f64> = rows
                 .iter()
@@ -309,6 +321,7 @@ impl Kept {
             .filter_map(|row| Some(row.measured_millis? <= row.target_millis?))
             .collect();
         Self {
+            metric,
             n_met: (!met.is_empty()).then(|| met.iter().filter(|met| **met).count()),
             measured_by_target: mean(&|row| row.measured_millis),
             predicted_by_target: mean(&|row| Some(row.predicted_millis)),
@@ -317,7 +330,9 @@ impl Kept {
     }
 
     fn table(&self) -> Result<String, std::fmt::Error> {
-        let millis = |value: Option<f64>| value.map_or("–".to_owned(), |x| format!("{x:.4} ms"));
+        let unit = self.metric.unit();
+        let millis =
+            |value: Option<f64>| value.map_or("–".to_owned(), |x| format!("{x:.4} {unit}"));
         let mut text = String::new();
         writeln!(
             text,
@@ -369,17 +384,28 @@ impl Kept {
     }
 }
 
+/// What the searches kept low: all have one model.
+fn metric_of(found: &[Found]) -> Metric {
+    let first = found.first();
+    first.map_or(Metric::Latency, |one| one.search.value.metric)
+}
+
 fn front(found: &[Found], evaluations: &[Opened<Evaluation>]) -> Front {
     let point = |(one, evaluation): (&Found, &Opened<Evaluation>)| {
         let own = &evaluation.value;
+        let measured = own.verdict().measured_millis;
+        let [p10, p90] = match own.search.metric {
+            Metric::Latency => [own.latency.p10_millis, own.latency.p90_millis],
+            _ => [measured; 2],
+        };
         FrontPoint {
             seed: one.seed as u32,
             asked: one.asked.clone(),
             target_millis: own.verdict().target_millis,
             predicted_latency_millis: own.search.predicted_latency_millis,
-            latency_median_millis: own.latency.median_millis,
-            latency_p10_millis: own.latency.p10_millis,
-            latency_p90_millis: own.latency.p90_millis,
+            latency_median_millis: measured,
+            latency_p10_millis: p10,
+            latency_p90_millis: p90,
             test_accuracy: own.test_accuracy,
             is_on_front: false,
             genotype: own.genotype.to_string(),
@@ -388,15 +414,20 @@ fn front(found: &[Found], evaluations: &[Opened<Evaluation>]) -> Front {
         }
     };
     let settings = evaluations.first().map(|one| one.value.settings.clone());
-    Front::new(settings, found.iter().zip(evaluations).map(point).collect())
+    let metric = metric_of(found);
+    let points = found.iter().zip(evaluations).map(point).collect();
+    Front::new(metric, settings, points)
 }
 
 fn front_table(front: &Front) -> Result<String, std::fmt::Error> {
-    let mut text = String::new();
+    let (unit, mut text) = (front.metric.unit(), String::new());
     writeln!(
         text,
         "{:>4}  {:<16} {:>13} {:>11}  target  front",
-        "seed", "asked", "test accuracy", "latency"
+        "seed",
+        "asked",
+        "test accuracy",
+        front.metric.name()
     )?;
     for point in &front.points {
         let verdict = point.target_millis.map(|target| {
@@ -408,7 +439,7 @@ fn front_table(front: &Front) -> Result<String, std::fmt::Error> {
         });
         writeln!(
             text,
-            "{:>4}  {:<16} {:>11.2} % {:>8.3} ms  {:<6}  {}",
+            "{:>4}  {:<16} {:>11.2} % {:>8.3} {unit}  {:<6}  {}",
             point.seed,
             point.asked,
             100.0 * point.test_accuracy,
@@ -459,7 +490,7 @@ mod tests {
             n_changed_genes: Some(2),
             discretisation_gap: Some(0.1),
         };
-        let kept = Kept::of(vec![row(1.0, 0.9), row(2.0, 2.2)]);
+        let kept = Kept::of(Metric::Latency, vec![row(1.0, 0.9), row(2.0, 2.2)]);
         assert_eq!(kept.n_met, Some(1));
         assert!((kept.measured_by_target.unwrap() - 1.0).abs() < 1e-12);
         assert!((kept.predicted_by_target.unwrap() - 0.96).abs() < 1e-12);

@@ -6,7 +6,7 @@ use space::Genotype;
 use crate::error::Error;
 use crate::files::Files;
 use crate::format::{FormatVersion, Kind};
-use crate::latency_dataset::{MeasurementSettings, NetworkRecord};
+use crate::latency_dataset::{MeasurementSettings, Metric, NetworkRecord};
 use crate::search_result::TargetRecord;
 use crate::store::Artifact;
 use crate::table::one_column_per_field;
@@ -31,6 +31,10 @@ pub struct SearchSummary {
     pub lambda: f64,
     /// Its seed.
     pub seed: u64,
+    /// What it kept low; latency before format 1.3. Where it is another metric, every number here and in a [`Verdict`] that is named
+    /// after milliseconds is in [the unit of that metric](Metric::unit).
+    #[serde(default, skip_serializing_if = "Metric::is_default")]
+    pub metric: Metric,
     /// The latency that the predictor gives the architecture, in milliseconds.
     pub predicted_latency_millis: f64,
     /// Within which the latency lies with a probability of 0.9, by the predictor, in milliseconds.
@@ -45,6 +49,9 @@ pub struct SearchSummary {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
+    /// What is predicted and measured.
+    #[serde(default, skip_serializing_if = "Metric::is_default")]
+    pub metric: Metric,
     /// The latency that the predictor gave the architecture, in milliseconds.
     pub predicted_millis: f64,
     /// The interval that it gave, in milliseconds.
@@ -60,11 +67,12 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Holds a measurement against what the search promised.
-    pub fn new(search: &SearchSummary, latency: &TimingResult) -> Self {
-        let measured_millis = latency.median_millis;
+    /// Holds a measurement against what the search promised; `None` if what the search kept low was not measured.
+    pub fn new(search: &SearchSummary, latency: &TimingResult) -> Option<Self> {
+        let measured_millis = latency.cost(search.metric)?;
         let target_millis = search.target.as_ref().map(|target| target.target_millis);
-        Self {
+        Some(Self {
+            metric: search.metric,
             predicted_millis: search.predicted_latency_millis,
             interval_millis: search.interval_millis,
             measured_millis,
@@ -73,7 +81,7 @@ impl Verdict {
                 .interval_millis
                 .map(|[low, high]| (low..=high).contains(&measured_millis)),
             is_target_met: target_millis.map(|target| measured_millis <= target),
-        }
+        })
     }
 
     /// `PASS` or `FAIL`; `None` without a target.
@@ -83,7 +91,7 @@ impl Verdict {
     }
 }
 
-/// A measured latency.
+/// A measured latency, and what else of the network was measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TimingResult {
@@ -99,6 +107,24 @@ pub struct TimingResult {
     pub anchor_ratio: f64,
     /// Whether the machine was too restless meanwhile.
     pub disturbed: bool,
+    /// The bytes of the network, its input and its largest set of buffers during one call on one thread; `None` where the search
+    /// did not keep them low, and before format 1.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<f64>,
+    /// What the processor takes up during one call, in joules; `None` as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_joules: Option<f64>,
+}
+
+impl TimingResult {
+    /// What the network costs, in the unit of the metric; `None` where it was not measured.
+    pub fn cost(&self, metric: Metric) -> Option<f64> {
+        metric.among(
+            self.median_millis,
+            self.peak_memory_bytes,
+            self.energy_joules,
+        )
+    }
 }
 
 /// One epoch of the training.
@@ -176,15 +202,25 @@ struct Record {
 }
 
 impl Evaluation {
-    /// What the measured latency says of the prediction and of the target.
+    fn unmeasured(&self) -> String {
+        format!(
+            "the {} that the search kept low was not measured",
+            self.search.metric
+        )
+    }
+
+    /// What the measurement says of the prediction and of the target.
+    ///
+    /// # Panics
+    /// If what the search kept low was not measured: none that was read from files is like that.
     pub fn verdict(&self) -> Verdict {
-        Verdict::new(&self.search, &self.latency)
+        Verdict::new(&self.search, &self.latency).expect("it was measured")
     }
 }
 
 impl Artifact for Evaluation {
     const KIND: Kind = Kind::Evaluation;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 2);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 3);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -202,7 +238,12 @@ impl Artifact for Evaluation {
         };
         files.put_json(EVALUATION, &record)?;
         files.put_json(LATENCY, &self.latency)?;
-        files.put_json(VERDICT, &self.verdict())?;
+        let verdict = Verdict::new(&self.search, &self.latency);
+        let verdict = verdict.ok_or_else(|| Error::Encode {
+            file: VERDICT.to_owned(),
+            reason: self.unmeasured(),
+        })?;
+        files.put_json(VERDICT, &verdict)?;
         files.put_table::<Self>(EPOCHS, EpochRow::columns(&self.epochs), None)?;
         files.put_tensors(WEIGHTS, &self.weights)?;
         Ok(files)
@@ -210,7 +251,7 @@ impl Artifact for Evaluation {
 
     fn from_files(files: &Files) -> Result<Self, Error> {
         let record: Record = files.json(EVALUATION)?;
-        Ok(Self {
+        let evaluation = Self {
             genotype: record.genotype,
             network: record.network,
             settings: record.settings,
@@ -224,6 +265,10 @@ impl Artifact for Evaluation {
             n_multi_adds: record.n_multi_adds,
             epochs: EpochRow::rows(&files.table::<Self>(EPOCHS)?)?,
             weights: files.tensors(WEIGHTS)?,
-        })
+        };
+        match evaluation.latency.cost(evaluation.search.metric) {
+            Some(_) => Ok(evaluation),
+            None => Err(files.malformed(LATENCY, evaluation.unmeasured())),
+        }
     }
 }

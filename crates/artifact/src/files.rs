@@ -142,7 +142,7 @@ impl Files {
             .ok_or_else(|| self.malformed(name, "the manifest lists no such file".to_owned()))
     }
 
-    fn malformed(&self, name: &str, reason: String) -> Error {
+    pub(crate) fn malformed(&self, name: &str, reason: String) -> Error {
         Error::Malformed {
             file: self.dir.join(name),
             reason,

@@ -70,6 +70,9 @@ impl fmt::Display for Kind {
 /// | latency-dataset | 1.2 | the columns `peak_memory_bytes` and `energy_joules`, where they were measured |
 /// | latency model | 1.3 | `metric`, where it is not latency; the model `transfer` |
 /// | search-result | 1.2 | `objective`, `bridge`, `target`, `interval_millis`; in the trace the weight of the latency, the bridge, the bound, the panel of collapse, events |
+/// | search-result | 1.3 | `metric`, where it is not latency |
+/// | evaluation | 1.3 | `search.metric`, where it is not latency; in `latency.json` what was measured of that metric |
+/// | front | 1.1 | `metric`, where it is not latency |
 /// | evaluation | 1.2 | `search.objective`, `search.target`, `search.interval_millis`; `verdict.json` |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::files::Files;
 use crate::format::{FormatVersion, Kind};
-use crate::latency_dataset::MeasurementSettings;
+use crate::latency_dataset::{MeasurementSettings, Metric};
 use crate::store::Artifact;
 use crate::table::one_column_per_field;
 
@@ -18,6 +18,10 @@ const FRONT: &str = "front.json";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Front {
+    /// What is kept low; latency before format 1.1. Where it is another metric, every number that is named after milliseconds is in
+    /// [the unit of that metric](Metric::unit), and the percentiles are the measured value itself.
+    #[serde(default, skip_serializing_if = "Metric::is_default")]
+    pub metric: Metric,
     /// What the latencies are of.
     pub settings: Option<MeasurementSettings>,
     /// Seed by seed, from the loosest to the tightest.
@@ -71,7 +75,11 @@ one_column_per_field!(FrontPoint {
 
 impl Front {
     /// The front of these points, each marked whether it is on it.
-    pub fn new(settings: Option<MeasurementSettings>, mut points: Vec<FrontPoint>) -> Self {
+    pub fn new(
+        metric: Metric,
+        settings: Option<MeasurementSettings>,
+        mut points: Vec<FrontPoint>,
+    ) -> Self {
         let values: Vec<(f64, f64)> = points
             .iter()
             .map(|point| (point.test_accuracy, point.latency_median_millis))
@@ -83,13 +91,17 @@ impl Front {
                     && (other_accuracy, other_millis) != (accuracy, millis)
             });
         }
-        Self { settings, points }
+        Self {
+            metric,
+            settings,
+            points,
+        }
     }
 }
 
 impl Artifact for Front {
     const KIND: Kind = Kind::Front;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 0);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 1);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -129,7 +141,7 @@ mod tests {
         };
         let points = [(0.9, 3.0), (0.8, 2.0), (0.79, 2.5), (0.8, 2.1), (0.9, 3.0)]
             .map(|(accuracy, millis)| point(accuracy, millis));
-        let front = Front::new(None, points.to_vec());
+        let front = Front::new(Metric::Latency, None, points.to_vec());
         let marks: Vec<bool> = front.points.iter().map(|point| point.is_on_front).collect();
         assert_eq!(marks, [true, true, false, false, true]);
     }

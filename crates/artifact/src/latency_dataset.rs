@@ -139,10 +139,26 @@ impl Metric {
 
     /// What a sample costs, in the unit of the metric; `None` where it was not measured.
     pub fn of(self, sample: &LatencySample) -> Option<f64> {
+        let LatencySample {
+            median_millis,
+            peak_memory_bytes,
+            energy_joules,
+            ..
+        } = *sample;
+        self.among(median_millis, peak_memory_bytes, energy_joules)
+    }
+
+    /// This one of what was measured, in the unit of the metric.
+    pub(crate) fn among(
+        self,
+        millis: f64,
+        peak_memory_bytes: Option<f64>,
+        energy_joules: Option<f64>,
+    ) -> Option<f64> {
         match self {
-            Self::Latency => Some(sample.median_millis),
-            Self::PeakMemory => Some(sample.peak_memory_bytes? / f64::from(1 << 20)),
-            Self::Energy => Some(sample.energy_joules? * 1e3),
+            Self::Latency => Some(millis),
+            Self::PeakMemory => Some(peak_memory_bytes? / f64::from(1 << 20)),
+            Self::Energy => Some(energy_joules? * 1e3),
         }
     }
 

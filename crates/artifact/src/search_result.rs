@@ -6,7 +6,7 @@ use space::Genotype;
 use crate::error::Error;
 use crate::files::Files;
 use crate::format::{FormatVersion, Kind};
-use crate::latency_dataset::MeasurementSettings;
+use crate::latency_dataset::{MeasurementSettings, Metric};
 use crate::store::Artifact;
 use crate::table::one_column_per_field;
 use crate::tensors::FloatTensors;
@@ -55,6 +55,9 @@ pub struct SearchResult {
     /// The balancing coefficient of the latency in the loss; with the objective `target` what it was at the
     /// end.
     pub lambda: f64,
+    /// What the search kept low; latency before format 1.3. Where it is another metric, every number of the result that is
+    /// named after milliseconds is in [the unit of that metric](Metric::unit).
+    pub metric: Metric,
     /// What the predicted latency is of; `None` if the predictor does not say.
     pub settings: Option<MeasurementSettings>,
     /// The predicted latency of the architecture, in milliseconds.
@@ -160,6 +163,8 @@ struct Record {
     #[serde(default = "soft")]
     bridge: String,
     lambda: f64,
+    #[serde(default, skip_serializing_if = "Metric::is_default")]
+    metric: Metric,
     #[serde(default)]
     interval_millis: Option<[f64; 2]>,
     #[serde(default)]
@@ -181,7 +186,7 @@ fn soft() -> String {
 
 impl Artifact for SearchResult {
     const KIND: Kind = Kind::SearchResult;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 2);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 3);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -192,6 +197,7 @@ impl Artifact for SearchResult {
             objective: self.objective.clone(),
             bridge: self.bridge.clone(),
             lambda: self.lambda,
+            metric: self.metric,
             interval_millis: self.interval_millis,
             target: self.target.clone(),
             settings: self.settings.clone(),
@@ -214,6 +220,7 @@ impl Artifact for SearchResult {
             objective: record.objective,
             bridge: record.bridge,
             lambda: record.lambda,
+            metric: record.metric,
             interval_millis: record.interval_millis,
             target: record.target,
             settings: record.settings,

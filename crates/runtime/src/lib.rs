@@ -5,6 +5,8 @@
 //! is prepared once (weights packed, input in place) and run many times; what a stage times is
 //! [`Prepared::time`].
 
+mod costs;
+
 use candle_core::{DType, Device, Result, Tensor};
 use kernels::image::Maps;
 #[cfg(feature = "cuda")]
@@ -15,6 +17,8 @@ use nn::parameters::Builder;
 use nn::{DerivedNet, InferenceCell, InferenceNet, Pass, StandaloneCell};
 use rayon::prelude::*;
 use space::{CellGenotype, CellSpec, Genotype, NetworkSpec};
+
+pub use crate::costs::{Costs, Meters, Unmeasured};
 
 /// The name of the CPU runtime in data sets and manifests.
 pub const NATIVE_CPU: &str = "native-cpu";

@@ -80,6 +80,16 @@ pub enum Error {
         /// What does not fit, if it is a tensor of the network.
         source: Option<nn::StateError>,
     },
+    /// This machine does not tell what the network costs in the metric that the search kept low.
+    #[error(
+        "{metric} cannot be measured here: {reason}; evaluate on a machine that tells it, or search with a model of latency"
+    )]
+    Metric {
+        /// The metric.
+        metric: artifact::Metric,
+        /// Why not, in words.
+        reason: String,
+    },
     /// The threads of the timing could not be started.
     #[error("cannot start the threads of the timing")]
     Threads(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -106,6 +116,7 @@ impl StageError for Error {
             | Self::OtherImages { .. } => ExitCode::Usage,
             Self::Images(_) | Self::Checkpoint { .. } => ExitCode::Input,
             Self::NonFinite { .. } | Self::Unmeasurable { .. } => ExitCode::Numbers,
+            Self::Metric { .. } => ExitCode::Device,
             Self::Artifact(error) => error.exit_code(),
             Self::Ranks(error) => of_ranks(error),
             // A rank may be lost in the middle of a step.

@@ -4,7 +4,7 @@
 //! the test split; nothing is chosen by the test images. Its latency is taken under the protocol of the
 //! search result (batch, threads, warm-up, repeats), in rounds between timings of the anchor network that
 //! also stood between the profiled architectures, so that measured and predicted latencies are of the same
-//! thing.
+//! thing. Where the search kept another metric low, that is measured as well.
 //!
 //! After every epoch the whole state is on the disk; killed and started again, an evaluation ends with the
 //! same bytes, `latency.json` excepted.
@@ -28,7 +28,7 @@ use std::sync::Arc;
 use artifact::stage::EVALUATE;
 use artifact::{
     DeviceSpec, Evaluation, KeyParts, LatencyDataset, LatencySample, MeasurementSettings,
-    MemoryPlan, Opened, RunContext, SearchResult, SearchSummary, TimingRecord,
+    MemoryPlan, Opened, RunContext, SearchResult, SearchSummary, TimingRecord, TimingResult,
 };
 use candle_core::Device;
 use collective::Collective;
@@ -167,6 +167,7 @@ pub fn run_together(
     }
 
     let device = open_device(context.device)?;
+    let meters = timing::meters(search.metric, &device)?;
     // Others may compute while this trains, but not while it times.
     let trained = {
         let _computing = context.machine_use.compute()?;
@@ -192,7 +193,13 @@ pub fn run_together(
             &device,
         )?;
         let on = timing::Place { device, machine };
-        timing::time(&network, &on, &settings, &config.timing, progress)?
+        let latency = timing::time(&network, &on, &settings, &config.timing, progress)?;
+        let costs = timing::costs(&meters, &search.genotype, &settings, &on.device)?;
+        TimingResult {
+            peak_memory_bytes: costs.peak_memory_bytes.map(|bytes| bytes as f64),
+            energy_joules: costs.energy_joules,
+            ..latency
+        }
     };
 
     let Counts {
@@ -209,6 +216,7 @@ pub fn run_together(
             objective: search.objective.clone(),
             lambda: search.lambda,
             seed: search.seed,
+            metric: search.metric,
             predicted_latency_millis: search.predicted_latency_millis,
             interval_millis: search.interval_millis,
             target: search.target.clone(),
@@ -293,6 +301,8 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
         let batch_size = settings.timing.batch_size;
         let network = Prepared::network(&network, genotype, batch_size, &on.device)?;
         let latency = timing::time(&network, &on, &settings, &config.timing, &context.progress)?;
+        let meters = timing::meters(one.value.metric, &on.device)?;
+        let costs = timing::costs(&meters, genotype, &settings, &on.device)?;
         samples.push(LatencySample {
             genotype: genotype.clone(),
             median_millis: latency.median_millis,
@@ -302,8 +312,8 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
             anchor_ratio: latency.anchor_ratio,
             disturbed: latency.disturbed,
             repeat_median_millis: None,
-            peak_memory_bytes: None,
-            energy_joules: None,
+            peak_memory_bytes: costs.peak_memory_bytes.map(|bytes| bytes as f64),
+            energy_joules: costs.energy_joules,
         });
     }
     // On another machine each network was timed by itself, not brought to the state of the profile.

@@ -11,9 +11,10 @@ use measure::Machine;
 use stage_evaluate::{Config, CountArgs, Error, Found, Inputs};
 
 /// Buffers of one step are those of the next: without pages going back to the system in between, a
-/// network's latency does not depend on the order in which it frees them.
+/// network's latency does not depend on the order in which it frees them. It counts what an inference needs.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: measure::memory::Counting<mimalloc::MiMalloc> =
+    measure::memory::Counting(mimalloc::MiMalloc);
 
 /// Trains the found network from scratch, tests it and times it
 #[derive(Parser)]

@@ -1,9 +1,9 @@
 //! The latency of a found network, under the protocol of the search result.
 
-use artifact::{MeasurementSettings, Progress, TimingResult};
+use artifact::{MeasurementSettings, Metric, Progress, TimingResult};
 use candle_core::Device;
 use measure::{Anchor, Protocol, Timing};
-use runtime::{Executor, Prepared};
+use runtime::{Costs, Executor, Meters, Prepared, Unmeasured};
 use space::{Genotype, NetworkSpec};
 
 use crate::config::TimingConfig;
@@ -106,7 +106,45 @@ pub(crate) fn time(
         n_repeats: timing.n_repeats,
         anchor_ratio,
         disturbed,
+        peak_memory_bytes: None,
+        energy_joules: None,
     })
+}
+
+/// What measures a metric beside latency here.
+pub(crate) fn meters(metric: Metric, device: &Device) -> Result<Meters, Error> {
+    let asks = |other| metric == other;
+    Meters::new(device, asks(Metric::PeakMemory), asks(Metric::Energy)).map_err(unmeasured)
+}
+
+/// Measures the network of a genotype, as architectures were when they were profiled.
+pub(crate) fn costs(
+    meters: &Meters,
+    genotype: &Genotype,
+    settings: &MeasurementSettings,
+    device: &Device,
+) -> Result<Costs, Error> {
+    let spec = NetworkSpec::try_from(&settings.network)?;
+    let record = &settings.timing;
+    let executor =
+        Executor::new(record.n_threads).map_err(|error| Error::Threads(Box::new(error)))?;
+    let prepare = || Prepared::network(&spec, genotype, record.batch_size, device);
+    meters.measure(&executor, prepare).map_err(unmeasured)
+}
+
+fn unmeasured(unmeasured: Unmeasured) -> Error {
+    match unmeasured {
+        Unmeasured::Tensor(error) => error.into(),
+        Unmeasured::Threads(error) => Error::Threads(Box::new(error)),
+        Unmeasured::PeakMemory(reason) => Error::Metric {
+            metric: Metric::PeakMemory,
+            reason: reason.to_owned(),
+        },
+        Unmeasured::Energy(reason) => Error::Metric {
+            metric: Metric::Energy,
+            reason,
+        },
+    }
 }
 
 /// The anchor with the reference that latencies are corrected to.

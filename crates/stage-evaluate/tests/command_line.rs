@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use artifact::{Evaluation, LatencyDataset, Metric};
+
 mod fixture;
 
 /// A folder with images, a config and a search result.
@@ -187,6 +189,45 @@ fn networks_are_timed_without_training_a_row_each() {
     let other = fixture::search_result(&place.path("others"), Some(other));
     time(&[&place.search_result, &other]).failed(2, &["others", "different networks"]);
     evaluate(&["time"]).failed(2, &["--search-result"]);
+}
+
+#[test]
+fn what_the_search_kept_low_is_measured_and_judged() {
+    let mut place = Place::new();
+    let settings = || Some(fixture::settings());
+    let searches = place.path("searches of memory");
+    place.search_result = fixture::search_result_of(Metric::PeakMemory, &searches, settings());
+    let answer = place.run(&["--json"]).json();
+    let dir = Path::new(answer["path"].as_str().unwrap());
+    let evaluation = artifact::open::<Evaluation>(dir).unwrap().value;
+    let verdict = evaluation.verdict();
+    let bytes = evaluation.latency.peak_memory_bytes.unwrap();
+    assert_eq!(verdict.metric, Metric::PeakMemory);
+    assert_eq!(verdict.measured_millis, bytes / f64::from(1 << 20));
+    // At least the input: one image of 32 by 32.
+    assert!((4096.0..1e8).contains(&bytes), "{bytes}");
+    assert_eq!(
+        (verdict.is_target_met, evaluation.latency.energy_joules),
+        (Some(true), None)
+    );
+
+    // The same when it is only timed, a row for the predictor.
+    let store = place.path("store");
+    let config = place.path("evaluate.toml");
+    let answer = evaluate(&[
+        "time",
+        "--json",
+        "--config",
+        text(&config),
+        "--store",
+        text(&store),
+        "--search-result",
+        text(&place.search_result),
+    ]);
+    let answer = answer.json();
+    let dir = Path::new(answer["path"].as_str().unwrap());
+    let dataset = artifact::open::<LatencyDataset>(dir).unwrap().value;
+    assert_eq!(dataset.samples[0].peak_memory_bytes, Some(bytes));
 }
 
 #[test]

@@ -1,12 +1,9 @@
 //! Times one network, one cell, the anchor: what touches the device.
 
-use std::path::Path;
-
 use artifact::{Metric, TimingRecord};
 use candle_core::Device;
-use measure::energy::{EnergyMeter, NoEnergy, POWERCAP};
 use measure::{Protocol, Timing};
-use runtime::{Executor, Prepared};
+use runtime::{Costs, Executor, Meters, Prepared, Unmeasured};
 use space::{CellSpec, Genotype, NetworkSpec};
 
 use crate::{Config, Error};
@@ -23,17 +20,7 @@ pub(crate) struct Bench {
     batch_size: usize,
     network: NetworkSpec,
     anchor: Prepared,
-    /// Where peak memory is asked for, one thread.
-    one_thread: Option<Executor>,
-    /// Where energy is asked for.
-    energy: Option<EnergyMeter>,
-}
-
-/// What was measured of a network beside its latency.
-#[derive(Default)]
-pub(crate) struct Costs {
-    pub(crate) peak_memory_bytes: Option<u64>,
-    pub(crate) energy_joules: Option<f64>,
+    meters: Meters,
 }
 
 impl Bench {
@@ -48,23 +35,13 @@ impl Bench {
             n_warmup,
             n_repeats,
         } = &config.timing;
-        let start = |n_threads| {
-            Executor::new(n_threads).map_err(|error| Error::Threads {
-                n_threads,
-                source: Box::new(error),
-            })
-        };
         let asks = |metric| config.metrics.contains(&metric);
-        if !device.is_cpu() && !config.metrics.is_empty() {
-            return Err(Error::Metric {
-                metric: config.metrics[0],
-                reason: "only the processor's can be measured".to_owned(),
-            });
-        }
-        let energy = asks(Metric::Energy).then(|| EnergyMeter::open(Path::new(POWERCAP)));
-        let energy = energy.transpose().map_err(no_energy)?;
-        let one_thread = asks(Metric::PeakMemory).then(|| start(1)).transpose()?;
-        let executor = start(n_threads)?;
+        let meters = Meters::new(&device, asks(Metric::PeakMemory), asks(Metric::Energy))
+            .map_err(|unmeasured| Error::unmeasured(unmeasured, ANCHOR))?;
+        let executor = Executor::new(n_threads).map_err(|error| Error::Threads {
+            n_threads,
+            source: Box::new(error),
+        })?;
         let anchor = Genotype::named(ANCHOR).expect("the anchor is a published genotype");
         let anchor =
             Prepared::network(&network, &anchor, batch_size, &device).map_err(|source| {
@@ -84,8 +61,7 @@ impl Bench {
             batch_size,
             network,
             anchor,
-            one_thread,
-            energy,
+            meters,
         })
     }
 
@@ -114,32 +90,9 @@ impl Bench {
 
     /// What is asked for beside latency.
     pub(crate) fn costs(&self, genotype: &Genotype) -> Result<Costs, Error> {
-        let failed = |source| Error::Network {
-            what: genotype.to_string(),
-            source,
-        };
         let prepare = || Prepared::network(&self.network, genotype, self.batch_size, &self.device);
-        let mut costs = Costs::default();
-        if let Some(executor) = &self.one_thread {
-            let run = |prepared: &Prepared| prepared.run().map(drop);
-            let bytes = executor.install(|| measure::memory::peak_bytes(prepare, run));
-            let uncounted = || Error::Metric {
-                metric: Metric::PeakMemory,
-                reason: "this program's allocator does not count".to_owned(),
-            };
-            costs.peak_memory_bytes = Some(bytes.map_err(failed)?.ok_or_else(uncounted)?);
-        }
-        if let Some(meter) = &self.energy {
-            let prepared = prepare().map_err(failed)?;
-            let joules = self
-                .executor
-                .install(|| meter.joules(|| prepared.run().map(drop).map_err(Unmeasured::Tensor)));
-            costs.energy_joules = Some(joules.map_err(|error| match error {
-                Unmeasured::Tensor(source) => failed(source),
-                Unmeasured::Energy(error) => no_energy(error),
-            })?);
-        }
-        Ok(costs)
+        let costs = self.meters.measure(&self.executor, prepare);
+        costs.map_err(|unmeasured| Error::unmeasured(unmeasured, genotype))
     }
 
     fn time(&self, prepared: &Prepared) -> Result<Timing, Untimed> {
@@ -155,22 +108,26 @@ impl Bench {
     }
 }
 
-/// Why there is no energy of a network.
-enum Unmeasured {
-    Tensor(candle_core::Error),
-    Energy(NoEnergy),
-}
-
-impl From<NoEnergy> for Unmeasured {
-    fn from(error: NoEnergy) -> Self {
-        Self::Energy(error)
-    }
-}
-
-fn no_energy(error: NoEnergy) -> Error {
-    Error::Metric {
-        metric: Metric::Energy,
-        reason: error.to_string(),
+impl Error {
+    fn unmeasured(unmeasured: Unmeasured, what: impl ToString) -> Self {
+        match unmeasured {
+            Unmeasured::Tensor(source) => Self::Network {
+                what: what.to_string(),
+                source,
+            },
+            Unmeasured::PeakMemory(reason) => Self::Metric {
+                metric: Metric::PeakMemory,
+                reason: reason.to_owned(),
+            },
+            Unmeasured::Energy(reason) => Self::Metric {
+                metric: Metric::Energy,
+                reason,
+            },
+            Unmeasured::Threads(error) => Self::Threads {
+                n_threads: 1,
+                source: Box::new(error),
+            },
+        }
     }
 }
 

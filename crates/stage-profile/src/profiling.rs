@@ -9,10 +9,11 @@ use artifact::{
 };
 use candle_core::Device;
 use measure::{Anchor, Drift, Machine, Timing};
+use runtime::Costs;
 use serde::{Deserialize, Serialize};
 use space::NetworkSpec;
 
-use crate::bench::{Bench, Costs, Position, positions};
+use crate::bench::{Bench, Position, positions};
 use crate::itinerary::{Architectures, Itinerary, Timed};
 use crate::journal::Journal;
 use crate::{Config, Error};

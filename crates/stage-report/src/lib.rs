@@ -52,6 +52,13 @@ impl Inputs {
             let (baseline, aware) = (baseline.dir, aware.dir);
             return Err(Error::Incomparable { baseline, aware });
         }
+        if baseline.value.search.metric != aware.value.search.metric {
+            return Err(Error::Metrics {
+                metrics: [&baseline, &aware].map(|one| one.value.search.metric),
+                baseline: baseline.dir,
+                aware: aware.dir,
+            });
+        }
         Ok(Self {
             latency_dataset: artifact::open(latency_dataset)?,
             latency_model: artifact::open(latency_model)?,
@@ -113,6 +120,19 @@ pub enum Error {
         /// The folder of the second.
         aware: PathBuf,
     },
+    /// The two searches did not keep the same low.
+    #[error(
+        "the search of {baseline} kept {} low, that of {aware} {}; give two evaluations that were made from one \
+         latency model", metrics[0], metrics[1]
+    )]
+    Metrics {
+        /// What each kept low.
+        metrics: [artifact::Metric; 2],
+        /// The folder of the first evaluation.
+        baseline: PathBuf,
+        /// The folder of the second.
+        aware: PathBuf,
+    },
     /// The template failed.
     #[error("the page cannot be made")]
     Template(#[from] minijinja::Error),
@@ -123,7 +143,7 @@ impl StageError for Error {
         match self {
             Self::Artifact(error) => error.exit_code(),
             Self::NotTwo { .. } => ExitCode::Usage,
-            Self::Incomparable { .. } => ExitCode::Input,
+            Self::Incomparable { .. } | Self::Metrics { .. } => ExitCode::Input,
             Self::Template(_) => ExitCode::Bug,
         }
     }

@@ -1,9 +1,10 @@
 //! What the page says: every number as the text that stands in it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use artifact::manifest::Manifest;
-use artifact::{Evaluation, FiguresRecord, HeldOut, MeasurementSettings};
+use artifact::{Evaluation, FiguresRecord, LatencyModelArtifact, MeasurementSettings, Metric};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment};
@@ -50,14 +51,14 @@ struct Page<'a> {
 #[derive(Serialize)]
 struct Tile {
     value: String,
-    what: &'static str,
+    what: Cow<'static, str>,
     detail: String,
 }
 
 /// A line of a table.
 #[derive(Serialize)]
 struct Row {
-    name: &'static str,
+    name: Cow<'static, str>,
     cells: Vec<String>,
 }
 
@@ -106,7 +107,6 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
     let evaluations = inputs.evaluations.each_ref().map(|opened| &opened.value);
     let [baseline, aware] = evaluations;
     let latencies = evaluations.map(|evaluation| evaluation.latency.median_millis);
-    let latency_change = latencies[1] / latencies[0] - 1.0;
     let model = &inputs.latency_model.value;
     let noise_floor = model
         .validation
@@ -118,8 +118,8 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
     let front_caption = front_caption.unwrap_or_default();
     Page {
         title: &config.title,
-        tiles: tiles(inputs, latency_change),
-        conclusion: conclusion(evaluations, latency_change),
+        tiles: tiles(inputs),
+        conclusion: conclusion(evaluations),
         conditions: conditions(&aware.settings),
         names: NAMES,
         results: results(baseline, aware),
@@ -129,7 +129,7 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
         models,
         figures,
         noise_floor,
-        scatter: scatter(&model.validation.held_out, &model.card.chosen),
+        scatter: scatter(model),
         scatter_caption: format!(
             "{} architectures that the models were not fitted on; fitted on {}.",
             model.card.n_test, model.card.n_train
@@ -158,9 +158,11 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
 }
 
 /// The verdict, where there was a target, and the numbers that are seen from afar.
-fn tiles(inputs: &Inputs, latency_change: f64) -> Vec<Tile> {
+fn tiles(inputs: &Inputs) -> Vec<Tile> {
     let evaluations = inputs.evaluations.each_ref().map(|opened| &opened.value);
-    let latencies = evaluations.map(|evaluation| evaluation.latency.median_millis);
+    let costs = evaluations.map(measured);
+    let metric = evaluations[1].search.metric;
+    let unit = metric.unit();
     let accuracies = evaluations.map(|evaluation| evaluation.test_accuracy);
     let validation = &inputs.latency_model.value.validation;
     let chosen = &inputs.latency_model.value.card.chosen;
@@ -169,21 +171,21 @@ fn tiles(inputs: &Inputs, latency_change: f64) -> Vec<Tile> {
     let target = verdict.word().zip(verdict.target_millis);
     let verdict = target.map(|(word, target)| Tile {
         value: word.to_owned(),
-        what: "target",
+        what: "target".into(),
         detail: format!(
-            "measured {}\u{a0}ms, at most {}\u{a0}ms",
+            "measured {}\u{a0}{unit}, at most {}\u{a0}{unit}",
             millis(verdict.measured_millis),
             millis(target)
         ),
     });
     let numbers = [
         Tile {
-            value: format!("{}\u{a0}%", signed(100.0 * latency_change, 1)),
-            what: "measured latency",
+            value: format!("{}\u{a0}%", signed(100.0 * (costs[1] / costs[0] - 1.0), 1)),
+            what: format!("measured {}", noun(metric)).into(),
             detail: format!(
-                "{}\u{a0}ms against {}\u{a0}ms",
-                millis(latencies[1]),
-                millis(latencies[0])
+                "{}\u{a0}{unit} against {}\u{a0}{unit}",
+                millis(costs[1]),
+                millis(costs[0])
             ),
         },
         Tile {
@@ -191,7 +193,7 @@ fn tiles(inputs: &Inputs, latency_change: f64) -> Vec<Tile> {
                 "{}\u{a0}points",
                 signed(100.0 * (accuracies[1] - accuracies[0]), 2)
             ),
-            what: "test accuracy",
+            what: "test accuracy".into(),
             detail: format!(
                 "{} against {}",
                 percent(accuracies[1], 2),
@@ -200,7 +202,7 @@ fn tiles(inputs: &Inputs, latency_change: f64) -> Vec<Tile> {
         },
         Tile {
             value: chosen.map_or("–".to_owned(), |figures| percent(figures.mape, 1)),
-            what: "error of the latency model",
+            what: "error of the latency model".into(),
             detail: match validation.noise_floor_mape {
                 Some(floor) => format!(
                     "mean over held-out architectures; noise {}",
@@ -213,30 +215,46 @@ fn tiles(inputs: &Inputs, latency_change: f64) -> Vec<Tile> {
     verdict.into_iter().chain(numbers).collect()
 }
 
-fn conclusion([baseline, aware]: [&Evaluation; 2], latency_change: f64) -> String {
+/// What was measured of what the search kept low, in the unit of the metric.
+fn measured(evaluation: &Evaluation) -> f64 {
+    evaluation.verdict().measured_millis
+}
+
+/// A metric in a sentence.
+fn noun(metric: Metric) -> &'static str {
+    match metric {
+        Metric::Latency => "latency",
+        Metric::PeakMemory => "peak memory",
+        Metric::Energy => "energy",
+    }
+}
+
+fn conclusion([baseline, aware]: [&Evaluation; 2]) -> String {
     let points = 100.0 * (aware.test_accuracy - baseline.test_accuracy);
-    let latency = compared(100.0 * latency_change, "%", 1);
+    let metric = aware.search.metric;
+    let (cost, unit) = (noun(metric), metric.unit());
+    let change = 100.0 * (measured(aware) / measured(baseline) - 1.0);
+    let change = compared(change, "%", 1)
+        .map_or("the same as".to_owned(), |change| format!("{change} than"));
     let accuracy = compared(points, "percentage points", 2);
     if let Some(target) = &aware.search.target {
         return format!(
-            "Asked for at most {}\u{a0}ms, the search found a network that takes {}\u{a0}ms: {}. Its latency is {} \
+            "Asked for at most {}\u{a0}{unit}, the search found a network that takes {}\u{a0}{unit}: {}. Its {cost} is {change} \
              that of the network found for accuracy alone; its test accuracy is {}.",
             millis(target.target_millis),
-            millis(aware.latency.median_millis),
+            millis(measured(aware)),
             if aware.verdict().is_target_met == Some(true) {
                 "the target is met"
             } else {
                 "the target is missed"
             },
-            latency.map_or("the same as".to_owned(), |change| format!("{change} than")),
             accuracy.unwrap_or("the same".to_owned()),
         );
     }
     format!(
-        "With λ = {}, the search found a network whose latency is {} that of the network found with \
+        "With λ = {}, the search found a network whose {cost} is {change} that of the network found with \
          λ = {}; its test accuracy is {}.",
         aware.search.lambda,
-        latency.map_or("the same as".to_owned(), |change| format!("{change} than")),
         baseline.search.lambda,
         accuracy.unwrap_or("the same".to_owned()),
     )
@@ -303,8 +321,10 @@ fn conditions(settings: &MeasurementSettings) -> Vec<(&'static str, String)> {
 
 fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
     let both = [baseline, aware];
-    let row = |name, of: &dyn Fn(&Evaluation) -> String, change: String| Row {
-        name,
+    let metric = aware.search.metric;
+    let (cost, unit) = (noun(metric), metric.unit());
+    let row = |name: &str, of: &dyn Fn(&Evaluation) -> String, change: String| Row {
+        name: name.to_owned().into(),
         cells: both
             .iter()
             .map(|evaluation| of(evaluation))
@@ -317,9 +337,9 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
             signed(100.0 * (of(aware) / of(baseline) - 1.0), 1)
         )
     };
-    let error = |e: &Evaluation| e.search.predicted_latency_millis / e.latency.median_millis - 1.0;
+    let error = |e: &Evaluation| e.search.predicted_latency_millis / measured(e) - 1.0;
     let points = 100.0 * (aware.test_accuracy - baseline.test_accuracy);
-    vec![
+    let mut rows = vec![
         row(
             "search",
             &|e| format!("{}, seed {}", e.search.method, e.search.seed),
@@ -352,8 +372,8 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
             String::new(),
         ),
         row(
-            "predicted latency",
-            &|e| format!("{}\u{a0}ms", millis(e.search.predicted_latency_millis)),
+            &format!("predicted {cost}"),
+            &|e| format!("{}\u{a0}{unit}", millis(e.search.predicted_latency_millis)),
             change(&|e| e.search.predicted_latency_millis),
         ),
         row(
@@ -362,7 +382,7 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
                 let verdict = e.verdict();
                 match (verdict.interval_millis, verdict.is_in_interval) {
                     (Some([low, high]), Some(is_in)) => format!(
-                        "{} – {}\u{a0}ms: measured {}",
+                        "{} – {}\u{a0}{unit}: measured {}",
                         millis(low),
                         millis(high),
                         if is_in { "inside" } else { "outside" }
@@ -375,7 +395,7 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
         row(
             "target",
             &|e| match e.verdict().target_millis {
-                Some(target) => format!("{}\u{a0}ms", millis(target)),
+                Some(target) => format!("{}\u{a0}{unit}", millis(target)),
                 None => "–".to_owned(),
             },
             String::new(),
@@ -405,7 +425,19 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
             &|e| thousands(e.n_multi_adds),
             change(&|e| e.n_multi_adds as f64),
         ),
-    ]
+    ];
+    if metric != Metric::Latency {
+        let own = row(
+            &format!("measured {cost}"),
+            &|e| format!("{}\u{a0}{unit}", millis(measured(e))),
+            change(&measured),
+        );
+        let before = rows
+            .iter()
+            .position(|row| row.name.starts_with("predicted"));
+        rows.insert(before.unwrap_or(rows.len()), own);
+    }
+    rows
 }
 
 /// What a reader must know before believing the numbers.
@@ -484,9 +516,11 @@ fn front(inputs: &Inputs) -> Option<(String, String)> {
         .iter()
         .filter(|point| Some(point.latency_median_millis) <= point.target_millis)
         .count();
+    let metric = inputs.front.as_ref()?.value.metric;
+    let cost = noun(metric);
     let met = match targets.len() {
         0 => String::new(),
-        n => format!(" Measured latency at most the target: {n_met} of {n}."),
+        n => format!(" Measured {cost} at most the target: {n_met} of {n}."),
     };
     let caption = format!(
         "{}, searched with {} ({}), trained and timed alike.{met}",
@@ -494,7 +528,8 @@ fn front(inputs: &Inputs) -> Option<(String, String)> {
         asked.join(", "),
         plural(seeds.len(), "seed"),
     );
-    Some((charts::front(&networks), caption))
+    let of = format!("{cost}, {}", metric.unit());
+    Some((charts::front(&of, &networks), caption))
 }
 
 /// The name of a model for people.
@@ -523,16 +558,17 @@ fn figures(inputs: &Inputs) -> (Vec<&str>, Vec<Row>) {
         chosen_first(&model.validation.models, &model.card.chosen)
             .into_iter()
             .unzip();
-    let row = |name, of: &dyn Fn(&FiguresRecord) -> String| Row {
-        name,
+    let unit = model.card.metric.unit();
+    let row = |name: &'static str, of: &dyn Fn(&FiguresRecord) -> String| Row {
+        name: name.into(),
         cells: figures.iter().map(|figures| of(figures)).collect(),
     };
     let rows = vec![
         row("mean absolute error", &|f| {
-            format!("{}\u{a0}ms", millis(f.mae_millis))
+            format!("{}\u{a0}{unit}", millis(f.mae_millis))
         }),
         row("root mean square error", &|f| {
-            format!("{}\u{a0}ms", millis(f.rmse_millis))
+            format!("{}\u{a0}{unit}", millis(f.rmse_millis))
         }),
         row("mean relative error (MAPE)", &|f| percent(f.mape, 2)),
         row("median relative error", &|f| percent(f.median_ape, 2)),
@@ -548,9 +584,12 @@ fn figures(inputs: &Inputs) -> (Vec<&str>, Vec<Row>) {
     (names.into_iter().map(model_name).collect(), rows)
 }
 
-fn scatter(held_out: &[HeldOut], chosen: &str) -> String {
+fn scatter(model: &LatencyModelArtifact) -> String {
+    let (metric, chosen) = (model.card.metric, &model.card.chosen);
+    let of = format!("{}, {}", noun(metric), metric.unit());
+    let held_out = &model.validation.held_out;
     let Some(first) = held_out.first() else {
-        return charts::scatter(&[]);
+        return charts::scatter(&of, &[]);
     };
     let series: Vec<Series<'_>> = chosen_first(&first.predicted_millis, chosen)
         .into_iter()
@@ -562,7 +601,7 @@ fn scatter(held_out: &[HeldOut], chosen: &str) -> String {
                 .collect(),
         })
         .collect();
-    charts::scatter(&series)
+    charts::scatter(&of, &series)
 }
 
 fn curves(

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use artifact::Metric;
 use serde::{Deserialize, Serialize};
 use space::Genotype;
 
@@ -356,14 +357,15 @@ pub struct TargetConfig {
     pub multiplier_rate: f64,
 }
 
-/// `none`, `0.4ms`, or `0.6x` for a ratio of a genotype's latency.
+/// `none`, `0.4ms`, or `0.6x` for a ratio of a genotype's latency. Where the model is of another metric, an amount of that one, such as
+/// `12MiB` or `3mJ`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum TargetLatency {
     /// Any.
     None,
-    /// In ms.
-    Millis(f64),
+    /// So much, in the unit of the metric.
+    Cost(f64, Metric),
     /// As a ratio.
     Ratio(f64),
 }
@@ -377,14 +379,20 @@ impl TryFrom<String> for TargetLatency {
             (value > 0.0 && value.is_finite()).then_some(value)
         };
         let text = text.trim();
+        let cost = |metric: Metric| {
+            let value = text.strip_suffix(metric.unit()).and_then(number)?;
+            Some(Self::Cost(value, metric))
+        };
         let parsed = if text == "none" {
             Some(Self::None)
-        } else if let Some(value) = text.strip_suffix("ms") {
-            number(value).map(Self::Millis)
+        } else if let Some(value) = text.strip_suffix('x') {
+            number(value).map(Self::Ratio)
         } else {
-            text.strip_suffix('x').and_then(number).map(Self::Ratio)
+            Metric::ALL.into_iter().find_map(cost)
         };
-        parsed.ok_or_else(|| format!("`{text}` is no latency; expected none, 0.4ms or 0.6x"))
+        parsed.ok_or_else(|| {
+            format!("`{text}` is no latency; expected none, 0.4ms or 0.6x (12MiB, 3mJ where the model is of such)")
+        })
     }
 }
 
@@ -398,7 +406,7 @@ impl fmt::Display for TargetLatency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("none"),
-            Self::Millis(value) => write!(f, "{value}ms"),
+            Self::Cost(value, metric) => write!(f, "{value}{}", metric.unit()),
             Self::Ratio(value) => write!(f, "{value}x"),
         }
     }

@@ -53,15 +53,20 @@ pub enum Error {
         /// The name that it gives.
         chosen: String,
     },
-    /// The model is not of latency.
+    /// The target is of another metric than the model.
     #[error(
-        "the model in {path} is of {metric}, the search descends on latency; fit one with metric = \"latency\""
+        "target.latency is in {} in the config, but the model in {path} is of {metric}: give it in {}, as a ratio such as 0.6x, \
+         or fit a model with metric = \"{asked}\"",
+        asked.unit(),
+        metric.unit()
     )]
     Metric {
         /// The artifact's folder.
         path: String,
         /// What it is of.
         metric: artifact::Metric,
+        /// What the target is of.
+        asked: artifact::Metric,
     },
     /// The latency model was fitted on codes of another length.
     #[error(
@@ -95,10 +100,12 @@ pub enum Error {
     },
     /// Nothing in the space is that fast.
     #[error(
-        "no network is that fast: target {target_millis:.4} ms, but the fastest one found takes up to {fastest_millis:.4} ms \
+        "no network keeps to the target: {target_millis:.4} {unit}, but the least one found takes up to {fastest_millis:.4} {unit} \
          by the latency model; raise target.latency or shrink the network"
     )]
     Unreachable {
+        /// Of the metric.
+        unit: &'static str,
         /// What was asked for, in ms.
         target_millis: f64,
         /// The bound of the fastest genotype, in ms.
@@ -106,10 +113,12 @@ pub enum Error {
     },
     /// No genotype drawn at random keeps to the target and near it.
     #[error(
-        "none of {n_draws} genotypes drawn at random takes between {low_millis:.4} and {target_millis:.4} ms by the latency \
+        "none of {n_draws} genotypes drawn at random takes between {low_millis:.4} and {target_millis:.4} {unit} by the latency \
          model; widen target.slack or move target.latency"
     )]
     NothingDrawn {
+        /// Of the metric.
+        unit: &'static str,
         /// The least latency, in ms.
         low_millis: f64,
         /// The target, in ms.
@@ -161,11 +170,11 @@ impl StageError for Error {
         match self {
             Self::Setting { .. }
             | Self::Network { .. }
+            | Self::Metric { .. }
             | Self::Unreachable { .. }
             | Self::NothingDrawn { .. } => ExitCode::Usage,
             Self::LatencyModel { .. }
             | Self::UnknownModel { .. }
-            | Self::Metric { .. }
             | Self::CodeLength { .. }
             | Self::NotSquare { .. }
             | Self::WarmStart { .. }

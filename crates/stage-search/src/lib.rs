@@ -222,12 +222,13 @@ fn search(
             row.event = search.guard(&result.panel)?;
         }
         context.progress.line(&format!(
-            "{label}: train {:.3} ({:.1} %), valid {:.3} ({:.1} %), derived {:.3} ms{}",
+            "{label}: train {:.3} ({:.1} %), valid {:.3} ({:.1} %), derived {:.3} {}{}",
             result.train_loss,
             100.0 * result.train_accuracy,
             result.valid_loss,
             100.0 * result.valid_accuracy,
             result.derived_latency_millis,
+            predictor.metric.unit(),
             row.event
                 .iter()
                 .map(|event| format!("; {event}"))
@@ -284,7 +285,14 @@ fn target_millis(
     let target = &config.target;
     let millis = match target.latency {
         TargetLatency::None => return Ok(None),
-        TargetLatency::Millis(millis) => millis,
+        TargetLatency::Cost(cost, metric) if metric == predictor.metric => cost,
+        TargetLatency::Cost(_, asked) => {
+            return Err(Error::Metric {
+                path: inputs.latency_model.dir.display().to_string(),
+                metric: predictor.metric,
+                asked,
+            });
+        }
         TargetLatency::Ratio(ratio) => {
             let of = config::genotype_of(&target.of).ok_or(Error::Setting {
                 key: "target.of",
@@ -305,6 +313,7 @@ fn target_millis(
         derivation::fastest(|genotype| upper(genotype).unwrap_or(f64::INFINITY));
     if fastest_millis > millis {
         return Err(Error::Unreachable {
+            unit: predictor.metric.unit(),
             target_millis: millis,
             fastest_millis,
         });
@@ -356,8 +365,9 @@ fn found(
     if n_changed_genes > 0 {
         let bound = match target_millis {
             Some(target) => format!(
-                ": at most {:.4} ms instead of {:.4}, target {target:.4}",
+                ": at most {:.4} {} instead of {:.4}, target {target:.4}",
                 upper(&genotype),
+                search.predictor.metric.unit(),
                 upper(&derived)
             ),
             None => String::new(),
@@ -423,6 +433,7 @@ fn result(
         objective: name(config.objective.name()),
         bridge: name(config.bridge.name()),
         lambda: latency_weight,
+        metric: predictor.metric,
         settings: inputs.latency_model.value.card.settings.clone(),
         reference_millis: predictor.reference_millis,
         alphas,

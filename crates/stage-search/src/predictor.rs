@@ -9,8 +9,11 @@ use crate::error::Error;
 /// The probability with which a latency lies in the interval of a search result.
 const INTERVAL_PROBABILITY: f64 = 0.9;
 
-/// What the search knows of latencies.
+/// What the search knows of latencies, or of what else the model is of: then what is said of ms here and in the search is meant of the
+/// unit of that metric.
 pub(crate) struct Predictor {
+    /// What the model is of.
+    pub(crate) metric: Metric,
     model: Box<dyn LatencyModel>,
     /// The model's errors on architectures that it was not fitted on; `None` if there are none.
     errors: Option<Conformal>,
@@ -27,12 +30,6 @@ impl Predictor {
             validation,
         } = &opened.value;
         let path = opened.dir.display().to_string();
-        if card.metric != Metric::Latency {
-            return Err(Error::Metric {
-                path,
-                metric: card.metric,
-            });
-        }
         let (mut predicted, mut spread, mut measured) = (Vec::new(), Vec::new(), Vec::new());
         for one in &validation.held_out {
             let Some(&own) = one
@@ -49,6 +46,7 @@ impl Predictor {
         }
         let errors = Conformal::fit(&predicted, &spread, &measured).ok();
         Ok(Self {
+            metric: card.metric,
             model: model(tensors, &card.chosen, path)?,
             errors,
             reference_millis: card.reference_millis,

@@ -31,6 +31,7 @@ pub(crate) fn draw(
                 .is_some_and(|upper| (low_millis..=target_millis).contains(&upper))
         })
         .ok_or(Error::NothingDrawn {
+            unit: predictor.metric.unit(),
             low_millis,
             target_millis,
             n_draws: MAX_DRAWS,

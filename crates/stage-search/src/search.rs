@@ -205,7 +205,7 @@ pub(crate) struct Search<'a> {
     pub(crate) memory: Memory,
     /// Alpha as it was before the last alarm; only where a policy may go back.
     pub(crate) good: Option<Snapshot>,
-    predictor: &'a Predictor,
+    pub(crate) predictor: &'a Predictor,
     config: Config,
     pub(crate) device: Device,
     /// The shape of the supernet.

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    Digest, FloatTensor, HeldOut, KeyParts, LatencyModelArtifact, ModelCard, SearchResult, Store,
-    Validation, stage,
+    Digest, FloatTensor, HeldOut, KeyParts, LatencyModelArtifact, Metric, ModelCard, SearchResult,
+    Store, Validation, stage,
 };
 use latency::{LatencyModel, Ridge};
 use rand_chacha::ChaCha8Rng;
@@ -117,11 +117,16 @@ impl Answer {
 
 impl Place {
     fn new() -> Self {
+        Self::with(Metric::Latency)
+    }
+
+    /// With a model of that metric.
+    fn with(metric: Metric) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_images(&dir.path().join("data"));
         let config = CONFIG.replace("DATA", text(&dir.path().join("data")));
         fs::write(dir.path().join("search.toml"), config).unwrap();
-        let latency_model = latency_model(&dir.path().join("models"));
+        let latency_model = latency_model(&dir.path().join("models"), metric);
         Self { dir, latency_model }
     }
 
@@ -206,7 +211,7 @@ fn write_images(dir: &Path) {
 }
 
 /// Publishes an additive model of a law in which separable convolutions are slow.
-fn latency_model(store: &Path) -> PathBuf {
+fn latency_model(store: &Path, metric: Metric) -> PathBuf {
     let space = SearchSpace::darts();
     let law = |genotype: &Genotype| {
         let is_slow = |primitive| {
@@ -250,7 +255,7 @@ fn latency_model(store: &Path) -> PathBuf {
         .collect();
     let value = LatencyModelArtifact {
         card: ModelCard {
-            metric: artifact::Metric::Latency,
+            metric,
             settings: None,
             chosen: "ridge".to_owned(),
             reason: String::new(),
@@ -409,6 +414,20 @@ fn a_target_is_met_with_its_probability_and_not_by_far() {
 }
 
 #[test]
+fn another_metric_is_kept_to_in_its_unit() {
+    let place = Place::with(Metric::PeakMemory);
+    let search = |target| place.run(&[&TARGET[..], &["--set", target]].concat());
+    let answer = search("target.latency=5.5MiB");
+    assert!(answer.stderr.contains(" MiB"), "{}", answer.stderr);
+    let found = search_result(&answer.json());
+    assert_eq!(found.metric, Metric::PeakMemory);
+    let record = found.target.unwrap();
+    assert!(record.target_millis == 5.5 && record.is_met, "{record:?}");
+    search("target.latency=5.5ms").failed(2, &["is in ms", "of peak-memory", "MiB"]);
+    search("target.latency=0.5MiB").failed(2, &["0.5000 MiB", "the least"]);
+}
+
+#[test]
 fn a_ratio_is_of_the_genotype_that_it_names() {
     let place = Place::new();
     // DARTS_V1 has 7 slow operations by the law, so 8 ms.
@@ -437,7 +456,7 @@ fn what_is_too_fast_for_the_space_is_refused_before_the_search() {
     let sets = ["--set", "objective=target", "--set", "target.latency=0.5ms"];
     place
         .run(&sets)
-        .failed(2, &["0.5000 ms", "fastest", "target.latency"]);
+        .failed(2, &["0.5000 ms", "the least", "target.latency"]);
     for (set, says) in [
         ("target.latency=fast", "none, 0.4ms or 0.6x"),
         ("objective=target", "target.latency"),

@@ -4,7 +4,7 @@ use artifact::manifest::{Build, Origin};
 use artifact::{
     AnchorRecord, Artifact, CellSample, EpochRow, Evaluation, FiguresRecord, FloatTensor,
     FloatTensors, Front, FrontPoint, HeldOut, KeyParts, LatencyDataset, LatencyModelArtifact,
-    LatencySample, MeasurementSettings, ModelCard, NetworkRecord, Opened, PIPELINE, Report,
+    LatencySample, MeasurementSettings, Metric, ModelCard, NetworkRecord, Opened, PIPELINE, Report,
     SearchResult, SearchSummary, Store, TargetRecord, TimingRecord, TimingResult, TraceRow,
     Validation,
 };
@@ -201,6 +201,7 @@ impl Sample for SearchResult {
             objective: "target".to_owned(),
             bridge: "soft".to_owned(),
             lambda: 0.1,
+            metric: Metric::PeakMemory,
             interval_millis: Some([19.5, 20.9]),
             target: Some(target()),
             settings: None,
@@ -235,6 +236,7 @@ impl Sample for Evaluation {
                 lambda: 0.0,
                 seed: 1,
                 objective: "target".to_owned(),
+                metric: Metric::PeakMemory,
                 predicted_latency_millis: 20.1,
                 interval_millis: Some([19.5, 20.9]),
                 target: Some(target()),
@@ -249,6 +251,8 @@ impl Sample for Evaluation {
                 n_repeats: 10,
                 anchor_ratio: 1.001,
                 disturbed: false,
+                peak_memory_bytes: Some(20.5 * f64::from(1 << 20)),
+                energy_joules: Some(0.5),
             },
             n_params: 3_634_678,
             n_macs: 556_670_592,
@@ -284,6 +288,7 @@ impl Sample for Front {
             evaluation: "1".repeat(64),
         };
         Self::new(
+            Metric::PeakMemory,
             Some(settings()),
             vec![
                 point("none", None, 0.975, 21.0),

@@ -17,9 +17,9 @@ pub(crate) struct Series<'a> {
     pub(crate) points: Vec<[f64; 2]>,
 }
 
-/// Predicted against measured latencies with the line on which they are equal and ±5 % about it.
+/// Predicted against measured costs, of what is said with its unit, with the line on which they are equal and ±5 % about it.
 /// The first series has filled circles, the second open squares, further ones open circles.
-pub(crate) fn scatter(series: &[Series<'_>]) -> String {
+pub(crate) fn scatter(of: &str, series: &[Series<'_>]) -> String {
     let values = series
         .iter()
         .flat_map(|series| &series.points)
@@ -37,9 +37,13 @@ pub(crate) fn scatter(series: &[Series<'_>]) -> String {
     let mut svg = Svg::new(
         WIDTH,
         460.0,
-        "Predicted against measured latency of held-out architectures",
+        "Predicted against measured, of held-out architectures",
     );
-    frame.draw(&mut svg, "measured latency, ms", "predicted latency, ms");
+    frame.draw(
+        &mut svg,
+        &format!("measured {of}"),
+        &format!("predicted {of}"),
+    );
 
     let (low, high) = (frame.x.min, frame.x.max);
     svg.push(format_args!(
@@ -230,7 +234,7 @@ pub(crate) fn curves(title: &str, y_title: &str, networks: &[Curve<'_>; 2]) -> S
 
 /// A network of a sweep.
 pub(crate) struct Swept {
-    /// Its measured latency, in milliseconds.
+    /// Its measured latency in milliseconds, or another cost.
     pub(crate) millis: f64,
     /// Its test accuracy, in percent.
     pub(crate) accuracy: f64,
@@ -238,8 +242,8 @@ pub(crate) struct Swept {
     pub(crate) is_on_front: bool,
 }
 
-/// Test accuracy over latency; those that nothing beats are filled and joined by steps.
-pub(crate) fn front(networks: &[Swept]) -> String {
+/// Test accuracy over a cost, of what is said with its unit; those that nothing beats are filled and joined by steps.
+pub(crate) fn front(of: &str, networks: &[Swept]) -> String {
     let frame = Frame {
         x: Axis::covering(networks.iter().map(|network| network.millis), 6),
         y: Axis::covering(networks.iter().map(|network| network.accuracy), 5),
@@ -248,8 +252,8 @@ pub(crate) fn front(networks: &[Swept]) -> String {
         top: 34.0,
         bottom: 266.0,
     };
-    let mut svg = Svg::new(WIDTH, 310.0, "Test accuracy over measured latency");
-    frame.draw(&mut svg, "measured latency, ms", "test accuracy, %");
+    let mut svg = Svg::new(WIDTH, 310.0, "Test accuracy over what was measured");
+    frame.draw(&mut svg, &format!("measured {of}"), "test accuracy, %");
     let at = |network: &Swept| frame.at(network.millis, network.accuracy);
     let mut best: Vec<&Swept> = networks.iter().filter(|one| one.is_on_front).collect();
     best.sort_by(|a, b| a.millis.total_cmp(&b.millis));
@@ -297,11 +301,14 @@ mod tests {
             accuracy,
             is_on_front,
         };
-        let svg = front(&[
-            network(0.4, 88.0, true),
-            network(0.3, 87.0, true),
-            network(0.35, 86.0, false),
-        ]);
+        let svg = front(
+            "latency, ms",
+            &[
+                network(0.4, 88.0, true),
+                network(0.3, 87.0, true),
+                network(0.35, 86.0, false),
+            ],
+        );
         // One more of each in the legend.
         assert_eq!(svg.matches("mark first").count(), 2 + 1);
         assert_eq!(svg.matches("mark second").count(), 1 + 1);
@@ -327,7 +334,7 @@ mod tests {
                 points: vec![[1.0, 1.3]],
             },
         ];
-        let svg = scatter(&series);
+        let svg = scatter("latency, ms", &series);
         // One more of each in the legend.
         assert_eq!(svg.matches("mark first").count(), 3 + 1);
         assert_eq!(svg.matches("mark second").count(), 1 + 1);
