@@ -84,6 +84,9 @@ pub(crate) struct TableArgs {
     /// The seed of the draw
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Fit the first rows of the file instead of drawing some
+    #[arg(long)]
+    in_order: bool,
     /// Leave out rows that cost less
     #[arg(long, value_name = "X")]
     min_value: Option<f64>,
@@ -150,6 +153,7 @@ impl TableArgs {
             target: &self.target,
             n_train: self.train,
             seed: self.seed,
+            in_order: self.in_order,
             min_value: self.min_value,
             model: self.model,
             rounds: self.rounds,

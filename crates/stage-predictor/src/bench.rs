@@ -31,6 +31,8 @@ pub struct BenchConfig<'a> {
     pub n_train: Option<usize>,
     /// The seed of the draw and of the regressor.
     pub seed: u64,
+    /// Whether the first rows are taken, instead of drawing some.
+    pub in_order: bool,
     /// Rows that cost less do not count.
     pub min_value: Option<f64>,
     /// The model, or `auto`.
@@ -290,7 +292,7 @@ pub fn bench(config: &BenchConfig<'_>) -> Result<BenchResult, Error> {
     let (train, test) = if config.rounds {
         rows.choose(n_train, config)?
     } else {
-        rows.draw(n_train, config.seed)
+        rows.draw(n_train, config)
     };
     let (candidates, chosen, reason) = fit_on(config, &train)?;
     let chosen = &candidates[chosen];
@@ -329,7 +331,7 @@ pub fn fit(config: &BenchConfig<'_>) -> Result<BenchResult, Error> {
             found: rows.codes.len(),
         });
     }
-    let (train, _) = rows.draw(n_train, config.seed);
+    let (train, _) = rows.draw(n_train, config);
     let (candidates, chosen, reason) = fit_on(config, &train)?;
     let chosen = &candidates[chosen];
     Ok(BenchResult::new(
@@ -401,15 +403,17 @@ impl Rows {
         Ok(Self { codes, costs })
     }
 
-    /// `n` rows drawn with the seed, and the others.
-    fn draw(&self, n: usize, seed: u64) -> (Self, Self) {
-        let order = self.shuffled(seed);
+    /// `n` rows drawn with the seed, or the first ones, and the others.
+    fn draw(&self, n: usize, config: &BenchConfig<'_>) -> (Self, Self) {
+        let order = self.order(config);
         (self.part(&order[..n]), self.part(&order[n..]))
     }
 
-    fn shuffled(&self, seed: u64) -> Vec<usize> {
+    fn order(&self, config: &BenchConfig<'_>) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.codes.len()).collect();
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        if !config.in_order {
+            order.shuffle(&mut ChaCha8Rng::seed_from_u64(config.seed));
+        }
         order
     }
 
@@ -423,7 +427,7 @@ impl Rows {
     /// `n` rows, chosen in rounds: the first drawn with the seed, later ones half drawn, half those of which the
     /// structured model of the rows before is least sure; and the others.
     fn choose(&self, n: usize, config: &BenchConfig<'_>) -> Result<(Self, Self), Error> {
-        let mut rest = self.shuffled(config.seed);
+        let mut rest = self.order(config);
         let mut chosen: Vec<usize> = rest.drain(..n.min(FIRST_ROUND)).collect();
         while chosen.len() < n {
             let Self { codes, costs } = self.part(&chosen);
