@@ -10,10 +10,10 @@
 //! (Zhou et al. 2019). So data that call for a sum of costs get one, and a function that explains nothing
 //! fades out.
 //!
-//! * **Outliers.** A latency that lies far from what the others say of it is given more noise (Student's t with 4
-//!   degrees of freedom, by reweighting), where that helps.
+//! * **Noise.** Taken as the same for all; or, with outliers, a latency that lies far from what the others say of it is given
+//!   more (Student's t with 4 degrees of freedom, by reweighting); or, besides, noise grows with the latency.
 //! * **An ensemble.** Compilers differ in what they drop, so there are several *experts*, each with other
-//!   functions, each with and without the treatment of outliers. Their weights fall with their relative error
+//!   functions, each with the three kinds of noise. Their weights fall with their relative error
 //!   on architectures that are left out, one at a time, which a Gaussian process tells without another fit.
 //! * **Doubt.** How far the experts lie apart, and how noisy the data are, is the
 //!   [`spread`](LatencyModel::spread) of a prediction.
@@ -34,6 +34,8 @@ use crate::model::{
 enum Shape {
     /// u · v: a weighted sum.
     Linear,
+    /// (u · v)²: a weighted sum over all pairs.
+    Pairs,
     /// exp(-|u - v|² / 2 l²): very smooth.
     Gauss,
     /// (1 + r) exp(-r), r = √3 |u - v| / l: with kinks almost allowed (Matérn, 3/2).
@@ -49,6 +51,7 @@ impl Shape {
         let square = (uu + vv - 2.0 * uv).max(0.0);
         match self {
             Self::Linear => uv,
+            Self::Pairs => uv * uv,
             Self::Gauss => (-square / (2.0 * LENGTH * LENGTH)).exp(),
             Self::Matern => {
                 let r = (3.0 * square).sqrt() / LENGTH;
@@ -57,13 +60,17 @@ impl Shape {
         }
     }
 
-    /// For kernels of the distance: g with dk/du = -g · (u - v).
-    fn slope(self, uu: f64, vv: f64, uv: f64) -> f64 {
+    /// The gradient of the kernel in u, as multiples of v and of u.
+    fn slope(self, uu: f64, vv: f64, uv: f64) -> [f64; 2] {
         let square = (uu + vv - 2.0 * uv).max(0.0);
+        let apart = |g: f64| [g, -g];
         match self {
-            Self::Linear => 0.0,
-            Self::Gauss => self.value(uu, vv, uv) / (LENGTH * LENGTH),
-            Self::Matern => 3.0 / (LENGTH * LENGTH) * (-(3.0 * square).sqrt() / LENGTH).exp(),
+            Self::Linear => [1.0, 0.0],
+            Self::Pairs => [2.0 * uv, 0.0],
+            Self::Gauss => apart(self.value(uu, vv, uv) / (LENGTH * LENGTH)),
+            Self::Matern => {
+                apart(3.0 / (LENGTH * LENGTH) * (-(3.0 * square).sqrt() / LENGTH).exp())
+            }
         }
     }
 }
@@ -71,8 +78,8 @@ impl Shape {
 /// A function that latency may contain.
 type Term = (Shape, &'static [Group]);
 
-/// All functions; the first three belong to every expert.
-const TERMS: [Term; 15] = [
+/// All functions. New ones come last: older models know those in front.
+const TERMS: [Term; 16] = [
     (Shape::Linear, &[Group::Edges]),
     (Shape::Linear, &[Group::Counts]),
     (Shape::Gauss, &[Group::Edges]),
@@ -88,9 +95,15 @@ const TERMS: [Term; 15] = [
     (Shape::Gauss, &[Group::EffectiveCounts, Group::Nodes]),
     (Shape::Linear, &[Group::Paths]),
     (Shape::Matern, &[Group::Paths]),
+    (Shape::Pairs, &[Group::Edges]),
 ];
 
-/// The terms of each expert beside the first three. Terms of features that a space does not have are left out,
+/// The terms that belong to every expert, the last one only from so many architectures on: how pairs of edges act is
+/// more than fewer can tell.
+const COMMON: [usize; 4] = [0, 1, 2, 15];
+const PAIRS_ARCHITECTURES: usize = 300;
+
+/// The further terms of each expert. Terms of features that a space does not have are left out,
 /// and then experts that do not differ.
 const EXPERTS: [&[usize]; 5] = [
     &[],
@@ -216,8 +229,10 @@ impl Function {
 struct Expert {
     /// The variance of each function, 0 for those that are not its own.
     variances: Vec<f64>,
-    /// The variance of the noise of an architecture that is no outlier.
+    /// The variance of the noise of an architecture that is no outlier, what of it grows with the squared latency aside.
     noise: f64,
+    /// That part: its variance over the squared latency.
+    relative_noise: f64,
     /// The coefficient of each architecture.
     alphas: Vec<f64>,
     mean: f64,
@@ -366,6 +381,9 @@ impl Structured {
         let mut millis: f64 = means.sum();
         let mut grads = vec![0.0; if with_gradient { values.len() } else { 0 }];
         for (function, coefficients) in self.functions.iter().zip(&self.blend) {
+            if coefficients.iter().all(|&c| c == 0.0) {
+                continue;
+            }
             let u = function.scaled(&values);
             let mut grad_u = vec![0.0; u.len()];
             if function.shape == Shape::Linear {
@@ -373,24 +391,25 @@ impl Structured {
                 grad_u.copy_from_slice(coefficients);
             } else {
                 let uu = dot(&u, &u);
-                let mut pull = 0.0;
+                let mut along_u = 0.0;
                 for (index, coefficient) in coefficients.iter().enumerate() {
                     let (v, vv) = (function.row(index), function.squares[index]);
                     let uv = dot(&u, v);
                     millis += coefficient * function.shape.value(uu, vv, uv);
                     if with_gradient {
-                        let slope = coefficient * function.shape.slope(uu, vv, uv);
-                        pull += slope;
+                        let slope = function.shape.slope(uu, vv, uv);
+                        let [of_v, of_u] = slope.map(|slope| coefficient * slope);
+                        along_u += of_u;
                         grad_u
                             .iter_mut()
                             .zip(v)
-                            .for_each(|(grad, v)| *grad += slope * v);
+                            .for_each(|(grad, v)| *grad += of_v * v);
                     }
                 }
                 grad_u
                     .iter_mut()
                     .zip(&u)
-                    .for_each(|(grad, u)| *grad -= pull * u);
+                    .for_each(|(grad, u)| *grad += along_u * u);
             }
             if with_gradient {
                 let gates = function.gates.iter().zip(&function.scales);
@@ -408,8 +427,8 @@ impl Structured {
     }
 
     /// The numbers of the model: the `codes` of its architectures, of each expert `alphas` (with what 32 bits leave
-    /// of them in `alphas_rest`), `means`, `variances` (experts by functions), `noises`, `weights` and
-    /// `left_out_mapes`, and the `floor`.
+    /// of them in `alphas_rest`), `means`, `variances` (experts by functions), `noises`,
+    /// `relative_noises`, `weights` and `left_out_mapes`, and the `floor`.
     pub fn state(&self) -> State {
         let (n, n_experts) = (self.codes.len(), self.experts.len());
         let per_expert = |of: &dyn Fn(&Expert) -> f64| {
@@ -439,6 +458,7 @@ impl Structured {
                 ),
                 ("means", per_expert(&|e| e.mean)),
                 ("noises", per_expert(&|e| e.noise)),
+                ("relative_noises", per_expert(&|e| e.relative_noise)),
                 ("weights", per_expert(&|e| e.weight)),
                 ("left_out_mapes", per_expert(&|e| e.left_out_mape)),
                 ("floor", StateTensor::scalar(self.floor as f32)),
@@ -467,15 +487,27 @@ impl Structured {
         let (left_out_mapes, _) = find("left_out_mapes", &one)?;
         let (alphas, _) = find("alphas", &[Some(n_experts), Some(n)])?;
         let (rest, _) = find("alphas_rest", &[Some(n_experts), Some(n)])?;
-        let (variances, _) = find("variances", &[Some(n_experts), Some(functions.len())])?;
+        // Older models have one kind of noise, and fewer functions.
+        let relative_noises = match state.get("relative_noises") {
+            Some(tensor) => tensor.expect_axes("relative_noises", &one)?.to_vec(),
+            None => vec![0.0; n_experts],
+        };
+        let (variances, _) = find("variances", &[Some(n_experts), None])?;
+        let n_known = variances.len() / n_experts;
+        if n_known > functions.len() {
+            let all = [Some(n_experts), Some(functions.len())];
+            find("variances", &all)?;
+        }
         let floor = f64::from(StateTensor::find_scalar(state, "floor")?);
         let experts = (0..n_experts)
             .map(|expert| Expert {
-                variances: variances[expert * functions.len()..][..functions.len()]
+                variances: variances[expert * n_known..][..n_known]
                     .iter()
                     .map(|&v| f64::from(v))
+                    .chain(std::iter::repeat_n(0.0, functions.len() - n_known))
                     .collect(),
                 noise: f64::from(noises[expert]),
+                relative_noise: f64::from(relative_noises[expert]),
                 alphas: alphas[expert * n..][..n]
                     .iter()
                     .zip(&rest[expert * n..][..n])
@@ -551,7 +583,8 @@ fn prepare(topology: &Topology, codes: &[Vec<f32>]) -> (Features, Vec<Function>,
     }
     let mut views: Vec<Vec<usize>> = Vec::new();
     for terms in EXPERTS {
-        let view: Vec<usize> = [0, 1, 2]
+        let n_common = COMMON.len() - usize::from(codes.len() < PAIRS_ARCHITECTURES);
+        let view: Vec<usize> = COMMON[..n_common]
             .iter()
             .chain(terms)
             .filter_map(|&term| places[term])
@@ -578,8 +611,11 @@ fn agree(experts: &[Expert], floor: f64, said: &[f64]) -> Said {
         experts.map(|(index, e)| e.weight * of(index)).sum()
     };
     let mean = weighted(&|index| said[index]);
-    let variance = weighted(&|index| (said[index] - mean).powi(2) + experts[index].noise);
     let millis = positive(mean, floor).0;
+    let variance = weighted(&|index| {
+        let expert = &experts[index];
+        (said[index] - mean).powi(2) + expert.noise + expert.relative_noise * millis * millis
+    });
     (millis, (variance.sqrt() / millis).max(1e-6))
 }
 
@@ -688,29 +724,62 @@ impl Trainer {
         Ok(())
     }
 
-    /// The expert of these functions that takes every latency for what it is, and the one that treats outliers.
-    fn fit(&self, view: &[usize]) -> Result<[(Expert, Vec<f64>); 2], FitError> {
+    /// The experts of these functions: one that takes every latency for what it is, one that treats outliers, and one whose
+    /// noise grows with the latency besides.
+    fn fit(&self, view: &[usize]) -> Result<[(Expert, Vec<f64>); 3], FitError> {
         let n = self.millis.len();
         let few = Learner::new(self, view);
         let mut variances = vec![self.variance / view.len() as f64; view.len()];
         variances.push(0.1 * self.variance);
-        let mut noise_factors = vec![1.0; n];
-        few.learn(&mut variances, &noise_factors, STEPS[0])?;
-        let mut solution = self.solve(view, &variances, &noise_factors)?;
-        let plain = self.expert(view, &variances, &solution);
+        few.learn(&mut variances, &vec![1.0; n], STEPS[0])?;
+        let solution = self.solve(view, &variances, &vec![1.0; n])?;
+        let reweighted =
+            |unit_millis| self.reweight(&few, view, &variances, &solution, unit_millis);
+        let (outliers, relative) = (reweighted(None)?, reweighted(Some(self.typical()))?);
+        let plain = self.expert(view, &variances, &solution, None);
+        Ok([plain, outliers, relative])
+    }
+
+    /// The geometric mean of all latencies.
+    fn typical(&self) -> f64 {
+        let logarithms = self.millis.iter().map(|y| y.ln()).sum::<f64>();
+        (logarithms / self.millis.len() as f64).exp()
+    }
+
+    /// Goes on from a solution: outliers are given more noise and, where there is a unit, every latency noise in
+    /// proportion to itself in that unit.
+    fn reweight(
+        &self,
+        few: &Learner<'_>,
+        view: &[usize],
+        variances: &[f64],
+        solution: &Solution,
+        unit_millis: Option<f64>,
+    ) -> Result<(Expert, Vec<f64>), FitError> {
+        let mut variances = variances.to_vec();
+        let mut noise_factors = vec![1.0; self.millis.len()];
+        let floor = floor_of(&self.millis);
+        let mut reweighted = None;
         for _ in 0..REWEIGHTINGS {
+            let Solution {
+                alphas, precisions, ..
+            } = reweighted.as_ref().unwrap_or(solution);
             let noise = variances[view.len()];
             for (index, factor) in noise_factors.iter_mut().enumerate() {
-                let precision = solution.precisions[index];
-                let error = solution.alphas[index] / precision;
+                let precision = precisions[index];
+                let error = alphas[index] / precision;
+                // What the others say of it.
+                let said = (self.millis[index] - error).max(floor);
+                let expected = unit_millis.map_or(1.0, |unit| (said / unit).powi(2));
                 // The variance of the error if the latency were no outlier.
-                let expected = (1.0 / precision - noise * *factor).max(0.0) + noise;
-                *factor = (FREEDOM + error * error / expected) / (FREEDOM + 1.0);
+                let variance = (1.0 / precision - noise * *factor).max(0.0) + noise * expected;
+                *factor = expected * (FREEDOM + error * error / variance) / (FREEDOM + 1.0);
             }
             few.learn(&mut variances, &noise_factors, STEPS[1])?;
-            solution = self.solve(view, &variances, &noise_factors)?;
+            reweighted = Some(self.solve(view, &variances, &noise_factors)?);
         }
-        Ok([plain, self.expert(view, &variances, &solution)])
+        let solution = reweighted.as_ref().unwrap_or(solution);
+        Ok(self.expert(view, &variances, solution, unit_millis))
     }
 
     fn solve(
@@ -739,7 +808,13 @@ impl Trainer {
         })
     }
 
-    fn expert(&self, view: &[usize], variances: &[f64], solution: &Solution) -> (Expert, Vec<f64>) {
+    fn expert(
+        &self,
+        view: &[usize],
+        variances: &[f64],
+        solution: &Solution,
+        unit_millis: Option<f64>,
+    ) -> (Expert, Vec<f64>) {
         let mut all = vec![0.0; self.grams.len()];
         for (&function, &variance) in view.iter().zip(variances) {
             all[function] = variance;
@@ -750,9 +825,15 @@ impl Trainer {
             .zip(&self.millis)
             .map(|((a, p), y)| y - a / p)
             .collect();
+        let noise = variances[view.len()];
+        let (noise, relative_noise) = match unit_millis {
+            None => (noise, 0.0),
+            Some(unit) => (0.0, noise / (unit * unit)),
+        };
         let expert = Expert {
             variances: all,
-            noise: variances[view.len()],
+            noise,
+            relative_noise,
             alphas: solution.alphas.clone(),
             mean: solution.mean,
             left_out_mape: mape(&left_out, &self.millis),
@@ -975,7 +1056,7 @@ mod tests {
         let (_, functions, views) = prepare(&Topology::nas_bench_201(), &codes);
         let trainer = Trainer::new(&functions, &millis);
         let view = views.last().unwrap();
-        let [(expert, left_out), _] = trainer.fit(view).unwrap();
+        let [(expert, left_out), ..] = trainer.fit(view).unwrap();
         let mut variances: Vec<f64> = view.iter().map(|&f| expert.variances[f]).collect();
         variances.push(expert.noise);
         for out in 0..24 {
