@@ -1027,7 +1027,13 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        let model = fit(60, 0.02);
+        // Pairs of edges take part in the second.
+        for n in [60, MAX_FOLDED + 1] {
+            check_gradients(&fit(n, 0.02));
+        }
+    }
+
+    fn check_gradients(model: &Structured) {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         for _ in 0..5 {
             let code: Vec<f32> = (0..30).map(|_| rng.random_range(0.05..0.4)).collect();
@@ -1113,6 +1119,40 @@ mod tests {
             assert_eq!(model.spread(&code), again.spread(&code));
         }
         assert_eq!(model.state(), again.state());
+    }
+
+    #[test]
+    fn a_state_without_the_latest_function_makes_the_model_that_it_was() {
+        // With so few architectures there are no pairs.
+        let model = fit(40, 0.02);
+        let mut state = model.state();
+        state.remove("relative_noises");
+        let variances = state.get_mut("variances").unwrap();
+        let n_functions = variances.shape[1];
+        let known = variances.values.chunks(n_functions);
+        let known = known.flat_map(|row| &row[..n_functions - 1]).copied();
+        let known = StateTensor::new(vec![variances.shape[0], n_functions - 1], known.collect());
+        *variances = known;
+        let older = Structured::from_state(&Topology::nas_bench_201(), &state).unwrap();
+        for code in codes(20, 9) {
+            assert_eq!(model.gradient(&code), older.gradient(&code));
+        }
+    }
+
+    #[test]
+    fn noise_that_grows_with_the_latency_is_seen() {
+        // From 10 to 15,000 ms.
+        let (codes, millis) = measure(150, 0.1);
+        let millis: Vec<f64> = millis.iter().map(|y| y * y * y / 10.0).collect();
+        let topology = Topology::nas_bench_201();
+        let model = Structured::fit(&topology, &codes, &millis).unwrap();
+        let in_proportion: f64 = model
+            .experts
+            .iter()
+            .filter(|expert| expert.relative_noise > 0.0)
+            .map(|expert| expert.weight)
+            .sum();
+        assert!(in_proportion > 0.6, "{in_proportion}");
     }
 
     #[test]
