@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use artifact::{Front, LatencyDataset, LatencyModelArtifact};
+use artifact::{Front, LatencyDataset, LatencyModelArtifact, Store};
 use pipeline_tests::{command, output, root, stdout, tiny};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -234,6 +234,64 @@ fn a_sweep_is_timed_the_predictor_learns_from_it_and_a_front_comes_out() {
     assert_eq!(front.points.len(), 2);
     assert!(front.points.iter().any(|point| point.is_on_front));
     // The searches were those that were timed before.
+    assert_eq!(folders(&store, "search-result").len(), 3);
+}
+
+#[test]
+fn a_network_that_misses_its_target_teaches_the_predictor() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("store");
+    // A profile that claims a tenth of every latency: no network keeps what the predictor promises after that.
+    let profile = root().join(stdout(xtask(&store, &["run", "profile"])).trim());
+    let mut opened = artifact::open::<LatencyDataset>(&profile).unwrap();
+    for row in &mut opened.value.samples {
+        row.median_millis /= 10.0;
+        row.p10_millis /= 10.0;
+        row.p90_millis /= 10.0;
+        row.repeat_median_millis = row.repeat_median_millis.map(|millis| millis / 10.0);
+        row.disturbed = false;
+    }
+    std::fs::remove_dir_all(&opened.dir).unwrap();
+    let manifest = opened.manifest;
+    Store::open(&store)
+        .unwrap()
+        .publish(manifest.key_parts, manifest.origin, opened.value)
+        .unwrap();
+
+    let pipeline = |attempts: &str| {
+        let args = ["pipeline", "--target", "2x", "--attempts", attempts];
+        let promise = ["--set", "search.target.probability=0.5"];
+        // Rounds of an evaluation never count as disturbed here, whatever the machine does.
+        let restless = ["--set", "evaluate.timing.max_disturbance=1e9"];
+        let output = output(xtask(&store, &[&args[..], &promise, &restless].concat()));
+        assert!(output.status.success(), "{output:?}");
+        let said = [output.stdout, output.stderr].concat();
+        String::from_utf8(said).unwrap()
+    };
+    let once = pipeline("1");
+    assert!(once.contains("FAIL"), "{once}");
+    assert!(!once.contains("runs again"), "{once}");
+    assert_eq!(folders(&store, "latency-model").len(), 1);
+
+    let twice = pipeline("2");
+    assert!(twice.contains("runs again (2 of 2)"), "{twice}");
+    let models = folders(&store, "latency-model");
+    let n_train = models.iter().map(|dir| {
+        let model = artifact::open::<LatencyModelArtifact>(dir).unwrap();
+        model.value.card.n_train
+    });
+    let n_train: Vec<_> = n_train.collect();
+    assert_eq!(n_train.len(), 2);
+    assert_eq!(n_train[0].abs_diff(n_train[1]), 1);
+    // Both searches of the target, and the baseline's.
+    assert_eq!(folders(&store, "search-result").len(), 3);
+
+    let again = pipeline("2");
+    assert!(
+        again.contains("[3/7] search (baseline)\n      search (baseline): cached"),
+        "{again}"
+    );
+    assert_eq!(folders(&store, "latency-model").len(), 2);
     assert_eq!(folders(&store, "search-result").len(), 3);
 }
 

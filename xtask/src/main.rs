@@ -37,6 +37,10 @@ enum Command {
     Pipeline {
         #[command(flatten)]
         args: PipelineArgs,
+        /// How often the latency-aware search may run: again where the network, timed before it is trained, misses its
+        /// target; the predictor learns from that measurement before
+        #[arg(long, value_name = "N", default_value_t = 2)]
+        attempts: u32,
         /// Print the result as one JSON object on stdout
         #[arg(long)]
         json: bool,
@@ -107,7 +111,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Pipeline { args, json } => pipeline::run(&args, json),
+        Command::Pipeline {
+            args,
+            attempts,
+            json,
+        } => pipeline::run(&args, attempts, json),
         Command::Compare { args, seeds, json } => compare::run(&args, seeds, json),
         Command::Sweep { args, sweep } => sweep::run(&args, &sweep),
         Command::Plan { args } => plan::run(&args),

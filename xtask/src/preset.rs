@@ -82,14 +82,15 @@ impl Step {
 
     /// `search (baseline)`.
     pub(crate) fn name(&self) -> String {
-        step_name(self.stage.name, self.variant)
+        step_name(self.stage, self.variant)
     }
 }
 
-fn step_name(stage: &str, variant: Option<&str>) -> String {
+/// The name of a stage's step.
+pub(crate) fn step_name(stage: &StageSpec, variant: Option<&str>) -> String {
     match variant {
-        Some(variant) => format!("{stage} ({variant})"),
-        None => stage.to_owned(),
+        Some(variant) => format!("{} ({variant})", stage.name),
+        None => stage.name.to_owned(),
     }
 }
 
