@@ -9,7 +9,7 @@ use crate::Element;
 const BLOCK: usize = 32;
 
 /// Partial sums of a scalar product.
-const LANES: usize = 16;
+const LANES: usize = 64;
 
 /// A summand of a weighted sum: `factor * (plane - mean)`. Subtracted first, a mean costs no digits.
 #[derive(Debug, Clone, Copy)]
@@ -161,25 +161,14 @@ fn add_dots<T>(answers: Vec<Vec<Dots>>, sources: &[Vec<&[T]>]) -> Vec<Dots> {
 fn dot<T: Element>(a: &[T], b: &[T]) -> f64 {
     let (a_blocks, a_rest) = a.as_chunks::<LANES>();
     let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-    let mut lanes = [[T::zero(); LANES]; 4];
-    for (a, b) in a_blocks.chunks(4).zip(b_blocks.chunks(4)) {
-        for ((lanes, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
-                *lane += a * b;
-            }
+    let mut lanes = [T::zero(); LANES];
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a * b;
         }
     }
-    let rest: f64 = a_rest
-        .iter()
-        .zip(b_rest)
-        .map(|(&a, &b)| (a * b).to_f64())
-        .sum();
-    lanes
-        .iter()
-        .flatten()
-        .map(|lane| lane.to_f64())
-        .sum::<f64>()
-        + rest
+    let rest = a_rest.iter().zip(b_rest);
+    total(lanes) + rest.map(|(&a, &b)| (a * b).to_f64()).sum::<f64>()
 }
 
 #[multiversion(targets = "simd")]
@@ -191,8 +180,20 @@ fn sum_of<T: Element>(a: &[T]) -> f64 {
             *lane += x;
         }
     }
-    let rest: f64 = rest.iter().map(|x| x.to_f64()).sum();
-    lanes.iter().map(|lane| lane.to_f64()).sum::<f64>() + rest
+    total(lanes) + rest.iter().map(|x| x.to_f64()).sum::<f64>()
+}
+
+/// The sum of partial sums, as a tree.
+#[inline(always)]
+fn total<T: Element>(mut lanes: [T; LANES]) -> f64 {
+    let mut width = LANES;
+    while width > 16 {
+        width /= 2;
+        for lane in 0..width {
+            lanes[lane] = lanes[lane] + lanes[lane + width];
+        }
+    }
+    lanes[..width].iter().map(|lane| lane.to_f64()).sum()
 }
 
 /// What is done to a plane before its ReLU: `factor * (x - mean) + bias`.
@@ -412,6 +413,5 @@ fn deviation<T: Element>(part: &[T], mean: T) -> f64 {
             *lane += delta * delta;
         }
     }
-    let rest: f64 = rest.iter().map(|&x| (x - mean).to_f64().powi(2)).sum();
-    lanes.iter().map(|lane| lane.to_f64()).sum::<f64>() + rest
+    total(lanes) + rest.iter().map(|&x| (x - mean).to_f64().powi(2)).sum::<f64>()
 }

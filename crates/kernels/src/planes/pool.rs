@@ -45,8 +45,8 @@ impl MaxPool {
         self.output
     }
 
-    /// For an output pixel, the input pixels of its window, in row-major order.
-    fn sources(&self, row: usize, column: usize) -> impl Iterator<Item = usize> + use<> {
+    /// For an output pixel, where the input pixels of its window begin in a plane, in row-major order.
+    fn fill_offsets(&self, row: usize, column: usize, offsets: &mut Vec<usize>) {
         let Window {
             input: [h, w],
             kernel: [n_u, n_v],
@@ -54,14 +54,17 @@ impl MaxPool {
             stride,
             dilation,
         } = self.window;
-        let at = move |out: usize, tap: usize, size: usize| {
-            (out * stride + tap * dilation)
-                .checked_sub(padding)
-                .filter(|&at| at < size)
-        };
-        (0..n_u).flat_map(move |u| {
-            (0..n_v).filter_map(move |v| Some(at(row, u, h)? * w + at(column, v, w)?))
-        })
+        offsets.clear();
+        // What lies before the input wraps around to beyond it.
+        let at = |out: usize, tap: usize| (out * stride + tap * dilation).wrapping_sub(padding);
+        for row in (0..n_u).map(|u| at(row, u)).filter(|&row| row < h) {
+            for v in 0..n_v {
+                let column = at(column, v);
+                if column < w {
+                    offsets.push((row * w + column) * self.output.n);
+                }
+            }
+        }
     }
 
     /// The maxima of each window of each plane; what is no number counts as one.
@@ -72,9 +75,7 @@ impl MaxPool {
             Vec::new,
             |offsets, _, (channel, start, y)| {
                 for (column, y) in y.chunks_mut(n.max(1)).enumerate() {
-                    offsets.clear();
-                    let sources = self.sources(start / (w * n), column);
-                    offsets.extend(sources.map(|pixel| pixel * n));
+                    self.fill_offsets(start / (w * n), column, offsets);
                     maximum(x[channel], offsets, y);
                 }
             },
@@ -93,8 +94,7 @@ impl MaxPool {
         for_each(grad_x, Vec::new, |offsets, channel, grad_x| {
             let (x, y, grad_y) = (x[channel], y[channel], grad_y[channel]);
             for (row, column) in (0..h).flat_map(|row| (0..w).map(move |col| (row, col))) {
-                offsets.clear();
-                offsets.extend(self.sources(row, column).map(|pixel| pixel * n));
+                self.fill_offsets(row, column, offsets);
                 let at = (row * w + column) * n;
                 give_to_first(x, &y[at..][..n], &grad_y[at..][..n], offsets, grad_x);
             }
