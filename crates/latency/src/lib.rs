@@ -6,7 +6,7 @@
 //! | [`ridge`] | the additive control: one number per edge and primitive |
 //! | [`mlp`] | the multi-layer regressor of LA-DARTS (arXiv 2001.06392) |
 //! | [`structured`] | an ensemble of Gaussian processes that know how a cell hangs together |
-//! | [`sampling`] | which architectures are worth timing next |
+//! | `sampling` | which architectures are worth timing next |
 //! | [`transfer`] | the model of a new device from models of others and a handful of measurements |
 //! | [`figures`] | how well a model does: errors, ranks, the noise floor |
 //! | [`conformal`] | how sure a prediction is: bounds that hold as often as they say |
@@ -24,7 +24,7 @@ pub mod mlp;
 pub mod model;
 mod network;
 pub mod ridge;
-pub mod sampling;
+mod sampling;
 pub mod structured;
 pub mod transfer;
 

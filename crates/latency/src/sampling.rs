@@ -1,52 +1,54 @@
-//! Which architectures are worth timing next.
+//! Which architectures are worth timing next: those that tell most about the others.
 
-use crate::model::LatencyModel;
-
-/// The candidates of which a model is least sure, as indices, the most doubtful first: those with the largest
-/// [`spread`](LatencyModel::spread), all if there are not as many as `n`.
+/// Of things whose covariance is known, those to measure, one after the other: each time the one that takes most off the
+/// weighted sum of all variances. `noises` are the variances of a measurement of each.
 ///
-/// # Panics
-/// If a code does not have the length that the model knows.
-pub fn most_doubtful(model: &dyn LatencyModel, candidates: &[Vec<f32>], n: usize) -> Vec<usize> {
-    let mut ranked: Vec<(f64, usize)> = candidates
-        .iter()
-        .map(|code| model.spread(code))
-        .zip(0..)
-        .collect();
-    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    ranked.truncate(n);
-    ranked.into_iter().map(|(_, index)| index).collect()
+/// The covariance is whole, row-major.
+pub(crate) fn most_telling(
+    mut covariance: Vec<f64>,
+    weights: &[f64],
+    noises: &[f64],
+    n: usize,
+) -> Vec<usize> {
+    let n_all = weights.len();
+    let mut chosen = Vec::new();
+    while chosen.len() < n.min(n_all) {
+        let gain = |index: usize| {
+            let row = &covariance[index * n_all..][..n_all];
+            let squares = row.iter().zip(weights).map(|(c, weight)| weight * c * c);
+            squares.sum::<f64>() / (row[index] + noises[index])
+        };
+        let best = (0..n_all)
+            .filter(|index| !chosen.contains(index))
+            .map(|index| (gain(index), index))
+            .reduce(|best, next| if next.0 > best.0 { next } else { best });
+        let Some((_, best)) = best else { break };
+        chosen.push(best);
+        let row = covariance[best * n_all..][..n_all].to_vec();
+        let scale = 1.0 / (row[best] + noises[best]);
+        for (of_row, c) in covariance.chunks_exact_mut(n_all).zip(&row) {
+            let factor = scale * c;
+            of_row
+                .iter_mut()
+                .zip(&row)
+                .for_each(|(c, r)| *c -= factor * r);
+        }
+    }
+    chosen
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// As unsure as its code says.
-    struct Unsure;
-
-    impl LatencyModel for Unsure {
-        fn code_len(&self) -> usize {
-            1
-        }
-
-        fn predict_millis(&self, _: &[f32]) -> f64 {
-            1.0
-        }
-
-        fn gradient(&self, _: &[f32]) -> (f64, Vec<f32>) {
-            (1.0, vec![0.0])
-        }
-
-        fn spread(&self, code: &[f32]) -> f64 {
-            f64::from(code[0])
-        }
-    }
-
     #[test]
-    fn the_most_doubtful_come_first_and_the_earlier_of_equals() {
-        let codes = [0.1, 0.5, 0.2, 0.5].map(|doubt| vec![doubt]);
-        assert_eq!(most_doubtful(&Unsure, &codes, 3), [1, 3, 2]);
-        assert_eq!(most_doubtful(&Unsure, &codes, 9), [1, 3, 2, 0]);
+    fn one_of_a_kind_tells_of_the_others() {
+        // Two that are nearly the same, and one by itself that varies more than either, but less than both.
+        let covariance = vec![1.0, 0.9, 0.0, 0.9, 1.0, 0.0, 0.0, 0.0, 1.5];
+        let choose = |weights, noises| most_telling(covariance.clone(), weights, noises, 9);
+        assert_eq!(choose(&[1.0; 3], &[0.1; 3]), [0, 2, 1]);
+        // Where what it says is noise, or where it does not count, another comes first.
+        assert_eq!(choose(&[1.0; 3], &[9.0, 0.1, 0.1])[0], 1);
+        assert_eq!(choose(&[0.1, 0.1, 1.0], &[0.1; 3])[0], 2);
     }
 }

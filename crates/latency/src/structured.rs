@@ -24,10 +24,11 @@ use space::Topology;
 
 use crate::features::{Features, Group};
 use crate::figures::mape;
-use crate::linalg::{Matrix, Precision, dot, product};
+use crate::linalg::{Cholesky, Matrix, Precision, dot, product};
 use crate::model::{
     FitError, LatencyModel, LeftOut, State, StateError, StateTensor, check_data, positive,
 };
+use crate::sampling::most_telling;
 
 /// The form of a function of features u, scaled to a mean square of 1 around their mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -201,22 +202,17 @@ impl Function {
         &self.rows[index * self.gates.len()..][..self.gates.len()]
     }
 
-    /// The kernel between all architectures of a list.
-    fn gram(&self, of: &[usize]) -> Vec<f64> {
-        let (n, d) = (of.len(), self.gates.len());
-        let rows: Vec<f64> = of
-            .iter()
-            .flat_map(|&index| self.row(index))
-            .copied()
-            .collect();
-        let rows = Matrix::new(&rows, n, d);
+    /// The kernel between all of some scaled features, `n d`.
+    fn gram(&self, rows: &[f64]) -> Vec<f64> {
+        let d = self.gates.len();
+        let squares: Vec<f64> = rows.chunks_exact(d).map(|row| dot(row, row)).collect();
+        let n = squares.len();
+        let rows = Matrix::new(rows, n, d);
         let mut gram = product(rows, rows.transposed());
         if self.shape != Shape::Linear {
-            for (i, row) in gram.chunks_exact_mut(n).enumerate() {
-                for (value, &j) in row.iter_mut().zip(of) {
-                    *value = self
-                        .shape
-                        .value(self.squares[of[i]], self.squares[j], *value);
+            for (row, &uu) in gram.chunks_exact_mut(n).zip(&squares) {
+                for (value, &vv) in row.iter_mut().zip(&squares) {
+                    *value = self.shape.value(uu, vv, *value);
                 }
             }
         }
@@ -369,6 +365,64 @@ impl Structured {
     pub fn experts(&self) -> impl Iterator<Item = (f64, f64)> {
         let experts = self.experts.iter();
         experts.map(|expert| (expert.left_out_mape, expert.weight))
+    }
+
+    /// The candidates whose measurement would tell most about all of them, as indices, in the order of what they tell: each
+    /// takes most off the expected squared relative error that those before it leave, by the expert that counts most.
+    ///
+    /// # Errors
+    /// If the covariance of the architectures cannot be inverted.
+    ///
+    /// # Panics
+    /// If a code does not have the length that the model knows.
+    pub fn choose(&self, candidates: &[Vec<f32>], n: usize) -> Result<Vec<usize>, FitError> {
+        let experts = self.experts.iter();
+        let Some(expert) = experts.max_by(|a, b| a.weight.total_cmp(&b.weight)) else {
+            return Ok(vec![]);
+        };
+        let (n_known, n_new) = (self.codes.len(), candidates.len());
+        let n_all = n_known + n_new;
+        let values: Vec<Vec<f64>> = candidates.iter().map(|c| self.features.values(c)).collect();
+        let mut covariance = vec![0.0; n_all * n_all];
+        for (function, &variance) in self.functions.iter().zip(&expert.variances) {
+            if variance > 0.0 {
+                let new = values.iter().flat_map(|values| function.scaled(values));
+                let rows: Vec<f64> = function.rows.iter().copied().chain(new).collect();
+                let gram = function.gram(&rows);
+                let pairs = covariance.iter_mut().zip(&gram);
+                pairs.for_each(|(sum, k)| *sum += variance * k);
+            }
+        }
+        // The mean latency is not known either.
+        let trace: f64 = covariance.iter().step_by(n_all + 1).sum();
+        covariance
+            .iter_mut()
+            .for_each(|c| *c += trace / n_all as f64);
+
+        let noise = |millis: f64| expert.noise + expert.relative_noise * millis * millis;
+        let part = |first: usize, columns: std::ops::Range<usize>| {
+            let rows = covariance[first * n_all..].chunks_exact(n_all);
+            rows.flat_map(move |row| row[columns.clone()].iter().copied())
+        };
+        let mut known: Vec<f64> = part(0, 0..n_known).take(n_known * n_known).collect();
+        let noises: Vec<f64> = self
+            .codes
+            .iter()
+            .map(|code| noise(self.predict_millis(code)))
+            .collect();
+        add_noise(&mut known, 1.0, &noises);
+        let factor = Cholesky::new(known, n_known).ok_or(FitError::Singular)?;
+        // What is known explains of each candidate.
+        let mut told: Vec<f64> = part(n_known, 0..n_known).collect();
+        told.chunks_exact_mut(n_known)
+            .for_each(|row| factor.solve_lower(row));
+        let told = Matrix::new(&told, n_new, n_known);
+        let left = part(n_known, n_known..n_all).zip(product(told, told.transposed()));
+        let left: Vec<f64> = left.map(|(all, told)| all - told).collect();
+        let predicted: Vec<f64> = candidates.iter().map(|c| self.predict_millis(c)).collect();
+        let weights: Vec<f64> = predicted.iter().map(|millis| millis.powi(-2)).collect();
+        let noises: Vec<f64> = predicted.into_iter().map(noise).collect();
+        Ok(most_telling(left, &weights, &noises, n))
     }
 
     /// The blend before the floor, and its gradient.
@@ -654,8 +708,7 @@ struct Solution {
 
 impl Trainer {
     fn new(functions: &[Function], millis: &[f64]) -> Self {
-        let all: Vec<usize> = (0..millis.len()).collect();
-        let grams = functions.iter().map(|f| f.gram(&all)).collect();
+        let grams = functions.iter().map(|f| f.gram(&f.rows)).collect();
         Self::of(grams, millis.to_vec(), VARIANCE_ARCHITECTURES)
     }
 

@@ -17,6 +17,7 @@ use crate::linalg::{Matrix, Precision, dot, product};
 use crate::model::{
     FitError, LatencyModel, LeftOut, State, StateError, StateTensor, check_data, positive,
 };
+use crate::sampling::most_telling;
 use crate::structured::Structured;
 
 /// The prior variances of the slope along the sources' mean, along each source, and along the code, and that of
@@ -138,29 +139,7 @@ impl Transfer {
         let mut covariance = product(rows, rows.transposed());
         // The mean latency is not known either.
         covariance.iter_mut().for_each(|c| *c += 1.0);
-        let mut chosen = Vec::new();
-        while chosen.len() < n.min(n_pool) {
-            let gain = |index: usize| {
-                let row = &covariance[index * n_pool..][..n_pool];
-                dot(row, row) / (row[index] + NOISE)
-            };
-            let best = (0..n_pool)
-                .filter(|index| !chosen.contains(index))
-                .map(|index| (gain(index), index))
-                .reduce(|best, next| if next.0 > best.0 { next } else { best });
-            let Some((_, best)) = best else { break };
-            chosen.push(best);
-            let row = covariance[best * n_pool..][..n_pool].to_vec();
-            let scale = 1.0 / (row[best] + NOISE);
-            for (i, of_row) in covariance.chunks_exact_mut(n_pool).enumerate() {
-                let factor = scale * row[i];
-                of_row
-                    .iter_mut()
-                    .zip(&row)
-                    .for_each(|(c, r)| *c -= factor * r);
-            }
-        }
-        chosen
+        most_telling(covariance, &vec![1.0; n_pool], &vec![NOISE; n_pool], n)
     }
 
     /// The model of the new device, from what some architectures took on it, in milliseconds; and what it says

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use artifact::CostTable;
-use latency::{Conformal, Figures, LatencyModel, MlpConfig, Ridge, Structured, Transfer, sampling};
+use latency::{Conformal, Figures, LatencyModel, MlpConfig, Ridge, Structured, Transfer};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -424,8 +424,8 @@ impl Rows {
         }
     }
 
-    /// `n` rows, chosen in rounds: the first drawn with the seed, later ones half drawn, half those of which the
-    /// structured model of the rows before is least sure; and the others.
+    /// `n` rows, chosen in rounds: the first drawn with the seed, later ones half drawn, half those whose
+    /// measurement tells the structured model of the rows before most; and the others.
     fn choose(&self, n: usize, config: &BenchConfig<'_>) -> Result<(Self, Self), Error> {
         let mut rest = self.order(config);
         let mut chosen: Vec<usize> = rest.drain(..n.min(FIRST_ROUND)).collect();
@@ -436,10 +436,10 @@ impl Rows {
             chosen.extend(rest.drain(..n_drawn));
             let candidates = &rest[..rest.len().min(ROUND_CANDIDATES)];
             let codes = self.part(candidates).codes;
-            let n_doubtful = (ROUND / 2).min(n - chosen.len());
-            let mut doubtful = sampling::most_doubtful(&model, &codes, n_doubtful);
-            doubtful.sort_unstable();
-            for place in doubtful.into_iter().rev() {
+            let n_telling = (ROUND / 2).min(n - chosen.len());
+            let mut telling = model.choose(&codes, n_telling)?;
+            telling.sort_unstable();
+            for place in telling.into_iter().rev() {
                 chosen.push(rest.remove(place));
             }
         }

@@ -2,13 +2,13 @@
 //!
 //! Without a figure to reach, all architectures are known before the first is timed. With one (`until_mape`), they
 //! are chosen in *rounds*: the latency model is fitted to what was timed, and judged by what it says of
-//! architectures that it leaves out; the next round takes some at random and some of which the model is least sure. Only the
+//! architectures that it leaves out; the next round takes some at random and some whose measurement tells the model most. Only the
 //! random ones judge, so the error is that of architectures at large, not of the most difficult ones. What a round takes
 //! is a function of the seed and of the timings before it, so that a profile that was killed takes the same.
 
 use std::collections::HashSet;
 
-use latency::{LatencyModel, Structured, noise_floor_mape, sampling};
+use latency::{Structured, noise_floor_mape};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use space::{Genotype, SearchSpace, Topology};
@@ -155,14 +155,14 @@ impl Itinerary {
         let more = rounds.next(self, timed);
         let n_repeated = more
             .as_ref()
-            .map(|[drawn, doubtful]| self.architectures.len() + drawn.len() + doubtful.len())
+            .map(|[drawn, telling]| self.architectures.len() + drawn.len() + telling.len())
             .map(|n_architectures| rounds.n_repeated(n_architectures));
         self.rounds = Some(rounds);
-        let (Some([drawn, doubtful]), Some(n_repeated)) = (more, n_repeated) else {
+        let (Some([drawn, telling]), Some(n_repeated)) = (more, n_repeated) else {
             return false;
         };
         self.visit(drawn, true);
-        self.visit(doubtful, false);
+        self.visit(telling, false);
         self.repeat(n_repeated);
         true
     }
@@ -174,7 +174,7 @@ impl Rounds {
         (self.most_repeated * n_architectures).div_ceil(self.most_architectures)
     }
 
-    /// The architectures of the next round, drawn ones and doubtful ones; none if the figure is reached.
+    /// The architectures of the next round, drawn ones and telling ones; none if the figure is reached.
     fn next(&mut self, so_far: &Itinerary, timed: &Timed) -> Option<[Vec<Genotype>; 2]> {
         let space = SearchSpace::darts();
         let (mut rows, mut millis, mut pairs) = (vec![], vec![], vec![]);
@@ -245,18 +245,13 @@ impl Rounds {
         };
         let drawn = draw(DRAWN.min(n_left), &mut self.seen);
         let candidates = draw(CANDIDATES, &mut self.seen.clone());
-        let n_doubtful = (ROUND - DRAWN).min(n_left - drawn.len());
-        let chosen = match &fitted {
-            Some((model, _)) => sampling::most_doubtful(
-                model as &dyn LatencyModel,
-                &encode(&candidates),
-                n_doubtful,
-            ),
-            None => (0..n_doubtful).collect(),
-        };
-        let doubtful: Vec<Genotype> = chosen.iter().map(|&i| candidates[i].clone()).collect();
-        self.seen.extend(doubtful.iter().map(Genotype::canonical));
-        Some([drawn, doubtful])
+        let n_telling = (ROUND - DRAWN).min(n_left - drawn.len());
+        let chosen =
+            fitted.and_then(|(model, _)| model.choose(&encode(&candidates), n_telling).ok());
+        let chosen = chosen.unwrap_or_else(|| (0..n_telling).collect());
+        let telling: Vec<Genotype> = chosen.iter().map(|&i| candidates[i].clone()).collect();
+        self.seen.extend(telling.iter().map(Genotype::canonical));
+        Some([drawn, telling])
     }
 }
 

@@ -13,8 +13,8 @@
 //! architectures are timed a second time after all others: how far the two differ is the noise floor of
 //! the measurement.
 //!
-//! With `until_mape` in the config, architectures are chosen in rounds, some at random and some of which the latency
-//! model is least sure, until it is as good as asked; architectures may also be given
+//! With `until_mape` in the config, architectures are chosen in rounds, some at random and some whose measurement
+//! tells the latency model most, until it is as good as asked; architectures may also be given
 //! ([`Architectures`]), such as those that tell most about a device of which others are known.
 //!
 //! What has been timed is on the disk after every few architectures; killed and started again, a
