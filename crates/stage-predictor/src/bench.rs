@@ -376,7 +376,7 @@ fn fit_on(
         &train.costs,
         || {},
     )?;
-    let (chosen, reason) = candidates::choose(&candidates, config.model);
+    let (chosen, reason) = candidates::choose(&candidates, config.model, &train.costs);
     let kind = chosen.kind;
     let chosen = candidates.iter().position(|c| c.kind == kind);
     Ok((candidates, chosen.expect("one of them"), reason))

@@ -126,8 +126,18 @@ pub(crate) fn state_of(tensors: &FloatTensors, model: &str) -> State {
     tensors.collect()
 }
 
+/// How many standard errors a control must be better than the structured model to be preferred.
+const SURE: f64 = 2.0;
+
 /// The candidate with the smallest error on architectures left out, or the one that was asked for; and why.
-pub(crate) fn choose(candidates: &[Candidate], asked: Model) -> (&Candidate, String) {
+///
+/// The structured model gives way only to one that is better beyond doubt: it learns most from further architectures, and is left out by
+/// fits that have fewer.
+pub(crate) fn choose<'a>(
+    candidates: &'a [Candidate],
+    asked: Model,
+    millis: &[f64],
+) -> (&'a Candidate, String) {
     if let Some(candidate) = candidates.iter().find(|c| c.kind == asked) {
         return (candidate, format!("{asked} is what the config asks for"));
     }
@@ -137,9 +147,77 @@ pub(crate) fn choose(candidates: &[Candidate], asked: Model) -> (&Candidate, Str
         .iter()
         .map(|c| format!("{} {:.2} %", c.kind, 100.0 * c.left_out_mape))
         .collect();
-    let reason = format!(
-        "smallest mean error on training architectures left out: {}",
-        errors.join(", ")
-    );
-    (ranked[0], reason)
+    let errors = errors.join(", ");
+    let best = ranked[0];
+    let stays = ranked.iter().find(|candidate| {
+        candidate.kind == Model::Structured
+            && candidate.kind != best.kind
+            && !is_surely_better(best, candidate, millis)
+    });
+    match stays {
+        Some(structured) => (
+            structured,
+            format!("no other is better beyond doubt on training architectures left out: {errors}"),
+        ),
+        None => (
+            best,
+            format!("smallest mean error on training architectures left out: {errors}"),
+        ),
+    }
+}
+
+/// Whether the relative errors on architectures left out are smaller by more than chance, pair by pair.
+fn is_surely_better(one: &Candidate, other: &Candidate, millis: &[f64]) -> bool {
+    let errors = |candidate: &Candidate| -> Vec<f64> {
+        let pairs = candidate.left_out.predicted.iter().zip(millis);
+        pairs.map(|(said, y)| (said - y).abs() / y).collect()
+    };
+    let pairs = errors(other).into_iter().zip(errors(one));
+    let gains: Vec<f64> = pairs.map(|(other, one)| other - one).collect();
+    let n = gains.len() as f64;
+    let mean = gains.iter().sum::<f64>() / n;
+    let variance = gains.iter().map(|gain| (gain - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    mean > SURE * (variance / n).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A model that is off by these ratios on architectures left out that take 1 ms.
+    fn candidate(kind: Model, errors: &[f64]) -> Candidate {
+        let millis = vec![1.0; errors.len()];
+        let predicted: Vec<f64> = errors.iter().map(|error| 1.0 + error).collect();
+        Candidate {
+            kind,
+            model: Box::new(Ridge::fit(&[vec![0.0], vec![1.0]], &[1.0, 1.0], 1.0).unwrap()),
+            state: State::new(),
+            left_out_mape: mape(&predicted, &millis),
+            left_out: LeftOut {
+                spread: millis,
+                predicted,
+            },
+            fit_secs: 0.0,
+        }
+    }
+
+    #[test]
+    fn the_structured_model_gives_way_to_what_is_better_beyond_doubt() {
+        let structured = || candidate(Model::Structured, &[0.02, 0.04, 0.03, 0.03]);
+        let chosen = |mlp: &[f64]| {
+            let candidates = [structured(), candidate(Model::Mlp, mlp)];
+            let (chosen, reason) = choose(&candidates, Model::Auto, &[1.0; 4]);
+            (chosen.kind, reason)
+        };
+        let (kind, reason) = chosen(&[0.04, 0.01, 0.05, 0.01]);
+        assert_eq!(kind, Model::Structured);
+        assert_eq!(
+            reason,
+            "no other is better beyond doubt on training architectures left out: mlp 2.75 %, structured 3.00 %"
+        );
+        let (kind, reason) = chosen(&[0.01, 0.02, 0.01, 0.02]);
+        assert_eq!(kind, Model::Mlp);
+        assert!(reason.starts_with("smallest mean error"), "{reason}");
+        assert_eq!(chosen(&[0.05; 4]).0, Model::Structured);
+    }
 }

@@ -168,7 +168,7 @@ pub fn run(
         || bar.inc(1),
     )?;
     bar.finish();
-    let (chosen, reason) = candidates::choose(&candidates, config.model);
+    let (chosen, reason) = candidates::choose(&candidates, config.model, &train_millis);
 
     let judged: Vec<Judged<'_>> = candidates
         .iter()
