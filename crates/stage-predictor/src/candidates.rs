@@ -127,11 +127,11 @@ pub(crate) fn state_of(tensors: &FloatTensors, model: &str) -> State {
 }
 
 /// How many standard errors a control must be better than the structured model to be preferred.
-const SURE: f64 = 2.0;
+const SURE: f64 = 3.0;
 
 /// The candidate with the smallest error on architectures left out, or the one that was asked for; and why.
 ///
-/// The structured model gives way only to one that is better beyond doubt: it learns most from further architectures, and is left out by
+/// The structured model gives way only to one that is better by three standard errors: it learns most from further architectures, and is left out by
 /// fits that have fewer.
 pub(crate) fn choose<'a>(
     candidates: &'a [Candidate],
