@@ -190,7 +190,8 @@ fn total<T: Element>(mut lanes: [T; LANES]) -> f64 {
     while width > 16 {
         width /= 2;
         for lane in 0..width {
-            lanes[lane] = lanes[lane] + lanes[lane + width];
+            let other = lanes[lane + width];
+            lanes[lane] += other;
         }
     }
     lanes[..width].iter().map(|lane| lane.to_f64()).sum()
@@ -413,5 +414,9 @@ fn deviation<T: Element>(part: &[T], mean: T) -> f64 {
             *lane += delta * delta;
         }
     }
-    total(lanes) + rest.iter().map(|&x| (x - mean).to_f64().powi(2)).sum::<f64>()
+    total(lanes)
+        + rest
+            .iter()
+            .map(|&x| (x - mean).to_f64().powi(2))
+            .sum::<f64>()
 }
