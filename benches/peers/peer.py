@@ -1,7 +1,7 @@
 """Times the same work in PyTorch and ONNX Runtime; one JSON object on standard output.
 
     peer.py check DIR            hold the networks against reference vectors
-    peer.py step --network pc-darts|darts|derived --threads N [--mode eager|channels-last|compile] ...
+    peer.py step --network pc-darts|darts|derived --threads N [--mode eager|channels-last|compile] [--device cuda] ...
     peer.py inference --runtime torch|onnx --threads N ...
 """
 
@@ -66,6 +66,12 @@ def check(folder):
 
 def step(args):
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
+    # f32 is f32: convolutions would take TF32 by themselves.
+    is_tf32 = args.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = is_tf32
+    is_cuda = args.device.startswith("cuda")
+    autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, args.precision == "bf16")
     torch.manual_seed(0)
     network = networks.build(args.network, args.channels, args.layers).train()
     arch = network.arch_parameters()
@@ -91,13 +97,17 @@ def step(args):
     def alpha_step():
         gradients_of(arch, weights)
         adam.zero_grad()
-        F.cross_entropy(forward(x), y).backward()
+        with autocast:
+            loss = F.cross_entropy(forward(x), y)
+        loss.backward()
         adam.step()
 
     def weight_step():
         gradients_of(weights, arch)
         sgd.zero_grad()
-        F.cross_entropy(forward(x), y).backward()
+        with autocast:
+            loss = F.cross_entropy(forward(x), y)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 5.0)
         sgd.step()
 
@@ -108,6 +118,8 @@ def step(args):
                 continue
             start = time.perf_counter()
             run()
+            if is_cuda:
+                torch.cuda.synchronize()
             if index >= args.warmup:
                 secs[name].append(time.perf_counter() - start)
     print(
@@ -171,6 +183,8 @@ def main():
                 "--network", choices=["pc-darts", "darts", "derived"], required=True
             )
             command.add_argument("--all-gradients", action="store_true")
+            command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+            command.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32")
         else:
             command.add_argument("--runtime", choices=["torch", "onnx"], required=True)
         modes = ["eager", "channels-last", "compile"]

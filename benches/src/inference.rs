@@ -1,10 +1,9 @@
 //! Inferences of a derived network.
 
 use anyhow::Result;
-use candle_core::Device;
 use clap::Args;
 use measure::Protocol;
-use runtime::{Executor, Prepared};
+use runtime::{Executor, On, Prepared};
 use serde_json::json;
 
 use crate::Size;
@@ -32,10 +31,11 @@ pub(crate) struct InferenceArgs {
 pub(crate) fn run(args: &InferenceArgs) -> Result<()> {
     artifact::stage::configure_threads(args.size.threads.max(1))?;
     let genotype = artifact::genotype_from_arg(&args.genotype)?;
-    let prepared = Prepared::network(&args.size.spec()?, &genotype, args.size.batch, &Device::Cpu)?;
+    let prepared = Prepared::network(&args.size.spec()?, &genotype, args.size.batch, &On::cpu())?;
     let protocol = Protocol {
         n_warmup: args.warmup,
         n_repeats: args.repeats,
+        flush_l2: false,
     };
     let timing = Executor::new(args.size.threads)?
         .install(|| measure::time(&protocol, || prepared.run().map(drop)))?;

@@ -6,6 +6,9 @@ mod floor;
 mod inference;
 mod step;
 
+use std::process::ExitCode;
+
+use artifact::StageError as _;
 use clap::{Args, Parser, Subcommand};
 
 /// Buffers of one step are those of the next, as in the stages.
@@ -78,10 +81,21 @@ fn median_secs(secs: &[f64]) -> f64 {
     measure::Timing::from_nanos(nanos).median_nanos as f64 / 1e9
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
         Command::Step(args) => step::run(&args),
         Command::Floor(args) => floor::run(&args),
         Command::Inference(args) => inference::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            // That there is no such device has a code of its own.
+            match error.downcast_ref::<artifact::Error>() {
+                Some(error) => error.exit_code().into(),
+                None => ExitCode::FAILURE,
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use artifact::DeviceSpec;
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
 use nn::loss::{cross_entropy, scalar};
@@ -29,9 +30,41 @@ pub(crate) struct StepArgs {
     /// Steps that count
     #[arg(long, default_value_t = 5)]
     steps: usize,
+    /// cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: DeviceSpec,
+    /// Of the pointwise convolutions, on CUDA
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
     /// Print one JSON object on standard output
     #[arg(long)]
     json: bool,
+}
+
+/// In what products are computed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    F32,
+    Tf32,
+    Bf16,
+}
+
+impl StepArgs {
+    fn device(&self) -> Result<Device> {
+        self.device.find()?;
+        Ok(match self.device {
+            DeviceSpec::Cpu => Device::Cpu,
+            DeviceSpec::Cuda(index) => nn::cuda_device(index)?,
+        })
+    }
+
+    fn builder<'r>(&self, device: &Device, rng: &'r mut Rng) -> Builder<'r> {
+        Builder::new(device, DType::F32, rng).with_precision(match self.precision {
+            Precision::F32 => nn::Precision::F32,
+            Precision::Tf32 => nn::Precision::Tf32,
+            Precision::Bf16 => nn::Precision::Bf16,
+        })
+    }
 }
 
 /// What is trained.
@@ -47,6 +80,10 @@ pub(crate) enum Network {
 
 /// Runs the steps and prints what they took.
 pub(crate) fn run(args: &StepArgs) -> Result<()> {
+    anyhow::ensure!(
+        args.precision == Precision::F32 || args.device != DeviceSpec::Cpu,
+        "--precision other than f32 is for --device cuda"
+    );
     artifact::stage::configure_threads(args.size.threads.max(1))?;
     // On a thread of the pool: every hand-over from another one costs.
     let Times { alpha, weight } = rayon::scope(|_| match args.network {
@@ -81,7 +118,7 @@ struct Times {
 }
 
 /// Random images `[n, 3, s, s]` and labels.
-fn batch(size: &Size, rng: &mut Rng) -> Result<(Tensor, Tensor)> {
+fn batch(size: &Size, device: &Device, rng: &mut Rng) -> Result<(Tensor, Tensor)> {
     use rand_chacha::rand_core::Rng as _;
     let shape = (size.batch, 3, size.image_size, size.image_size);
     let n = size.batch * 3 * size.image_size * size.image_size;
@@ -90,8 +127,8 @@ fn batch(size: &Size, rng: &mut Rng) -> Result<(Tensor, Tensor)> {
         .collect();
     let y: Vec<u32> = (0..size.batch).map(|_| rng.next_u32() % 10).collect();
     Ok((
-        Tensor::from_vec(x, shape, &Device::Cpu)?,
-        Tensor::from_vec(y, size.batch, &Device::Cpu)?,
+        Tensor::from_vec(x, shape, device)?,
+        Tensor::from_vec(y, size.batch, device)?,
     ))
 }
 
@@ -106,21 +143,16 @@ fn supernet(args: &StepArgs, k: usize) -> Result<Times> {
         SearchSpace::darts(),
         ChannelRatio::new(k).context("K is 0")?,
     );
+    let device = args.device()?;
     let mut rng = Rng::seed_from_u64(0);
-    let (x, y) = batch(&args.size, &mut rng)?;
+    let (x, y) = batch(&args.size, &device, &mut rng)?;
     let network = Supernet::new(
-        &Builder::new(&Device::Cpu, DType::F32, &mut rng),
+        &args.builder(&device, &mut rng),
         space,
         &args.size.spec()?,
         ratio,
     )?;
-    let architecture = Architecture::new(
-        space,
-        ratio.is_partial(),
-        &Device::Cpu,
-        DType::F32,
-        &mut rng,
-    )?;
+    let architecture = Architecture::new(space, ratio.is_partial(), &device, DType::F32, &mut rng)?;
     let mut sgd = Sgd::new(0.9, 3e-4);
     let mut adam = Adam::new(3e-4, (0.5, 0.999), 1e-3);
     let mixing = |tracked| -> Result<_> {
@@ -139,7 +171,7 @@ fn supernet(args: &StepArgs, k: usize) -> Result<Times> {
         let logits = network.forward(&x, &mixing(false)?, &Pass::training())?;
         let loss = cross_entropy(&logits, &y, 0.0)?;
         let gradients = Gradients::collect(network.parameters(), &mut loss.backward()?);
-        let (factor, _) = gradients.clip_factor(5.0)?;
+        let (gradients, factor) = gradients.clip(5.0)?;
         sgd.step(network.parameters(), &gradients, 0.025, factor)?;
         scalar(&loss)?;
         Ok(())
@@ -157,15 +189,16 @@ fn supernet(args: &StepArgs, k: usize) -> Result<Times> {
 
 fn derived(args: &StepArgs) -> Result<Times> {
     let genotype = Genotype::named("PC_DARTS_cifar").context("a published genotype")?;
+    let device = args.device()?;
     let mut rng = Rng::seed_from_u64(0);
-    let (x, y) = batch(&args.size, &mut rng)?;
-    let builder = Builder::new(&Device::Cpu, DType::F32, &mut rng);
+    let (x, y) = batch(&args.size, &device, &mut rng)?;
+    let builder = args.builder(&device, &mut rng);
     let network = DerivedNet::new(&builder, &args.size.spec()?, &genotype, false)?;
     let mut sgd = Sgd::new(0.9, 3e-4);
     let mut step = || {
         let loss = cross_entropy(&network.forward(&x, &Pass::training())?.main, &y, 0.0)?;
         let gradients = Gradients::collect(network.parameters(), &mut loss.backward()?);
-        let (factor, _) = gradients.clip_factor(5.0)?;
+        let (gradients, factor) = gradients.clip(5.0)?;
         sgd.step(network.parameters(), &gradients, 0.025, factor)?;
         scalar(&loss)?;
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -16,6 +17,18 @@ pub(crate) const LOOSE: f64 = 1e-4;
 /// from fp64 after five steps.
 pub(crate) const CHAOTIC: f64 = 5e-2;
 
+static DEVICE: OnceLock<Device> = OnceLock::new();
+
+/// Where everything is computed; said before it is asked for.
+pub(crate) fn compute_on(device: Device) {
+    let _ = DEVICE.set(device);
+}
+
+/// Where everything is computed: the processor, if nothing else was said.
+pub(crate) fn device() -> &'static Device {
+    DEVICE.get_or_init(|| Device::Cpu)
+}
+
 /// The tensors of one safetensors file with its metadata.
 pub(crate) struct Vectors {
     tensors: BTreeMap<String, Tensor>,
@@ -28,7 +41,7 @@ impl Vectors {
         let bytes =
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let open = || -> Result<Self> {
-            let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
+            let tensors = candle_core::safetensors::load_buffer(&bytes, device())?;
             let (_, header) = safetensors::SafeTensors::read_metadata(&bytes)?;
             let metadata = header
                 .metadata()

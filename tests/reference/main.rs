@@ -11,13 +11,28 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use artifact::DeviceSpec;
+use candle_core::Device;
 use check::{Report, Vectors};
 
 fn main() -> ExitCode {
-    let Some(dir) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        eprintln!("usage: reference DIR (a folder of .safetensors reference vectors)");
+    let mut args = std::env::args_os().skip(1);
+    let (Some(dir), device, None) = (args.next().map(PathBuf::from), args.next(), args.next())
+    else {
+        eprintln!(
+            "usage: reference DIR [DEVICE] (a folder of .safetensors reference vectors; cpu, cuda or cuda:N)"
+        );
         return ExitCode::from(2);
     };
+    if let Some(device) = device {
+        match open_device(&device.to_string_lossy()) {
+            Ok(device) => check::compute_on(device),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                return artifact::ExitCode::Device.into();
+            }
+        }
+    }
     match run(&dir) {
         Ok(report) => {
             report.print();
@@ -28,6 +43,15 @@ fn main() -> ExitCode {
             ExitCode::from(3)
         }
     }
+}
+
+fn open_device(text: &str) -> Result<Device> {
+    let spec: DeviceSpec = text.parse()?;
+    spec.find()?;
+    Ok(match spec {
+        DeviceSpec::Cpu => Device::Cpu,
+        DeviceSpec::Cuda(index) => nn::cuda_device(index)?,
+    })
 }
 
 fn run(dir: &Path) -> Result<Report> {

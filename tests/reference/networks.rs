@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use nn::bilevel::unrolled_gradient;
 use nn::loss::{cross_entropy, scalar};
 use nn::optimizer::{Adam, Gradients, Sgd};
@@ -12,9 +12,7 @@ use nn::{Architecture, ChannelRatio, DerivedNet, Pass, Supernet};
 use rand_chacha::rand_core::SeedableRng;
 use space::{CellKind, Genotype, NetworkSpec, SearchSpace, Stem};
 
-use crate::check::{CHAOTIC, FileReport, LOOSE, TIGHT, Vectors};
-
-const DEVICE: Device = Device::Cpu;
+use crate::check::{CHAOTIC, FileReport, LOOSE, TIGHT, Vectors, device};
 
 /// Initial weights are overwritten; any seed will do.
 pub(crate) fn rng() -> nn::Rng {
@@ -161,7 +159,7 @@ pub(crate) fn derived(
         .any(|name| name.starts_with("auxiliary_head."));
     let build = |dtype: DType| -> Result<DerivedNet> {
         let mut rng = rng();
-        let builder = Builder::new(&DEVICE, dtype, &mut rng);
+        let builder = Builder::new(device(), dtype, &mut rng);
         let network = DerivedNet::new(&builder, &spec, &genotype, auxiliary)?;
         network.parameters().load(&state.under(""))?;
         Ok(network)
@@ -222,7 +220,7 @@ pub(crate) fn derived(
             let (losses, norms) = sgd_steps(&network, &input, path, &loss_of)?;
             let group = format!("SGD, first {n_exact} in {dtype:?}: losses and norms");
             for (name, ours) in [("sgd5.losses", losses), ("sgd5.grad_norms", norms)] {
-                let ours = Tensor::new(&ours[..n_exact], &DEVICE)?;
+                let ours = Tensor::new(&ours[..n_exact], device())?;
                 let reference = vectors.get(name)?.narrow(0, 0, n_exact)?;
                 report.compare(&group, name, &ours, &reference, tolerance)?;
             }
@@ -299,10 +297,10 @@ pub(crate) fn supernet(
     let build = |dtype: DType| -> Result<Search> {
         let mut rng = rng();
         let space = SearchSpace::darts();
-        let builder = Builder::new(&DEVICE, dtype, &mut rng);
+        let builder = Builder::new(device(), dtype, &mut rng);
         let network = Supernet::new(&builder, space, &spec, ratio)?;
         drop(builder);
-        let architecture = Architecture::new(space, partial, &DEVICE, dtype, &mut rng)?;
+        let architecture = Architecture::new(space, partial, device(), dtype, &mut rng)?;
         network.parameters().load(&weights)?;
         architecture.parameters().load(&arch)?;
         Ok(Search {
@@ -458,7 +456,7 @@ fn two_search_steps(search: &Search, vectors: &Vectors, report: &mut FileReport<
         report.compare(
             group,
             &name,
-            &Tensor::new(ours, &DEVICE)?,
+            &Tensor::new(ours, device())?,
             vectors.get(&name)?,
             LOOSE,
         )?;

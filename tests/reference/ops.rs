@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Var};
+use candle_core::{DType, Var};
 use nn::Pass;
 use nn::candidate::{Candidate, EdgeInput};
 use nn::layers::Affine;
@@ -11,7 +11,7 @@ use nn::optimizer::Gradients;
 use nn::parameters::Builder;
 use space::Primitive;
 
-use crate::check::{FileReport, LOOSE, TIGHT, Vectors};
+use crate::check::{FileReport, LOOSE, TIGHT, Vectors, device};
 use crate::networks::{compare_buffers, rng};
 
 /// Checks every operation in the file that the space knows.
@@ -56,7 +56,7 @@ fn one(
     let state = vectors.under(&format!("{prefix}.state."));
     for mode in ["train", "eval"] {
         let mut rng = rng();
-        let builder = Builder::new(&Device::Cpu, DType::F32, &mut rng);
+        let builder = Builder::new(device(), DType::F32, &mut rng);
         let candidate = Candidate::new(&builder, primitive, input.dim(1)?, stride, affine)?;
         let parameters = builder.parameters();
         parameters.load(&state)?;

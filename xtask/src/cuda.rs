@@ -11,7 +11,8 @@ use libloading::{Library, Symbol};
 use crate::ci::{cargo, step};
 
 /// The features that make stages take `--device cuda`.
-const FEATURES: &str = "stage-profile/cuda,stage-predictor/cuda,stage-search/nccl,stage-evaluate/nccl,stage-report/cuda";
+const FEATURES: &str = "stage-profile/cuda,stage-predictor/cuda,stage-search/nccl,stage-evaluate/nccl,stage-report/cuda,\
+                        network-bench/cuda,pipeline-tests/cuda";
 
 /// NVIDIA's compiler for kernels, as PyPI has it: it needs neither a GPU nor a driver.
 const NVRTC_WHEEL: &str = "nvidia-cuda-nvrtc==13.0.88";

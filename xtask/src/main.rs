@@ -98,11 +98,9 @@ enum Command {
     Doctor,
     /// Lint the CUDA code with a stand-in for nvcc, and compile every kernel with NVRTC: no GPU needed
     Cuda,
-    /// On a machine with a GPU: the kernel suite and a profile on CUDA; writes target/gpu-check/gpu-check.json
-    GpuCheck {
-        #[command(flatten)]
-        args: PipelineArgs,
-    },
+    /// On a machine with a GPU: the kernel suite, reference vectors, profiles, and steps beside PyTorch's; writes
+    /// target/gpu-check/gpu-check.json
+    GpuCheck(gpu_check::GpuCheckArgs),
     /// Check that every crate uses only what ARCHITECTURE.md lets it use
     Layers,
     /// Everything that must hold before a change lands: format, layers, clippy, tests, docs
@@ -125,12 +123,7 @@ fn main() -> ExitCode {
         Command::Bench { command } => bench::run(&command),
         Command::Doctor => doctor::run(),
         Command::Cuda => cuda::check().and_then(|()| cuda::compile_kernels()),
-        Command::GpuCheck { mut args } => {
-            if args.device == "cpu" {
-                args.device = "cuda".to_owned();
-            }
-            gpu_check::run(&args)
-        }
+        Command::GpuCheck(args) => gpu_check::run(&args),
         Command::Layers => layers::run(),
         Command::Ci => ci::run(),
     };

@@ -29,6 +29,14 @@ pub enum Error {
         /// What is missing.
         reason: String,
     },
+    /// A setting of the config is for CUDA devices, and the run is on the processor.
+    #[error("{setting} in the config is for --device cuda; on the processor say {instead}")]
+    CudaOnly {
+        /// The setting.
+        setting: String,
+        /// What the processor does.
+        instead: &'static str,
+    },
     /// The device has not the memory that the run will need.
     #[error(
         "{device} has {free} of memory free, and this run will need {needed}: lower batch_size (and the learning \
@@ -162,6 +170,7 @@ impl StageError for Error {
             Self::Config(_)
             | Self::Network(_)
             | Self::Genotype(_)
+            | Self::CudaOnly { .. }
             | Self::Threads { .. }
             | Self::Store { .. } => ExitCode::Usage,
             Self::Missing { .. }

@@ -75,6 +75,8 @@ impl fmt::Display for Kind {
 /// | evaluation | 1.3 | `search.metric`, where it is not latency; in `latency.json` what was measured of that metric |
 /// | front | 1.1 | `metric`, where it is not latency |
 /// | evaluation | 1.2 | `search.objective`, `search.target`, `search.interval_millis`; `verdict.json` |
+/// | latency-dataset | 1.3 | the columns `latency_graph_median_millis` and `gpu_…`, on CUDA |
+/// | latency-dataset, search-result, evaluation; latency model | 1.3; 1.4 | `settings.timing.precision` and `.flush_l2`, where they are not `f32` and false |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FormatVersion {

@@ -9,6 +9,8 @@ use crate::error::Error;
 use crate::files::Files;
 use crate::format::{FormatVersion, Kind};
 use crate::genotype::{cell_from_texts, gene_to_text};
+use crate::precision::Precision;
+use crate::stage::DeviceSpec;
 use crate::store::Artifact;
 use crate::table::{Column, Columns, Table};
 
@@ -16,10 +18,22 @@ const SAMPLES: &str = "samples.parquet";
 const CELLS: &str = "cells.parquet";
 const PEAK_MEMORY: &str = "peak_memory_bytes";
 const ENERGY: &str = "energy_joules";
+const GRAPH: &str = "latency_graph_median_millis";
+const GPU: [&str; 4] = [
+    "gpu_clock_mhz",
+    "gpu_memory_clock_mhz",
+    "gpu_temperature_celsius",
+    "gpu_power_watts",
+];
 /// Columns that are there if anything stands in them.
-const MORE: [(&str, Cost); 2] = [
+const MORE: [(&str, Cost); 7] = [
     (PEAK_MEMORY, |s| s.peak_memory_bytes),
     (ENERGY, |s| s.energy_joules),
+    (GRAPH, |s| s.graph_median_millis),
+    (GPU[0], |s| Some(s.gpu?.clock_mhz)),
+    (GPU[1], |s| Some(s.gpu?.memory_clock_mhz)),
+    (GPU[2], |s| Some(s.gpu?.temperature_celsius)),
+    (GPU[3], |s| Some(s.gpu?.power_watts)),
 ];
 type Cost = fn(&LatencySample) -> Option<f64>;
 
@@ -111,7 +125,7 @@ pub enum Metric {
     Latency,
     /// The bytes of the network, its input and its largest set of buffers during one call on one thread, in mebibytes.
     PeakMemory,
-    /// What the processor takes up during one call, in millijoules.
+    /// What the processor or the GPU takes up during one call, in millijoules.
     Energy,
 }
 
@@ -186,6 +200,29 @@ pub struct TimingRecord {
     pub n_warmup: u32,
     /// Calls that count.
     pub n_repeats: u32,
+    /// The precision of the network's products; not named where it is `f32`.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
+    /// On CUDA, whether the L2 cache is overwritten before each call that counts; not named where it is not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub flush_l2: bool,
+}
+
+impl TimingRecord {
+    /// Makes sure that networks on this device can be timed so.
+    ///
+    /// # Errors
+    /// [`Error::CudaOnly`] for what the CPU does not know.
+    pub fn check(&self, device: DeviceSpec) -> Result<(), Error> {
+        self.precision.check(device)?;
+        match device {
+            DeviceSpec::Cpu if self.flush_l2 => Err(Error::CudaOnly {
+                setting: "timing.flush_l2 = true".to_owned(),
+                instead: "timing.flush_l2 = false",
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a latency is the latency of: numbers taken under other settings cannot be compared with it.
@@ -238,8 +275,29 @@ pub struct LatencySample {
     /// The bytes of the network, its input and its largest set of buffers during one call on one thread: whole bytes. `None`
     /// where nobody asked, and before format 1.2.
     pub peak_memory_bytes: Option<f64>,
-    /// What the processor took up during one call, the whole package, in joules. `None` as above.
+    /// What the processor (the whole package) or the GPU (above what it takes up at rest) took up during one call, in
+    /// joules. `None` as above.
     pub energy_joules: Option<f64>,
+    /// On CUDA, the median of calls that are launched as one graph, corrected for drift, in milliseconds:
+    /// [`median_millis`](Self::median_millis) is that of calls launched operation by operation. `None` on the CPU, where
+    /// the network could not be captured, and before format 1.3.
+    pub graph_median_millis: Option<f64>,
+    /// On CUDA, the GPU right behind the timing. `None` on the CPU, and before format 1.3.
+    pub gpu: Option<GpuRecord>,
+}
+
+/// What a GPU says of itself at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GpuRecord {
+    /// Clock of the multiprocessors.
+    pub clock_mhz: f64,
+    /// Clock of the memory.
+    pub memory_clock_mhz: f64,
+    /// Of the chip.
+    pub temperature_celsius: f64,
+    /// Of the board.
+    pub power_watts: f64,
 }
 
 /// One timed cell, on its own.
@@ -316,7 +374,7 @@ impl LatencyDataset {
 
 impl Artifact for LatencyDataset {
     const KIND: Kind = Kind::LatencyDataset;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 2);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 3);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -458,7 +516,25 @@ fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
     let repeat = optional(table, "latency_repeat_median_millis", |_| None)?;
     let peak_memory: Vec<Option<f64>> = optional(table, PEAK_MEMORY, |_| None)?;
     let energy: Vec<Option<f64>> = optional(table, ENERGY, |_| None)?;
-    for (name, costs) in [(PEAK_MEMORY, &peak_memory), (ENERGY, &energy)] {
+    let graph: Vec<Option<f64>> = optional(table, GRAPH, |_| None)?;
+    let mut seen: Vec<Vec<Option<f64>>> = Vec::with_capacity(GPU.len());
+    for name in GPU {
+        seen.push(optional(table, name, |_| None)?);
+    }
+    let gpu = |row: usize| {
+        Some(GpuRecord {
+            clock_mhz: seen[0][row]?,
+            memory_clock_mhz: seen[1][row]?,
+            temperature_celsius: seen[2][row]?,
+            power_watts: seen[3][row]?,
+        })
+    };
+    let costs = [
+        (PEAK_MEMORY, &peak_memory),
+        (ENERGY, &energy),
+        (GRAPH, &graph),
+    ];
+    for (name, costs) in costs {
         if let Some(row) = costs.iter().position(|cost| cost.is_some_and(|c| c <= 0.0)) {
             return Err(table.malformed(format!(
                 "{name} is {} in row {row}, expected a number above 0",
@@ -479,6 +555,8 @@ fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
             repeat_median_millis: repeat[row],
             peak_memory_bytes: peak_memory[row],
             energy_joules: energy[row],
+            graph_median_millis: graph[row],
+            gpu: gpu(row),
         })
         .collect())
 }

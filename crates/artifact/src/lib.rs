@@ -74,6 +74,7 @@ pub mod latency_dataset;
 pub mod latency_model;
 pub mod manifest;
 pub mod memory;
+mod precision;
 mod progress;
 pub mod report;
 pub mod search_result;
@@ -93,14 +94,15 @@ pub use crate::format::{FormatVersion, Kind};
 pub use crate::front::{Front, FrontPoint};
 pub use crate::genotype::{genotype_from_arg, genotype_from_json, genotype_to_json};
 pub use crate::latency_dataset::{
-    AnchorRecord, CellSample, LatencyDataset, LatencySample, MeasurementSettings, Metric,
-    NetworkRecord, TimingRecord,
+    AnchorRecord, CellSample, GpuRecord, LatencyDataset, LatencySample, MeasurementSettings,
+    Metric, NetworkRecord, TimingRecord,
 };
 pub use crate::latency_model::{
     FiguresRecord, HeldOut, LatencyModelArtifact, ModelCard, Validation,
 };
 pub use crate::manifest::Manifest;
 pub use crate::memory::MemoryPlan;
+pub use crate::precision::Precision;
 pub use crate::report::Report;
 pub use crate::search_result::{SearchResult, TargetRecord, TraceRow};
 pub use crate::stage::{

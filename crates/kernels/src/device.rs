@@ -18,6 +18,9 @@ pub fn cuda_device(index: usize) -> Result<Device> {
     {
         libraries()?;
         let device = Device::new_cuda_with_stream(index)?;
+        // SAFETY: one stream does all work, in order. Events that make streams wait for each other would cost two
+        // calls for each tensor, and no launch that waits for an earlier event can be captured in a graph.
+        unsafe { device.as_cuda_device()?.disable_event_tracking() };
         keep_memory(device.as_cuda_device()?)?;
         Ok(device)
     }

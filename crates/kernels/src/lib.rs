@@ -39,6 +39,7 @@ mod geometry;
 )]
 mod gpu;
 mod parallel;
+mod precision;
 mod product;
 mod runs;
 
@@ -66,7 +67,8 @@ pub use element::Element;
 pub use error::Error;
 pub use geometry::{Conv2dGeometry, Pool2dGeometry, Window};
 pub use max_pool2d::max_pool2d;
-pub use pointwise_conv2d::pointwise_conv2d;
+pub use pointwise_conv2d::{pointwise_conv2d, pointwise_conv2d_in};
+pub use precision::Precision;
 pub use relu::relu;
 pub use scale::scale;
 pub use weighted_add::weighted_add;

@@ -1,7 +1,8 @@
 //! The energy that the processor takes up, as Linux tells it (`powercap`, Intel and AMD RAPL).
 //!
 //! The counters are those of whole packages: all cores, whatever else runs on them. Where a machine has none, or
-//! does not let them be read, there is no energy: nothing here estimates.
+//! does not let them be read, there is no energy: nothing here estimates. A GPU's counter is NVML's (`watch`); it is
+//! the board's, so what the board takes up at rest is subtracted ([`joules_above_rest`]).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -105,6 +106,38 @@ impl EnergyMeter {
     }
 }
 
+/// The joules of one call above what the device takes up at rest, the mean of as many as fit into a window.
+///
+/// `settle` waits for the work of the calls and tells the seconds since some moment; `counter` tells the joules since
+/// some moment; `work` may return before its work is done. Every [`CALLS`] calls the work is waited for.
+///
+/// # Errors
+/// The first error of a closure.
+pub fn joules_above_rest<E>(
+    rest_watts: f64,
+    window: Duration,
+    mut settle: impl FnMut() -> Result<f64, E>,
+    mut counter: impl FnMut() -> Result<f64, E>,
+    mut work: impl FnMut() -> Result<(), E>,
+) -> Result<f64, E> {
+    let (started, before) = (settle()?, counter()?);
+    let mut n_calls = 0u32;
+    loop {
+        for _ in 0..CALLS {
+            work()?;
+        }
+        n_calls += CALLS;
+        let secs = settle()? - started;
+        if secs >= window.as_secs_f64() {
+            let spent = counter()? - before;
+            return Ok((spent - rest_watts * secs) / f64::from(n_calls));
+        }
+    }
+}
+
+/// Calls under way at once while energy is measured: more would wait, fewer leave gaps.
+const CALLS: u32 = 16;
+
 fn read(path: &Path) -> Result<u64, NoEnergy> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         NoEnergy(format!(
@@ -154,6 +187,30 @@ mod tests {
         let joules = joules.unwrap();
         assert!((joules - 1.0).abs() < 1e-9, "{joules}");
         std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn what_a_device_takes_up_at_rest_is_not_the_work() {
+        use std::cell::Cell;
+        use std::convert::Infallible;
+
+        // A call takes 10 ms and 2 J beside the 50 W that flow anyway.
+        let (secs, joules, n_calls) = (Cell::new(3.0), Cell::new(1000.0), Cell::new(0));
+        let Ok(each) = joules_above_rest(
+            50.0,
+            Duration::from_secs(1),
+            || Ok::<_, Infallible>(secs.get()),
+            || Ok(joules.get()),
+            || {
+                n_calls.set(n_calls.get() + 1);
+                secs.set(secs.get() + 0.01);
+                joules.set(joules.get() + 2.0 + 50.0 * 0.01);
+                Ok(())
+            },
+        );
+        assert!((each - 2.0).abs() < 1e-9, "{each}");
+        // The first multiple of what runs at once that fills the window.
+        assert_eq!(n_calls.get(), 112);
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub struct Protocol {
     pub n_warmup: u32,
     /// Calls that count, each timed on its own. At least one is made.
     pub n_repeats: u32,
+    /// On CUDA, whether the L2 cache is overwritten in front of each call that counts; the processor's are as they are.
+    pub flush_l2: bool,
 }
 
 /// What the repeats of one thing took.
@@ -153,6 +155,7 @@ mod tests {
             &Protocol {
                 n_warmup: 2,
                 n_repeats: 3,
+                flush_l2: false,
             },
             || {
                 // The calls take 1000, 1000 (warm-up), then 10, 30, 20.
@@ -182,6 +185,7 @@ mod tests {
             &Protocol {
                 n_warmup: 0,
                 n_repeats: 0,
+                flush_l2: false,
             },
             || {
                 n_calls += 1;
@@ -199,6 +203,7 @@ mod tests {
                 &Protocol {
                     n_warmup: 2,
                     n_repeats: 2,
+                    flush_l2: false,
                 },
                 || {
                     n_calls += 1;

@@ -1,4 +1,4 @@
-//! What a GPU does while something is timed on it: clocks, temperature, power, throttling; and the energy of a run.
+//! What a GPU does while something is timed on it: clocks, temperature, power, throttling; and the board's energy counter.
 //!
 //! NVML is opened when it is asked for (feature `cuda`). The decisions know nothing of it, so that they are tested
 //! without a GPU.
@@ -56,7 +56,8 @@ impl fmt::Display for Throttled {
 
 impl std::error::Error for Throttled {}
 
-/// Takes a sample between two looks at the GPU, and again if clocks were held down at either, up to `n_tries` times.
+/// Takes a sample between two looks at the GPU, and again if clocks were held down at either, up to `n_tries` times;
+/// the sample and the second look.
 ///
 /// # Errors
 /// The first error of a look or of the sample, as the outer result; [`Throttled`] as the inner one if no try
@@ -65,7 +66,7 @@ pub fn undisturbed<T, E>(
     n_tries: usize,
     mut look: impl FnMut() -> Result<GpuState, E>,
     mut sample: impl FnMut() -> Result<T, E>,
-) -> Result<Result<T, Throttled>, E> {
+) -> Result<Result<(T, GpuState), Throttled>, E> {
     let n_tries = n_tries.max(1);
     let mut last = GpuState::default();
     for _ in 0..n_tries {
@@ -73,7 +74,7 @@ pub fn undisturbed<T, E>(
         let taken = sample()?;
         last = look()?;
         if before.throttled.is_empty() && last.throttled.is_empty() {
-            return Ok(Ok(taken));
+            return Ok(Ok((taken, last)));
         }
     }
     Ok(Err(Throttled {
@@ -132,6 +133,15 @@ mod nvml {
             }
         }
 
+        /// What the board has taken up since the driver was loaded, in joules; the counter moves some ten times a second.
+        ///
+        /// # Errors
+        /// If NVML fails, or the GPU is older than Volta.
+        pub fn joules(&self) -> Result<f64, NvmlError> {
+            let device = self.nvml.device_by_pci_bus_id(&*self.pci_bus_id)?;
+            Ok(device.total_energy_consumption()? as f64 / 1e3)
+        }
+
         /// The GPU as it is.
         ///
         /// # Errors
@@ -179,7 +189,11 @@ mod tests {
             Ok(n_samples.get())
         };
         let Ok(taken) = undisturbed(n_tries, look, sample);
-        taken
+        taken.map(|(sample, state)| {
+            // The look right behind the sample.
+            assert_eq!(state.clock_mhz, 2 * sample - 1);
+            sample
+        })
     }
 
     #[test]

@@ -5,7 +5,7 @@ use kernels::{Conv2dGeometry, Pool2dGeometry};
 use space::{NetworkSpec, Stem};
 
 use crate::Pass;
-use crate::layers::{Affine, BatchNorm, Linear, pointwise};
+use crate::layers::{Affine, BatchNorm, Linear, Pointwise};
 use crate::parameters::Builder;
 
 /// The smallest spatial size of the auxiliary head's input, in pixels.
@@ -15,7 +15,7 @@ pub const MIN_SIZE: usize = 5;
 /// ImageNet), ReLU, linear.
 pub struct AuxiliaryHead {
     pool: Pool2dGeometry,
-    reduce: Var,
+    reduce: Pointwise,
     reduce_norm: BatchNorm,
     expand: Var,
     expand_norm: Option<BatchNorm>,
@@ -34,7 +34,7 @@ impl AuxiliaryHead {
                 padding: 0,
                 stride: if imagenet { 2 } else { 3 },
             },
-            reduce: pointwise(&features.scope(2), n_in, 128)?,
+            reduce: Pointwise::new(&features.scope(2), n_in, 128)?,
             reduce_norm: BatchNorm::new(&features.scope(3), 128, affine)?,
             expand: features
                 .scope(5)
@@ -52,7 +52,7 @@ impl AuxiliaryHead {
     /// pixel remains.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let y = kernels::avg_pool2d(&kernels::relu(x)?, self.pool)?;
-        let y = kernels::pointwise_conv2d(&y, &pass.weight(&self.reduce))?;
+        let y = self.reduce.forward(&y, pass)?;
         let y = kernels::relu(&self.reduce_norm.forward(&y, pass)?)?;
         let geometry = Conv2dGeometry {
             padding: 0,

@@ -5,7 +5,7 @@ use kernels::{Conv2dGeometry, DeviceStatistics, Pool2dGeometry};
 use space::Primitive;
 
 use crate::Pass;
-use crate::layers::{Affine, BatchNorm, FactorizedReduce, pointwise};
+use crate::layers::{Affine, BatchNorm, FactorizedReduce, Pointwise};
 use crate::parameters::Builder;
 
 /// The 3x3 pooling of the space at the given stride.
@@ -66,7 +66,7 @@ impl PoolKind {
 /// Depthwise, pointwise, batch normalisation, behind a ReLU.
 pub struct ConvUnit {
     depthwise: Var,
-    pointwise: Var,
+    pointwise: Pointwise,
     geometry: Conv2dGeometry,
     norm: BatchNorm,
 }
@@ -86,7 +86,7 @@ impl ConvUnit {
             depthwise: op
                 .scope(first)
                 .uniform("weight", (n_channels, 1, kernel, kernel), taps)?,
-            pointwise: pointwise(&op.scope(first + 1), n_channels, n_channels)?,
+            pointwise: Pointwise::new(&op.scope(first + 1), n_channels, n_channels)?,
             geometry,
             norm: BatchNorm::new(&op.scope(first + 2), n_channels, affine)?,
         })
@@ -97,7 +97,7 @@ impl ConvUnit {
     }
 
     pub(crate) fn pointwise(&self) -> &Var {
-        &self.pointwise
+        self.pointwise.weight()
     }
 
     pub(crate) fn geometry(&self) -> Conv2dGeometry {
@@ -116,7 +116,7 @@ impl ConvUnit {
     /// Runs the unit on an input that has been through its ReLU already.
     fn forward_activated(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let y = kernels::depthwise_conv2d(x, &pass.weight(&self.depthwise), self.geometry)?;
-        let y = kernels::pointwise_conv2d(&y, &pass.weight(&self.pointwise))?;
+        let y = self.pointwise.forward(&y, pass)?;
         self.norm.forward(&y, pass)
     }
 }

@@ -1,7 +1,7 @@
 //! The building blocks that the networks share (Liu et al. 2018, the published code's `operations.py`).
 
 use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Tensor, Var};
-use kernels::{BatchStatistics, Conv2dGeometry, DeviceStatistics};
+use kernels::{BatchStatistics, Conv2dGeometry, DeviceStatistics, Precision};
 
 use crate::Pass;
 use crate::parameters::Builder;
@@ -139,14 +139,34 @@ impl InplaceOp1 for Blend {
     }
 }
 
-/// A convolution without bias that mixes channels at each pixel.
-pub(crate) fn pointwise(builder: &Builder<'_>, n_in: usize, n_out: usize) -> Result<Var> {
-    builder.uniform("weight", (n_out, n_in, 1, 1), n_in)
+/// A convolution without bias that mixes channels at each pixel: `[n, n_in, h, w]` to `[n, n_out, h, w]`.
+pub(crate) struct Pointwise {
+    weight: Var,
+    precision: Precision,
+}
+
+impl Pointwise {
+    /// Builds `weight`.
+    pub(crate) fn new(builder: &Builder<'_>, n_in: usize, n_out: usize) -> Result<Self> {
+        Ok(Self {
+            weight: builder.uniform("weight", (n_out, n_in, 1, 1), n_in)?,
+            precision: builder.precision(),
+        })
+    }
+
+    pub(crate) fn weight(&self) -> &Var {
+        &self.weight
+    }
+
+    /// Runs the layer.
+    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        kernels::pointwise_conv2d_in(x, &pass.weight(&self.weight), self.precision)
+    }
 }
 
 /// ReLU, pointwise convolution, batch normalisation: `[n, n_in, h, w]` to `[n, n_out, h, w]`.
 pub struct ReluConvBn {
-    weight: Var,
+    pointwise: Pointwise,
     norm: BatchNorm,
 }
 
@@ -155,13 +175,13 @@ impl ReluConvBn {
     pub fn new(builder: &Builder<'_>, n_in: usize, n_out: usize, affine: Affine) -> Result<Self> {
         let op = builder.scope("op");
         Ok(Self {
-            weight: pointwise(&op.scope(1), n_in, n_out)?,
+            pointwise: Pointwise::new(&op.scope(1), n_in, n_out)?,
             norm: BatchNorm::new(&op.scope(2), n_out, affine)?,
         })
     }
 
     pub(crate) fn weight(&self) -> &Var {
-        &self.weight
+        self.pointwise.weight()
     }
 
     pub(crate) fn norm(&self) -> &BatchNorm {
@@ -170,7 +190,7 @@ impl ReluConvBn {
 
     /// Runs the block.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let y = kernels::pointwise_conv2d(&kernels::relu(x)?, &pass.weight(&self.weight))?;
+        let y = self.pointwise.forward(&kernels::relu(x)?, pass)?;
         self.norm.forward(&y, pass)
     }
 }
@@ -181,8 +201,8 @@ impl ReluConvBn {
 /// shifted by one row and one column, concatenated, batch normalisation. An odd size is first padded
 /// with one zero row or column at its end (the published networks have even sizes only).
 pub struct FactorizedReduce {
-    even: Var,
-    odd: Var,
+    even: Pointwise,
+    odd: Pointwise,
     norm: BatchNorm,
 }
 
@@ -190,15 +210,15 @@ impl FactorizedReduce {
     /// Builds `conv_1`, `conv_2` and `bn`; `n_out` is even.
     pub fn new(builder: &Builder<'_>, n_in: usize, n_out: usize, affine: Affine) -> Result<Self> {
         Ok(Self {
-            even: pointwise(&builder.scope("conv_1"), n_in, n_out / 2)?,
-            odd: pointwise(&builder.scope("conv_2"), n_in, n_out - n_out / 2)?,
+            even: Pointwise::new(&builder.scope("conv_1"), n_in, n_out / 2)?,
+            odd: Pointwise::new(&builder.scope("conv_2"), n_in, n_out - n_out / 2)?,
             norm: BatchNorm::new(&builder.scope("bn"), n_out, affine)?,
         })
     }
 
     /// The kernels on the even and on the odd pixels.
     pub(crate) fn kernels(&self) -> [&Var; 2] {
-        [&self.even, &self.odd]
+        [self.even.weight(), self.odd.weight()]
     }
 
     pub(crate) fn norm(&self) -> &BatchNorm {
@@ -212,8 +232,8 @@ impl FactorizedReduce {
 
     /// Runs the block on an input that has been through its ReLU already.
     pub(crate) fn forward_activated(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let even = kernels::pointwise_conv2d(&subsample(x, 0)?, &pass.weight(&self.even))?;
-        let odd = kernels::pointwise_conv2d(&subsample(x, 1)?, &pass.weight(&self.odd))?;
+        let even = self.even.forward(&subsample(x, 0)?, pass)?;
+        let odd = self.odd.forward(&subsample(x, 1)?, pass)?;
         self.norm.forward(&Tensor::cat(&[even, odd], 1)?, pass)
     }
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
+use kernels::Precision;
 use rand::RngExt;
 
 use crate::Rng;
@@ -146,6 +147,7 @@ pub struct Builder<'r> {
     prefix: String,
     device: Device,
     dtype: DType,
+    precision: Precision,
 }
 
 struct Shared<'r> {
@@ -165,7 +167,19 @@ impl<'r> Builder<'r> {
             prefix: String::new(),
             device: device.clone(),
             dtype,
+            precision: Precision::F32,
         }
+    }
+
+    /// The same builder for a network whose pointwise convolutions are computed in that precision, where cells run
+    /// operation by operation: fused ones, on the CPU, know `f32` and `f64` alone.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// A builder for the part of the network called `name`.

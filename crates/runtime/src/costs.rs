@@ -12,7 +12,15 @@ pub struct Meters {
     /// Where peak memory is asked for, one thread.
     one_thread: Option<Executor>,
     /// Where energy is asked for.
-    energy: Option<EnergyMeter>,
+    energy: Option<Energy>,
+}
+
+/// What tells energy.
+enum Energy {
+    /// The processor's counters.
+    Processor(EnergyMeter),
+    /// The GPU's, and what it takes up at rest.
+    Gpu { rest_watts: f64 },
 }
 
 /// What was asked for.
@@ -49,15 +57,21 @@ impl Meters {
     /// # Errors
     /// If the device or this machine does not tell what is asked for.
     pub fn new(device: &Device, peak_memory: bool, energy: bool) -> Result<Self, Unmeasured> {
-        const NOT_CPU: &str = "only the processor's can be measured";
         if peak_memory && !device.is_cpu() {
-            return Err(Unmeasured::PeakMemory(NOT_CPU));
-        }
-        if energy && !device.is_cpu() {
-            return Err(Unmeasured::Energy(NOT_CPU.to_owned()));
+            return Err(Unmeasured::PeakMemory(
+                "only the processor's can be measured",
+            ));
         }
         let one_thread = peak_memory.then(|| Executor::new(1)).transpose();
-        let energy = energy.then(|| EnergyMeter::open(Path::new(POWERCAP)));
+        let energy = energy.then(|| {
+            if device.is_cpu() {
+                return Ok(Energy::Processor(EnergyMeter::open(Path::new(POWERCAP))?));
+            }
+            match crate::rest_watts(device) {
+                Ok(rest_watts) => Ok(Energy::Gpu { rest_watts }),
+                Err(error) => Err(Unmeasured::Energy(error.to_string())),
+            }
+        });
         Ok(Self {
             one_thread: one_thread.map_err(Unmeasured::Threads)?,
             energy: energy.transpose()?,
@@ -80,10 +94,23 @@ impl Meters {
             let uncounted = Unmeasured::PeakMemory("this program's allocator does not count");
             costs.peak_memory_bytes = Some(bytes.map_err(Unmeasured::Tensor)?.ok_or(uncounted)?);
         }
-        if let Some(meter) = &self.energy {
+        if let Some(energy) = &self.energy {
             let prepared = prepare().map_err(Unmeasured::Tensor)?;
-            let run = || prepared.run().map(drop).map_err(Unmeasured::Tensor);
-            costs.energy_joules = Some(executor.install(|| meter.joules(run))?);
+            let joules = match energy {
+                Energy::Processor(meter) => {
+                    let run = || prepared.run().map(drop).map_err(Unmeasured::Tensor);
+                    executor.install(|| meter.joules(run))?
+                }
+                Energy::Gpu { rest_watts } => prepared
+                    .joules(executor, *rest_watts)
+                    .map_err(Unmeasured::Tensor)?,
+            };
+            if joules <= 0.0 {
+                return Err(Unmeasured::Energy(
+                    "the counter rose no more under a network than at rest".to_owned(),
+                ));
+            }
+            costs.energy_joules = Some(joules);
         }
         Ok(costs)
     }

@@ -6,15 +6,16 @@
 //! [`Prepared::time`].
 
 mod costs;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use candle_core::{DType, Device, Result, Tensor};
 use kernels::image::Maps;
-#[cfg(feature = "cuda")]
-use measure::watch::{Watch, undisturbed};
+use measure::watch::GpuState;
 use measure::{Protocol, Timing};
 use nn::inference::CellOutput;
 use nn::parameters::Builder;
-use nn::{DerivedNet, InferenceCell, InferenceNet, Pass, StandaloneCell};
+use nn::{DerivedNet, InferenceCell, InferenceNet, Pass, Precision, StandaloneCell};
 use rayon::prelude::*;
 use space::{CellGenotype, CellSpec, Genotype, NetworkSpec};
 
@@ -23,12 +24,36 @@ pub use crate::costs::{Costs, Meters, Unmeasured};
 /// The name of the CPU runtime in data sets and manifests.
 pub const NATIVE_CPU: &str = "native-cpu";
 
-/// How often a timing is taken that clocks under throttling disturbed.
-#[cfg(feature = "cuda")]
-const N_TRIES: usize = 5;
-
 /// The name of the CUDA runtime there.
 pub const CANDLE_CUDA: &str = "candle-cuda";
+
+/// Where networks run, and in which precision.
+#[derive(Clone, Debug)]
+pub struct On {
+    /// The device.
+    pub device: Device,
+    /// Of the pointwise convolutions; the CPU's runtime knows `F32` alone.
+    pub precision: Precision,
+}
+
+impl On {
+    /// The CPU.
+    pub fn cpu() -> Self {
+        Self {
+            device: Device::Cpu,
+            precision: Precision::F32,
+        }
+    }
+}
+
+/// A timing.
+#[derive(Clone, Debug)]
+pub struct Timed {
+    /// What was taken.
+    pub timing: Timing,
+    /// The GPU right behind it; `None` on the CPU.
+    pub gpu: Option<GpuState>,
+}
 
 /// The threads on which networks run: a pool of its own, so that what is timed does not depend on how
 /// many threads the rest of the process uses.
@@ -86,10 +111,11 @@ impl Prepared {
         spec: &NetworkSpec,
         genotype: &Genotype,
         batch_size: usize,
-        device: &Device,
+        on: &On,
     ) -> Result<Self> {
+        let device = &on.device;
         let mut rng = fixed_rng();
-        let builder = Builder::new(device, DType::F32, &mut rng);
+        let builder = Builder::new(device, DType::F32, &mut rng).with_precision(on.precision);
         let network = DerivedNet::new(&builder, spec, genotype, false)?;
         Self::trained(network, spec, batch_size, device)
     }
@@ -122,10 +148,11 @@ impl Prepared {
         spec: &CellSpec,
         genotype: &CellGenotype,
         batch_size: usize,
-        device: &Device,
+        on: &On,
     ) -> Result<Self> {
+        let device = &on.device;
         let mut rng = fixed_rng();
-        let builder = Builder::new(device, DType::F32, &mut rng);
+        let builder = Builder::new(device, DType::F32, &mut rng).with_precision(on.precision);
         let cell = StandaloneCell::new(&builder, spec, genotype)?;
         let shapes = cell.input_shapes(batch_size);
         let module = if device.is_cpu() {
@@ -150,24 +177,53 @@ impl Prepared {
     ///
     /// # Errors
     /// If an inference fails; on CUDA, if there is no NVML or the GPU stays throttled.
-    pub fn time(&self, executor: &Executor, protocol: &Protocol) -> Result<Timing> {
+    pub fn time(&self, executor: &Executor, protocol: &Protocol) -> Result<Timed> {
         #[cfg(feature = "cuda")]
-        if let Module::DeviceNetwork(_, input) | Module::DeviceCell(_, [input, _]) = &self.module
-            && let Device::Cuda(device) = input.device()
-        {
-            let stream = device.cuda_stream();
-            let watch = Watch::open(device.cuda_stream().context().ordinal());
-            let watch = watch.map_err(candle_core::Error::msg)?;
-            let look = || watch.state().map_err(candle_core::Error::msg);
-            let sample = || {
-                let run = || self.run().map(drop).map_err(Failure);
-                executor
-                    .install(|| measure::cuda::time(&stream, protocol, run))
-                    .map_err(|Failure(error)| error)
-            };
-            return undisturbed(N_TRIES, look, sample)?.map_err(candle_core::Error::msg);
+        if let Some(device) = self.cuda_device() {
+            return cuda::time(self, device, executor, protocol);
         }
-        executor.install(|| measure::time(protocol, || self.run().map(drop)))
+        let timing = executor.install(|| measure::time(protocol, || self.run().map(drop)))?;
+        Ok(Timed { timing, gpu: None })
+    }
+
+    /// On CUDA, times inferences that are launched as one graph, after [`time`](Self::time) has run some; `None` on the CPU.
+    ///
+    /// # Errors
+    /// As [`time`](Self::time); the outer one is why an inference could not be captured, in a sentence.
+    pub fn time_captured(
+        &self,
+        executor: &Executor,
+        protocol: &Protocol,
+    ) -> std::result::Result<Option<Result<Timing>>, String> {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.cuda_device() {
+            return cuda::time_captured(self, device, executor, protocol).map(Some);
+        }
+        let _ = (executor, protocol);
+        Ok(None)
+    }
+
+    /// What one inference on CUDA takes up, above `rest_watts` ([`rest_watts`]), in joules.
+    ///
+    /// # Errors
+    /// If an inference fails, if there is no NVML, or if the network is not on CUDA.
+    pub(crate) fn joules(&self, executor: &Executor, rest_watts: f64) -> Result<f64> {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.cuda_device() {
+            return cuda::joules(self, device, executor, rest_watts);
+        }
+        let _ = (executor, rest_watts);
+        candle_core::bail!("NVML tells the energy of CUDA devices alone")
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_device(&self) -> Option<&candle_core::CudaDevice> {
+        match &self.module {
+            Module::DeviceNetwork(_, input) | Module::DeviceCell(_, [input, _]) => {
+                input.device().as_cuda_device().ok()
+            }
+            _ => None,
+        }
     }
 
     /// One inference; the output stays on the device.
@@ -208,15 +264,17 @@ pub enum Output {
     Tensor(Tensor),
 }
 
-/// The driver's errors as candle carries them.
-#[cfg(feature = "cuda")]
-struct Failure(candle_core::Error);
-
-#[cfg(feature = "cuda")]
-impl From<cudarc::driver::DriverError> for Failure {
-    fn from(error: cudarc::driver::DriverError) -> Self {
-        Self(candle_core::Error::wrap(error))
+/// What a CUDA device takes up while it has nothing to do, in watts: the mean of two seconds.
+///
+/// # Errors
+/// If there is no NVML, or if the device is none of CUDA's.
+fn rest_watts(device: &Device) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return cuda::rest_watts(device);
     }
+    let _ = device;
+    candle_core::bail!("NVML tells the energy of CUDA devices alone")
 }
 
 fn fixed_rng() -> nn::Rng {
@@ -254,7 +312,7 @@ mod tests {
     #[test]
     fn a_network_answers_one_row_of_logits_per_image() {
         let genotype = Genotype::named("DARTS_V2").expect("a published genotype");
-        let prepared = Prepared::network(&spec(), &genotype, 2, &Device::Cpu).unwrap();
+        let prepared = Prepared::network(&spec(), &genotype, 2, &On::cpu()).unwrap();
         assert_eq!(logits(&prepared).len(), 2 * 10);
     }
 
@@ -262,8 +320,7 @@ mod tests {
     fn every_cell_runs_by_itself_at_every_position() {
         let genotype = Genotype::named("PC_DARTS_cifar").expect("a published genotype");
         for cell in spec().cells() {
-            let prepared =
-                Prepared::cell(&cell, genotype.cell(cell.kind), 2, &Device::Cpu).unwrap();
+            let prepared = Prepared::cell(&cell, genotype.cell(cell.kind), 2, &On::cpu()).unwrap();
             let halves = if cell.kind == space::CellKind::Reduction {
                 2
             } else {
@@ -284,7 +341,7 @@ mod tests {
     #[test]
     fn the_answer_does_not_depend_on_the_number_of_threads() {
         let genotype = Genotype::named("PDARTS").expect("a published genotype");
-        let prepared = Prepared::network(&spec(), &genotype, 1, &Device::Cpu).unwrap();
+        let prepared = Prepared::network(&spec(), &genotype, 1, &On::cpu()).unwrap();
         let on = |n_threads| {
             let executor = Executor::new(n_threads).unwrap();
             executor.install(|| logits(&prepared))

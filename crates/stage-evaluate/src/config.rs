@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use artifact::NetworkRecord;
+use artifact::{NetworkRecord, Precision};
 use images::Augmentation;
 use nn::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use space::{NetworkSpec, Stem};
 
 use crate::Error;
 
-/// The file `evaluate.toml` of a preset; every key is required.
+/// The file `evaluate.toml` of a preset; every key but `precision` is required.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -20,6 +20,9 @@ pub struct Config {
     pub n_epochs: usize,
     /// Images per step; the last batch of an epoch may be smaller.
     pub batch_size: usize,
+    /// The precision of the network's products while it is trained; other than `f32` on CUDA alone.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
     /// The weight of the auxiliary head's loss; 0 = no such head.
     pub auxiliary_weight: f64,
     /// The probability that a path is dropped at the end; it grows from 0 over the epochs.

@@ -28,14 +28,15 @@ use std::sync::Arc;
 use artifact::stage::EVALUATE;
 use artifact::{
     DeviceSpec, Evaluation, KeyParts, LatencyDataset, LatencySample, MeasurementSettings,
-    MemoryPlan, Opened, RunContext, SearchResult, SearchSummary, TimingRecord, TimingResult,
+    MemoryPlan, Opened, Precision, RunContext, SearchResult, SearchSummary, TimingRecord,
+    TimingResult,
 };
 use candle_core::Device;
 use collective::Collective;
 use images::Split;
 use measure::Machine;
 use rand_chacha::rand_core::SeedableRng;
-use runtime::Prepared;
+use runtime::{On, Prepared};
 use space::{Counts, NetworkSpec, count_derived};
 
 pub use crate::config::{Config, DataConfig, ScheduleKind, TimingConfig, WeightsConfig};
@@ -96,6 +97,7 @@ pub fn follow(
     ranks: Arc<dyn Collective>,
 ) -> Result<(), Error> {
     config.check()?;
+    config.precision.check(context.device)?;
     let device = open_device(context.device)?;
     let _computing = context.machine_use.compute()?;
     let data = Data::load(config)?;
@@ -138,6 +140,7 @@ pub fn memory(
     n_ranks: usize,
 ) -> Result<MemoryPlan, Error> {
     config.check()?;
+    config.precision.check(device)?;
     let data = Data::load(config)?;
     let genotype = &inputs.search_result.value.genotype;
     let on = open_device(device)?;
@@ -158,6 +161,7 @@ pub fn run_together(
     ranks: Option<Arc<dyn Collective>>,
 ) -> Result<Evaluation, Error> {
     config.check()?;
+    config.precision.check(context.device)?;
     let search = &inputs.search_result.value;
     let network = NetworkSpec::try_from(&config.network)?;
     let settings = settings(config, search, context.device)?;
@@ -186,15 +190,17 @@ pub fn run_together(
         let machine = context
             .device
             .fingerprint(Machine::detect().fingerprint())?;
-        let network = Prepared::trained(
-            trained.network,
-            &network,
-            settings.timing.batch_size,
-            &device,
-        )?;
-        let on = timing::Place { device, machine };
+        let record = &settings.timing;
+        let on = on(device, record);
+        let network = if record.precision == config.precision {
+            Prepared::trained(trained.network, &network, record.batch_size, &on.device)?
+        } else {
+            // Timed as it was profiled; latency does not depend on the weights.
+            Prepared::network(&network, &search.genotype, record.batch_size, &on)?
+        };
+        let on = timing::Place { on, machine };
         let latency = timing::time(&network, &on, &settings, &config.timing, progress)?;
-        let costs = timing::costs(&meters, &search.genotype, &settings, &on.device)?;
+        let costs = timing::costs(&meters, &search.genotype, &settings, &on.on)?;
         TimingResult {
             peak_memory_bytes: costs.peak_memory_bytes.map(|bytes| bytes as f64),
             energy_joules: costs.energy_joules,
@@ -294,15 +300,16 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
     let machine = context
         .device
         .fingerprint(Machine::detect().fingerprint())?;
-    let on = timing::Place { device, machine };
+    let on = on(device, &settings.timing);
+    let on = timing::Place { on, machine };
     let mut samples = Vec::with_capacity(found.0.len());
     for one in &found.0 {
         let genotype = &one.value.genotype;
         let batch_size = settings.timing.batch_size;
-        let network = Prepared::network(&network, genotype, batch_size, &on.device)?;
+        let network = Prepared::network(&network, genotype, batch_size, &on.on)?;
         let latency = timing::time(&network, &on, &settings, &config.timing, &context.progress)?;
-        let meters = timing::meters(one.value.metric, &on.device)?;
-        let costs = timing::costs(&meters, genotype, &settings, &on.device)?;
+        let meters = timing::meters(one.value.metric, &on.on.device)?;
+        let costs = timing::costs(&meters, genotype, &settings, &on.on)?;
         samples.push(LatencySample {
             genotype: genotype.clone(),
             median_millis: latency.median_millis,
@@ -314,6 +321,8 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
             repeat_median_millis: None,
             peak_memory_bytes: costs.peak_memory_bytes.map(|bytes| bytes as f64),
             energy_joules: costs.energy_joules,
+            graph_median_millis: None,
+            gpu: None,
         });
     }
     // On another machine each network was timed by itself, not brought to the state of the profile.
@@ -325,6 +334,23 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
         samples,
         cells: Vec::new(),
     })
+}
+
+/// The precision of a config or protocol, as networks take it.
+fn precision(record: Precision) -> nn::Precision {
+    match record {
+        Precision::F32 => nn::Precision::F32,
+        Precision::Tf32 => nn::Precision::Tf32,
+        Precision::Bf16 => nn::Precision::Bf16,
+    }
+}
+
+/// Where networks are timed, as the protocol has it.
+fn on(device: Device, timing: &TimingRecord) -> On {
+    On {
+        device,
+        precision: precision(timing.precision),
+    }
 }
 
 fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
@@ -364,8 +390,11 @@ fn settings(
             n_threads: 1,
             n_warmup: 3,
             n_repeats: 20,
+            precision: Precision::F32,
+            flush_l2: false,
         },
     };
+    timing.check(device)?;
     Ok(MeasurementSettings {
         network: network.clone(),
         timing,

@@ -3,7 +3,7 @@
 use artifact::{MeasurementSettings, Metric, Progress, TimingResult};
 use candle_core::Device;
 use measure::{Anchor, Protocol, Timing};
-use runtime::{Costs, Executor, Meters, Prepared, Unmeasured};
+use runtime::{Costs, Executor, Meters, On, Prepared, Unmeasured};
 use space::{Genotype, NetworkSpec};
 
 use crate::config::TimingConfig;
@@ -24,7 +24,7 @@ struct Round {
 
 /// Where the network runs.
 pub(crate) struct Place {
-    pub(crate) device: Device,
+    pub(crate) on: On,
     /// The fingerprint of machine and device.
     pub(crate) machine: String,
 }
@@ -44,17 +44,18 @@ pub(crate) fn time(
     progress: &Progress,
 ) -> Result<TimingResult, Error> {
     let spec = NetworkSpec::try_from(&settings.network)?;
-    let (record, device) = (&settings.timing, &place.device);
+    let record = &settings.timing;
     let genotype = Genotype::named(ANCHOR).expect("the anchor is a published genotype");
-    let anchor = Prepared::network(&spec, &genotype, record.batch_size, device)?;
+    let anchor = Prepared::network(&spec, &genotype, record.batch_size, &place.on)?;
     let executor =
         Executor::new(record.n_threads).map_err(|error| Error::Threads(Box::new(error)))?;
     let protocol = Protocol {
         n_warmup: record.n_warmup,
         n_repeats: record.n_repeats,
+        flush_l2: record.flush_l2,
     };
     let time = |prepared: &Prepared, what| {
-        let timing = prepared.time(&executor, &protocol)?;
+        let timing = prepared.time(&executor, &protocol)?.timing;
         if timing.p10_nanos == 0 {
             Err(Error::Unmeasurable { what })
         } else {
@@ -122,13 +123,13 @@ pub(crate) fn costs(
     meters: &Meters,
     genotype: &Genotype,
     settings: &MeasurementSettings,
-    device: &Device,
+    on: &On,
 ) -> Result<Costs, Error> {
     let spec = NetworkSpec::try_from(&settings.network)?;
     let record = &settings.timing;
     let executor =
         Executor::new(record.n_threads).map_err(|error| Error::Threads(Box::new(error)))?;
-    let prepare = || Prepared::network(&spec, genotype, record.batch_size, device);
+    let prepare = || Prepared::network(&spec, genotype, record.batch_size, on);
     meters.measure(&executor, prepare).map_err(unmeasured)
 }
 
@@ -209,6 +210,8 @@ mod tests {
                 n_threads: 1,
                 n_warmup: 0,
                 n_repeats: 1,
+                precision: artifact::Precision::F32,
+                flush_l2: false,
             },
             device: "cpu".to_owned(),
             runtime: runtime::NATIVE_CPU.to_owned(),

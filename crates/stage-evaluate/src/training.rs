@@ -60,7 +60,8 @@ impl<'a> Training<'a> {
         }
         let spec = NetworkSpec::try_from(&config.network)?;
         let mut rng = crate::rng(config.seed, STREAM_INIT);
-        let builder = Builder::new(device, DType::F32, &mut rng);
+        let builder = Builder::new(device, DType::F32, &mut rng)
+            .with_precision(crate::precision(config.precision));
         let network = DerivedNet::new(&builder, &spec, genotype, config.auxiliary_weight > 0.0)?;
         Ok(Self {
             config,

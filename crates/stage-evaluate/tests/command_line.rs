@@ -268,6 +268,9 @@ fn a_config_mistake_is_shown_with_its_place() {
     place
         .run(&["--set", "drop_path=1.5"])
         .failed(2, &["drop_path", "below 1"]);
+    place
+        .run(&["--set", "precision=bf16"])
+        .failed(2, &["precision = \"bf16\"", "--device cuda"]);
     // The auxiliary head wants 8 to 10 pixels behind the last reduction.
     place
         .run(&["--set", "network.image_size=24"])

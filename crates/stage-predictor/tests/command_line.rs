@@ -175,6 +175,8 @@ fn dataset(n: usize) -> LatencyDataset {
                 repeat_median_millis: (index < 12).then(&mut noisy),
                 peak_memory_bytes: None,
                 energy_joules: None,
+                graph_median_millis: None,
+                gpu: None,
                 genotype,
             }
         })

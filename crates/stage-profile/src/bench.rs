@@ -1,9 +1,12 @@
 //! Times one network, one cell, the anchor: what touches the device.
 
-use artifact::{Metric, TimingRecord};
+use std::sync::Once;
+
+use artifact::stage::Progress;
+use artifact::{GpuRecord, Metric, Precision, TimingRecord};
 use candle_core::Device;
 use measure::{Protocol, Timing};
-use runtime::{Costs, Executor, Meters, Prepared, Unmeasured};
+use runtime::{Costs, Executor, Meters, On, Prepared, Timed, Unmeasured};
 use space::{CellSpec, Genotype, NetworkSpec};
 
 use crate::{Config, Error};
@@ -15,12 +18,21 @@ pub(crate) const ANCHOR: &str = "PC_DARTS_cifar";
 /// A device with all that stays the same from one timing to the next.
 pub(crate) struct Bench {
     executor: Executor,
-    device: Device,
+    on: On,
     protocol: Protocol,
     batch_size: usize,
     network: NetworkSpec,
     anchor: Prepared,
     meters: Meters,
+    progress: Progress,
+    /// Says that networks cannot be captured.
+    warning: Once,
+}
+
+/// A network's timing, and the GPU behind it.
+pub(crate) struct TimedNetwork {
+    pub(crate) timing: Timing,
+    pub(crate) gpu: Option<GpuRecord>,
 }
 
 impl Bench {
@@ -28,12 +40,15 @@ impl Bench {
         config: &Config,
         network: NetworkSpec,
         device: Device,
+        progress: &Progress,
     ) -> Result<Self, Error> {
         let &TimingRecord {
             batch_size,
             n_threads,
             n_warmup,
             n_repeats,
+            precision,
+            flush_l2,
         } = &config.timing;
         let asks = |metric| config.metrics.contains(&metric);
         let meters = Meters::new(&device, asks(Metric::PeakMemory), asks(Metric::Energy))
@@ -43,65 +58,108 @@ impl Bench {
             source: Box::new(error),
         })?;
         let anchor = Genotype::named(ANCHOR).expect("the anchor is a published genotype");
-        let anchor =
-            Prepared::network(&network, &anchor, batch_size, &device).map_err(|source| {
-                Error::Network {
-                    what: ANCHOR.to_owned(),
-                    source,
-                }
-            })?;
+        let on = On {
+            device,
+            precision: match precision {
+                Precision::F32 => nn::Precision::F32,
+                Precision::Tf32 => nn::Precision::Tf32,
+                Precision::Bf16 => nn::Precision::Bf16,
+            },
+        };
+        let anchor = Prepared::network(&network, &anchor, batch_size, &on).map_err(|source| {
+            Error::Network {
+                what: ANCHOR.to_owned(),
+                source,
+            }
+        })?;
         let protocol = Protocol {
             n_warmup,
             n_repeats,
+            flush_l2,
         };
         Ok(Self {
             executor,
-            device,
+            on,
             protocol,
             batch_size,
             network,
             anchor,
             meters,
+            progress: progress.clone(),
+            warning: Once::new(),
         })
     }
 
     pub(crate) fn time_anchor(&self) -> Result<Timing, Error> {
-        self.time(&self.anchor).map_err(|error| error.of(ANCHOR))
+        let timed = self.time(&self.anchor).map_err(|error| error.of(ANCHOR));
+        Ok(timed?.timing)
     }
 
-    pub(crate) fn time_network(&self, genotype: &Genotype) -> Result<Timing, Error> {
-        Prepared::network(&self.network, genotype, self.batch_size, &self.device)
+    pub(crate) fn time_network(&self, genotype: &Genotype) -> Result<TimedNetwork, Error> {
+        let timed = Prepared::network(&self.network, genotype, self.batch_size, &self.on)
             .map_err(Untimed::Tensor)
             .and_then(|network| self.time(&network))
-            .map_err(|error| error.of(genotype))
+            .map_err(|error| error.of(genotype))?;
+        Ok(TimedNetwork {
+            timing: timed.timing,
+            gpu: timed.gpu.map(|state| GpuRecord {
+                clock_mhz: state.clock_mhz.into(),
+                memory_clock_mhz: state.memory_clock_mhz.into(),
+                temperature_celsius: state.temperature_celsius.into(),
+                power_watts: state.power_watts,
+            }),
+        })
     }
 
     pub(crate) fn time_cell(&self, spec: &CellSpec, genotype: &Genotype) -> Result<Timing, Error> {
-        Prepared::cell(
-            spec,
-            genotype.cell(spec.kind),
-            self.batch_size,
-            &self.device,
-        )
-        .map_err(Untimed::Tensor)
-        .and_then(|cell| self.time(&cell))
-        .map_err(|error| error.of(format!("the {} cell of {genotype}", spec.kind)))
+        let cell = genotype.cell(spec.kind);
+        let timed = Prepared::cell(spec, cell, self.batch_size, &self.on)
+            .map_err(Untimed::Tensor)
+            .and_then(|cell| self.time(&cell))
+            .map_err(|error| error.of(format!("the {} cell of {genotype}", spec.kind)));
+        Ok(timed?.timing)
     }
 
     /// What is asked for beside latency.
     pub(crate) fn costs(&self, genotype: &Genotype) -> Result<Costs, Error> {
-        let prepare = || Prepared::network(&self.network, genotype, self.batch_size, &self.device);
+        let prepare = || Prepared::network(&self.network, genotype, self.batch_size, &self.on);
         let costs = self.meters.measure(&self.executor, prepare);
         costs.map_err(|unmeasured| Error::unmeasured(unmeasured, genotype))
     }
 
-    fn time(&self, prepared: &Prepared) -> Result<Timing, Untimed> {
-        let timing = prepared
+    /// On CUDA, the network launched as one graph; `None` on the CPU. Where it cannot be captured there is none either, and
+    /// a line says why.
+    pub(crate) fn time_captured(&self, genotype: &Genotype) -> Result<Option<Timing>, Error> {
+        if self.on.device.is_cpu() {
+            return Ok(None);
+        }
+        let failed = |source| Error::Network {
+            what: genotype.to_string(),
+            source,
+        };
+        let prepared = Prepared::network(&self.network, genotype, self.batch_size, &self.on);
+        let prepared = prepared.map_err(failed)?;
+        match prepared.time_captured(&self.executor, &self.protocol) {
+            Ok(timed) => timed.transpose().map_err(failed),
+            Err(reason) => {
+                self.warning.call_once(|| {
+                    self.progress.line(&format!(
+                        "a network cannot be captured in a CUDA graph ({reason}): latency_graph_median_millis \
+                         stays empty where that is so"
+                    ));
+                });
+                Ok(None)
+            }
+        }
+    }
+
+    fn time(&self, prepared: &Prepared) -> Result<Timed, Untimed> {
+        let timed = prepared
             .time(&self.executor, &self.protocol)
             .map_err(Untimed::Tensor)?;
         // A clock that is too coarse must not pass for a fast network.
-        if timing.p10_nanos > 0 {
-            Ok(timing)
+        if timed.timing.p10_nanos > 0 {
+            Ok(timed)
         } else {
             Err(Untimed::Zero)
         }

@@ -298,6 +298,8 @@ mod tests {
                 n_threads: 1,
                 n_warmup: 1,
                 n_repeats: 1,
+                precision: artifact::Precision::F32,
+                flush_l2: false,
             },
         }
     }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use artifact::stage::{Bar, Progress};
 use artifact::{
-    AnchorRecord, CellSample, DeviceSpec, LatencyDataset, LatencySample, MeasurementSettings,
-    Metric,
+    AnchorRecord, CellSample, DeviceSpec, GpuRecord, LatencyDataset, LatencySample,
+    MeasurementSettings, Metric,
 };
 use candle_core::Device;
 use measure::{Anchor, Drift, Machine, Timing};
@@ -66,6 +66,12 @@ struct Visit {
     peak_memory_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     energy_joules: Option<f64>,
+    /// On CUDA: the network launched as one graph, on the first visit, where it could be captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    graph: Option<Nanos>,
+    /// On CUDA: the GPU behind the timing of the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gpu: Option<GpuRecord>,
 }
 
 /// What is usual in a run: it tells which of its visits were disturbed.
@@ -104,8 +110,10 @@ impl Usual {
 /// A visit without what lies around it.
 struct Visited {
     network: Nanos,
+    gpu: Option<GpuRecord>,
     cells: Vec<Nanos>,
     costs: Costs,
+    graph: Option<Timing>,
 }
 
 /// A [`Timing`] in the journal.
@@ -175,6 +183,7 @@ impl Profiling {
         progress: &Progress,
     ) -> Result<Self, Error> {
         config.check(Machine::detect().n_logical_cpus)?;
+        config.timing.check(device)?;
         let network = NetworkSpec::try_from(&config.network)?;
         let positions = if config.cells {
             positions(&network)
@@ -213,7 +222,7 @@ impl Profiling {
             take_in(visit, &mut visits, &mut n_revisits);
         }
 
-        let bench = Bench::new(config, network, open_device(device)?)?;
+        let bench = Bench::new(config, network, open_device(device)?, progress)?;
         if !visits.is_empty() {
             progress.line(&format!(
                 "going on with {} of {} timed architectures",
@@ -331,6 +340,8 @@ impl Profiling {
                 cells: visited.cells,
                 peak_memory_bytes: visited.costs.peak_memory_bytes,
                 energy_joules: visited.costs.energy_joules,
+                graph: visited.graph.map(Nanos::from),
+                gpu: visited.gpu,
             })
             .collect())
     }
@@ -338,12 +349,15 @@ impl Profiling {
     /// Times a network and, on the first visit, its cells at every position, and measures what else is asked for.
     fn time_visit(&self, index: usize) -> Result<Visited, Error> {
         let genotype = self.itinerary.architecture(index);
-        let network = self.bench.time_network(genotype)?.into();
+        let timed = self.bench.time_network(genotype)?;
+        let (network, gpu) = (timed.timing.into(), timed.gpu);
         if !self.itinerary.is_first(index) {
             return Ok(Visited {
                 network,
+                gpu,
                 cells: Vec::new(),
                 costs: Costs::default(),
+                graph: None,
             });
         }
         let cells = self
@@ -353,8 +367,10 @@ impl Profiling {
             .collect::<Result<_, Error>>()?;
         Ok(Visited {
             network,
+            gpu,
             cells,
             costs: self.bench.costs(genotype)?,
+            graph: self.bench.time_captured(genotype)?,
         })
     }
 
@@ -395,6 +411,10 @@ impl Profiling {
                 }),
                 peak_memory_bytes: visit.peak_memory_bytes.map(|bytes| bytes as f64),
                 energy_joules: visit.energy_joules,
+                graph_median_millis: visit
+                    .graph
+                    .map(|nanos| drift.correct(&nanos.into()).median_millis()),
+                gpu: visit.gpu,
             });
             for (Position { spec, n_uses }, &nanos) in self.positions.iter().zip(&visit.cells) {
                 let timing = drift.correct(&nanos.into());
@@ -491,6 +511,8 @@ mod tests {
             cells: vec![],
             peak_memory_bytes: None,
             energy_joules: None,
+            graph: None,
+            gpu: None,
         }
     }
 

@@ -419,6 +419,15 @@ fn peak_memory_is_measured_and_the_same_every_time() {
     place
         .run(&["--set", "metrics=[\"latency\"]"])
         .failed(2, &["metrics", "beside latency"]);
+    // What the processor does not do is refused, not left out.
+    for (set, says) in [
+        ("timing.flush_l2=true", "timing.flush_l2 = false"),
+        ("timing.precision=\"tf32\"", "precision = \"f32\""),
+    ] {
+        place
+            .run(&["--set", set])
+            .failed(2, &["--device cuda", says]);
+    }
 }
 
 #[test]

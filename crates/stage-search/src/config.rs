@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use artifact::Metric;
+use artifact::{Metric, Precision};
 use serde::{Deserialize, Serialize};
 use space::Genotype;
 
@@ -10,7 +10,7 @@ pub use crate::bridge::Bridge;
 use crate::error::Error;
 pub use crate::guard::Policy;
 
-/// `search.toml`; every key is required.
+/// `search.toml`; every key but `precision` and `progressive` is required.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -35,6 +35,9 @@ pub struct Config {
     pub n_warmup_epochs: usize,
     /// Images per step, of either part.
     pub batch_size: usize,
+    /// The precision of the network's products while it is trained; other than `f32` on CUDA alone.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
     /// Images of the validation part on which loss and accuracy are measured after each epoch.
     pub n_validation_images: usize,
     /// The latency to keep to.

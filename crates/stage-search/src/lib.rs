@@ -36,8 +36,8 @@ use std::sync::Arc;
 
 use artifact::stage::SEARCH;
 use artifact::{
-    DeviceSpec, FloatTensors, KeyParts, LatencyModelArtifact, MemoryPlan, Opened, RunContext,
-    SearchResult, TargetRecord, TraceRow,
+    DeviceSpec, FloatTensors, KeyParts, LatencyModelArtifact, MemoryPlan, Opened, Precision,
+    RunContext, SearchResult, TargetRecord, TraceRow,
 };
 use candle_core::Device;
 use collective::Collective;
@@ -141,6 +141,7 @@ pub fn memory(
     n_ranks: usize,
 ) -> Result<MemoryPlan, Error> {
     config.check()?;
+    config.precision.check(device)?;
     if config.method == Method::Random {
         return Ok(MemoryPlan::on(device));
     }
@@ -167,6 +168,7 @@ fn search(
     ranks: Option<Arc<dyn Collective>>,
 ) -> Result<Option<SearchResult>, Error> {
     config.check()?;
+    config.precision.check(context.device)?;
     config.check_ranks(ranks.as_ref().map_or(1, |ranks| ranks.n_ranks()))?;
     let _guard = context.machine_use.compute()?;
     let predictor = Predictor::new(&inputs.latency_model)?;
@@ -438,6 +440,15 @@ fn result(
         reference_millis: predictor.reference_millis,
         alphas,
         trace,
+    }
+}
+
+/// The precision of the config, as the network takes it.
+fn precision(record: Precision) -> nn::Precision {
+    match record {
+        Precision::F32 => nn::Precision::F32,
+        Precision::Tf32 => nn::Precision::Tf32,
+        Precision::Bf16 => nn::Precision::Bf16,
     }
 }
 

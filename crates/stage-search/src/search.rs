@@ -732,7 +732,8 @@ fn networks(
     let mut rng = rng(config.seed, stream);
     let space = SearchSpace::darts();
     let network = {
-        let builder = Builder::new(device, DType::F32, &mut rng);
+        let builder = Builder::new(device, DType::F32, &mut rng)
+            .with_precision(crate::precision(config.precision));
         Supernet::with_candidates(&builder, space, &spec, ratio, candidates)?
     };
     let architecture = Architecture::new(space, ratio.is_partial(), device, DType::F32, &mut rng)?;

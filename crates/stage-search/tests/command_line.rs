@@ -464,6 +464,8 @@ fn what_is_too_fast_for_the_space_is_refused_before_the_search() {
         ("target.of=NASNET", "target.of"),
         ("target.probability=1.0", "target.probability"),
         ("guards.max_eigenvalue_growth=1.0", "above 1"),
+        ("precision=bf16", "is for --device cuda"),
+        ("precision=f16", "tf32"),
     ] {
         place.run(&["--set", set]).failed(2, &[says]);
     }

@@ -193,6 +193,8 @@ prop_compose! {
             repeat_median_millis,
             peak_memory_bytes: None,
             energy_joules: None,
+            graph_median_millis: None,
+            gpu: None,
         }
     }
 }

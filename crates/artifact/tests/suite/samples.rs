@@ -3,10 +3,10 @@
 use artifact::manifest::{Build, Origin};
 use artifact::{
     AnchorRecord, Artifact, CellSample, EpochRow, Evaluation, FiguresRecord, FloatTensor,
-    FloatTensors, Front, FrontPoint, HeldOut, KeyParts, LatencyDataset, LatencyModelArtifact,
-    LatencySample, MeasurementSettings, Metric, ModelCard, NetworkRecord, Opened, PIPELINE, Report,
-    SearchResult, SearchSummary, Store, TargetRecord, TimingRecord, TimingResult, TraceRow,
-    Validation,
+    FloatTensors, Front, FrontPoint, GpuRecord, HeldOut, KeyParts, LatencyDataset,
+    LatencyModelArtifact, LatencySample, MeasurementSettings, Metric, ModelCard, NetworkRecord,
+    Opened, PIPELINE, Report, SearchResult, SearchSummary, Store, TargetRecord, TimingRecord,
+    TimingResult, TraceRow, Validation,
 };
 use serde_json::json;
 use space::{CellKind, Genotype, NetworkSpec};
@@ -68,6 +68,8 @@ pub(crate) fn settings() -> MeasurementSettings {
             n_threads: 2,
             n_warmup: 3,
             n_repeats: 10,
+            precision: artifact::Precision::F32,
+            flush_l2: false,
         },
         device: "cpu".to_owned(),
         runtime: "candle-cpu".to_owned(),
@@ -91,6 +93,13 @@ impl Sample for LatencyDataset {
             repeat_median_millis,
             peak_memory_bytes: repeat_median_millis.map(|_| 650_000.0),
             energy_joules: repeat_median_millis.map(|_| 0.125),
+            graph_median_millis: repeat_median_millis.map(|_| median_millis * 0.5),
+            gpu: repeat_median_millis.map(|_| GpuRecord {
+                clock_mhz: 1980.0,
+                memory_clock_mhz: 2619.0,
+                temperature_celsius: 41.0,
+                power_watts: 312.5,
+            }),
         };
         let cells = NetworkSpec::cifar10().cells();
         let cell = |kind: CellKind| {

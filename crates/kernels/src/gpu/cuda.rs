@@ -11,7 +11,8 @@ use candle_core::{CudaStorage, DType, Result, Storage};
 use cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts};
 
-use super::{Arg, Gpu, Source, THREADS, alloc_uninit};
+use super::{Arg, Gemm, Gpu, Source, THREADS, alloc_uninit};
+use crate::Precision;
 
 /// Where compiled kernels lie below the user's cache folder.
 const CACHE_FOLDER: &str = "latency-aware-architecture-search/kernels";
@@ -30,6 +31,7 @@ impl Gpu for CudaStorage {
         Ok(match &self.slice {
             CudaStorageSlice::F32(slice) => slice.device_ptr(&stream).0,
             CudaStorageSlice::F64(slice) => slice.device_ptr(&stream).0,
+            CudaStorageSlice::BF16(slice) => slice.device_ptr(&stream).0,
             _ => candle_core::bail!("kernels know f32 and f64"),
         })
     }
@@ -78,6 +80,108 @@ impl Gpu for CudaStorage {
         // launch with the same kernels. The memory that they point to lives until the stream has passed.
         unsafe { builder.launch(config) }.w()?;
         Ok(())
+    }
+
+    fn gemm(a: &Self, b: &Self, gemm: &Gemm, dtype: DType, precision: Precision) -> Result<Self> {
+        use cudarc::cublas::result::gemm_strided_batched_ex;
+        use cudarc::cublas::sys::{
+            cublasComputeType_t as Compute, cublasGemmAlgo_t as Algorithm,
+            cublasOperation_t as Operation, cudaDataType as Type,
+        };
+
+        let device = BackendStorage::device(a);
+        let (alpha, beta) = ((1f32, 1f64), (0f32, 0f64));
+        let of_f32 = (
+            std::ptr::from_ref(&alpha.0).cast(),
+            std::ptr::from_ref(&beta.0).cast(),
+        );
+        let of_f64 = (
+            std::ptr::from_ref(&alpha.1).cast(),
+            std::ptr::from_ref(&beta.1).cast(),
+        );
+        let (of_inputs, of_output, compute, (alpha, beta)) = match (dtype, precision) {
+            (DType::F64, _) => (
+                Type::CUDA_R_64F,
+                Type::CUDA_R_64F,
+                Compute::CUBLAS_COMPUTE_64F,
+                of_f64,
+            ),
+            (_, Precision::F32) => (
+                Type::CUDA_R_32F,
+                Type::CUDA_R_32F,
+                Compute::CUBLAS_COMPUTE_32F,
+                of_f32,
+            ),
+            (_, Precision::Tf32) => (
+                Type::CUDA_R_32F,
+                Type::CUDA_R_32F,
+                Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
+                of_f32,
+            ),
+            (_, Precision::Bf16) => (
+                Type::CUDA_R_16BF,
+                Type::CUDA_R_32F,
+                Compute::CUBLAS_COMPUTE_32F,
+                of_f32,
+            ),
+        };
+        let &Gemm {
+            batch,
+            m,
+            n,
+            k,
+            transposed,
+            leading,
+            strides,
+            starts,
+        } = gemm;
+        let c: Self = alloc_uninit(device, batch * m * n, dtype)?;
+        let int = |size: usize| match i32::try_from(size) {
+            Ok(size) => Ok(size),
+            Err(_) => candle_core::bail!("{size} is too large for a product on CUDA"),
+        };
+        let operation = |is_transposed| {
+            if is_transposed {
+                Operation::CUBLAS_OP_T
+            } else {
+                Operation::CUBLAS_OP_N
+            }
+        };
+        let first = |storage: &Self, start: usize| {
+            let offset = start * storage.dtype().size_in_bytes();
+            Ok::<_, candle_core::Error>(storage.address()? + offset as u64)
+        };
+        // SAFETY: the matrices are as large as sizes and strides say (the crate `kernels-shim` runs every product by
+        // the same numbers), and live until the stream has passed.
+        unsafe {
+            gemm_strided_batched_ex(
+                *device.cublas_handle().handle(),
+                operation(transposed[0]),
+                operation(transposed[1]),
+                int(m)?,
+                int(n)?,
+                int(k)?,
+                alpha,
+                first(a, starts[0])? as *const _,
+                of_inputs,
+                int(leading[0])?,
+                strides[0] as i64,
+                first(b, starts[1])? as *const _,
+                of_inputs,
+                int(leading[1])?,
+                strides[1] as i64,
+                beta,
+                c.address()? as *mut _,
+                of_output,
+                int(m)?,
+                (m * n) as i64,
+                int(batch)?,
+                compute,
+                Algorithm::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+            )
+        }
+        .w()?;
+        Ok(c)
     }
 }
 

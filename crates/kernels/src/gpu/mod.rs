@@ -7,7 +7,7 @@
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{DType, Layout, Result, Storage, Tensor};
 
-use crate::Window;
+use crate::{Precision, Window};
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -115,6 +115,81 @@ pub(crate) trait Gpu: BackendStorage {
         n_blocks: usize,
         args: &[Arg],
     ) -> Result<()>;
+
+    /// `c = a b` as [`Gemm`] says, in new memory of type `dtype`; `a` and `b` are of that type, or both bf16 where it is
+    /// `f32`. `precision` is that of `f32` products.
+    fn gemm(a: &Self, b: &Self, gemm: &Gemm, dtype: DType, precision: Precision) -> Result<Self>;
+}
+
+/// A batch of matrix products in BLAS's terms: columns are contiguous.
+///
+/// `c[z] = op(a[z]) op(b[z])`, `m x k` times `k x n`, for `z` below `batch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gemm {
+    pub(crate) batch: usize,
+    pub(crate) m: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    /// Whether `a` and `b` are stored transposed.
+    pub(crate) transposed: [bool; 2],
+    /// Elements between two columns of `a` and `b`; those of `c` lie side by side.
+    pub(crate) leading: [usize; 2],
+    /// Elements between two matrices of `a` and `b`; 0 = the same one for the whole batch.
+    pub(crate) strides: [usize; 2],
+    /// Elements in front of the first matrix of `a` and `b`.
+    pub(crate) starts: [usize; 2],
+}
+
+/// A factor of a product: matrices whose rows are contiguous, side by side.
+pub(crate) struct Factor<'a, 'b, S> {
+    pub(crate) of: &'b In<'a, S>,
+    /// Whether it is the matrix's transpose that lies there.
+    pub(crate) is_transposed: bool,
+    /// Whether there is one matrix for the whole batch.
+    pub(crate) is_shared: bool,
+}
+
+/// `left[z] right[z]`, `rows x inner` times `inner x columns`, for `z` below `batch`, side by side.
+pub(crate) fn product<S: Gpu>(
+    batch: usize,
+    [rows, columns, inner]: [usize; 3],
+    left: &Factor<'_, '_, S>,
+    right: &Factor<'_, '_, S>,
+    precision: Precision,
+    op: &'static str,
+) -> Result<S> {
+    let dtype = left.of.dtype(op)?;
+    if batch == 0 {
+        return left.of.storage.alloc(0, dtype);
+    }
+    // What is contiguous by rows is the transpose of what is contiguous by columns: (l r)^T = r^T l^T.
+    let leading = |factor: &Factor<'_, '_, S>, row_len, column_len| {
+        if factor.is_transposed {
+            column_len
+        } else {
+            row_len
+        }
+    };
+    let stride = |factor: &Factor<'_, '_, S>, len| if factor.is_shared { 0 } else { len };
+    let mut gemm = Gemm {
+        batch,
+        m: columns,
+        n: rows,
+        k: inner,
+        transposed: [right.is_transposed, left.is_transposed],
+        leading: [leading(right, columns, inner), leading(left, inner, rows)],
+        strides: [stride(right, inner * columns), stride(left, rows * inner)],
+        starts: [right, left].map(|factor| factor.of.layout.start_offset()),
+    };
+    if precision == Precision::Bf16 {
+        let rounded = |factor: &Factor<'_, '_, S>| {
+            let In { storage, layout } = factor.of;
+            storage.to_dtype(layout, DType::BF16)
+        };
+        gemm.starts = [0, 0];
+        return S::gemm(&rounded(right)?, &rounded(left)?, &gemm, dtype, precision);
+    }
+    S::gemm(right.of.storage, left.of.storage, &gemm, dtype, precision)
 }
 
 /// An input of an operation.

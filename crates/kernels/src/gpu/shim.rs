@@ -3,9 +3,10 @@
 use std::ffi::{CString, c_char, c_int, c_void};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, DType, Result, Storage};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage};
 
-use super::{Arg, Gpu, Source, alloc_uninit};
+use super::{Arg, Gemm, Gpu, Source, alloc_uninit};
+use crate::{Element, Precision};
 
 unsafe extern "C" {
     /// Runs a kernel; not 0 if there is none of that name.
@@ -76,4 +77,51 @@ impl Gpu for CpuStorage {
             ),
         }
     }
+
+    fn gemm(a: &Self, b: &Self, gemm: &Gemm, dtype: DType, _: Precision) -> Result<Self> {
+        // Bf16 values are f32 values, and the products of two of them are exact.
+        let [a, b] = [a, b].map(|storage| storage.to_dtype(&all_of(storage), dtype));
+        Ok(match (a?, b?) {
+            (Self::F32(a), Self::F32(b)) => Self::F32(blas(&a, &b, gemm)),
+            (Self::F64(a), Self::F64(b)) => Self::F64(blas(&a, &b, gemm)),
+            _ => candle_core::bail!("kernels know f32 and f64"),
+        })
+    }
+}
+
+fn all_of(storage: &CpuStorage) -> Layout {
+    let n = match storage {
+        CpuStorage::F32(values) => values.len(),
+        CpuStorage::F64(values) => values.len(),
+        CpuStorage::BF16(values) => values.len(),
+        _ => 0,
+    };
+    Layout::contiguous(n)
+}
+
+/// What BLAS makes of these numbers.
+fn blas<T: Element>(a: &[T], b: &[T], gemm: &Gemm) -> Vec<T> {
+    let &Gemm { batch, m, n, k, .. } = gemm;
+    let at = |factor: usize, matrix: usize, row: usize, column: usize| {
+        let (row, column) = if gemm.transposed[factor] {
+            (column, row)
+        } else {
+            (row, column)
+        };
+        let rows = [[m, k], [k, n]][factor][usize::from(gemm.transposed[factor])];
+        assert!(gemm.leading[factor] >= rows, "columns overlap: {gemm:?}");
+        gemm.starts[factor] + matrix * gemm.strides[factor] + column * gemm.leading[factor] + row
+    };
+    let mut c = Vec::with_capacity(batch * m * n);
+    for matrix in 0..batch {
+        for column in 0..n {
+            for row in 0..m {
+                let terms = (0..k).map(|i| {
+                    a[at(0, matrix, row, i)].to_f64() * b[at(1, matrix, i, column)].to_f64()
+                });
+                c.push(T::from_f64(terms.sum()));
+            }
+        }
+    }
+    c
 }

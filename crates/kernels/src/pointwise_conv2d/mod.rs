@@ -1,9 +1,13 @@
 //! Pointwise (1x1) convolution: at every pixel the same matrix maps input channels to output channels.
 //!
 //! `y[n o p] = sum_i w[o i] * x[n i p]` over the pixels `p` of a plane: one matrix product per image.
+//!
+//! In bf16 both factors of each product (of the gradients' too) are rounded to bf16, to the nearest and to even in
+//! the middle; sums and results stay `f32`, and so do weights.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Tensor, WithDType};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Tensor, WithDType};
 
+use crate::Precision;
 use crate::element::{elements, with_element};
 use crate::error::{check, dims4};
 use crate::gpu::on_gpu;
@@ -23,6 +27,23 @@ const OP: &str = "pointwise_conv2d";
 /// # Errors
 /// If the shapes do not agree.
 pub fn pointwise_conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    pointwise_conv2d_in(x, w, Precision::F32)
+}
+
+/// [`pointwise_conv2d`] with products of the given precision, forward and backward.
+///
+/// # Errors
+/// If the shapes do not agree; if a precision other than `F32` is asked of `f64` tensors, or `Tf32` on the CPU.
+pub fn pointwise_conv2d_in(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
+    if precision != Precision::F32 && x.dtype() != DType::F32 {
+        candle_core::bail!(
+            "{OP}: products of {:?} tensors have no other precision",
+            x.dtype()
+        );
+    }
+    if precision == Precision::Tf32 && x.device().is_cpu() {
+        candle_core::bail!("{OP}: tf32 is a precision of CUDA devices");
+    }
     let [n, i, height, width] = dims4(OP, "x", "n i h w", x)?;
     let [o, ..] = dims4(OP, "w", "o i 1 1", w)?;
     check(OP, "w", w, &[o, i, 1, 1], x)?;
@@ -33,7 +54,7 @@ pub fn pointwise_conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
         plane: [height, width],
     };
     x.contiguous()?
-        .apply_op2(&w.contiguous()?, PointwiseConv2d(shape))
+        .apply_op2(&w.contiguous()?, PointwiseConv2d(shape, precision))
 }
 
 /// Sizes of a pointwise convolution.
@@ -70,7 +91,7 @@ impl Shape {
     }
 }
 
-struct PointwiseConv2d(Shape);
+struct PointwiseConv2d(Shape, Precision);
 
 impl CustomOp2 for PointwiseConv2d {
     fn name(&self) -> &'static str {
@@ -86,12 +107,12 @@ impl CustomOp2 for PointwiseConv2d {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), x, T => {
-            let y = cpu::forward::<T>(elements(x, x_layout)?, elements(w, w_layout)?, &self.0);
+            let y = cpu::forward::<T>(&self.1.factor(elements(x, x_layout)?), &self.1.factor(elements(w, w_layout)?), &self.0);
             Ok((T::to_cpu_storage_owned(y), self.0.y()))
         })
     }
 
-    on_gpu!(self, x, w => Ok((cuda::forward(&x, &w, &self.0)?, self.0.y())));
+    on_gpu!(self, x, w => Ok((cuda::forward(&x, &w, &self.0, self.1)?, self.0.y())));
 
     fn bwd(
         &self,
@@ -103,17 +124,17 @@ impl CustomOp2 for PointwiseConv2d {
         let grad = grad.contiguous()?;
         let grad_x = x
             .track_op()
-            .then(|| grad.apply_op2_no_bwd(w, &GradX(self.0)))
+            .then(|| grad.apply_op2_no_bwd(w, &GradX(self.0, self.1)))
             .transpose()?;
         let grad_w = w
             .track_op()
-            .then(|| grad.apply_op2_no_bwd(x, &GradW(self.0)))
+            .then(|| grad.apply_op2_no_bwd(x, &GradW(self.0, self.1)))
             .transpose()?;
         Ok((grad_x, grad_w))
     }
 }
 
-struct GradX(Shape);
+struct GradX(Shape, Precision);
 
 impl CustomOp2 for GradX {
     fn name(&self) -> &'static str {
@@ -129,15 +150,15 @@ impl CustomOp2 for GradX {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
-            let grad_x = cpu::grad_x::<T>(elements(grad, grad_layout)?, elements(w, w_layout)?, &self.0);
+            let grad_x = cpu::grad_x::<T>(&self.1.factor(elements(grad, grad_layout)?), &self.1.factor(elements(w, w_layout)?), &self.0);
             Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
         })
     }
 
-    on_gpu!(self, grad, w => Ok((cuda::grad_x(&grad, &w, &self.0)?, self.0.x())));
+    on_gpu!(self, grad, w => Ok((cuda::grad_x(&grad, &w, &self.0, self.1)?, self.0.x())));
 }
 
-struct GradW(Shape);
+struct GradW(Shape, Precision);
 
 impl CustomOp2 for GradW {
     fn name(&self) -> &'static str {
@@ -153,10 +174,10 @@ impl CustomOp2 for GradW {
         x_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         with_element!(self.name(), grad, T => {
-            let grad_w = cpu::grad_w::<T>(elements(grad, grad_layout)?, elements(x, x_layout)?, &self.0);
+            let grad_w = cpu::grad_w::<T>(&self.1.factor(elements(grad, grad_layout)?), &self.1.factor(elements(x, x_layout)?), &self.0);
             Ok((T::to_cpu_storage_owned(grad_w), self.0.w()))
         })
     }
 
-    on_gpu!(self, grad, x => Ok((cuda::grad_w(&grad, &x, &self.0)?, self.0.w())));
+    on_gpu!(self, grad, x => Ok((cuda::grad_w(&grad, &x, &self.0, self.1)?, self.0.w())));
 }

@@ -27,6 +27,7 @@ macro_rules! on_device {
             values::batch_norm_normalises_each_channel,
             values::batch_norm_is_exact_far_from_zero,
             values::batch_norm_of_one_value_is_its_bias,
+            values::bf16_products_round_their_factors,
             values::out_sizes_are_those_of_the_search_space,
             errors::name_the_operation_and_the_shapes,
         );

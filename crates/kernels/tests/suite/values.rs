@@ -1,9 +1,9 @@
 //! Small results worked out by hand.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use kernels::{Conv2dGeometry, Pool2dGeometry};
+use kernels::{Conv2dGeometry, Pool2dGeometry, Precision};
 
-use super::cases::{assert_close, values};
+use super::cases::{self, assert_close, values};
 
 const POOL: Pool2dGeometry = Pool2dGeometry {
     kernel: 3,
@@ -195,5 +195,76 @@ pub(crate) fn out_sizes_are_those_of_the_search_space(_device: &Device) -> Resul
         .out_size(4, 3),
         0
     );
+    Ok(())
+}
+
+/// Forward and backward, against the oracle on rounded factors; tensors that are `f64` have no other precision.
+pub(crate) fn bf16_products_round_their_factors(device: &Device) -> Result<()> {
+    use kernels::pointwise_conv2d::{Shape, naive};
+
+    let rounded = |values: &[f64]| -> Result<Vec<f64>> {
+        let tensor = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
+        cases::values(&tensor.to_dtype(DType::F32)?.to_dtype(DType::BF16)?)
+    };
+    for (n, i, o, plane) in [(2, 4, 6, [5, 7]), (3, 17, 1, [1, 2]), (1, 16, 33, [8, 8])] {
+        let shape = Shape { n, i, o, plane };
+        let [x_shape, w_shape] = [[n, i, plane[0], plane[1]], [o, i, 1, 1]];
+        let mut rng = cases::rng("bf16");
+        let [x, w] =
+            [x_shape, w_shape].map(|shape| cases::uniform(&mut rng, shape.iter().product()));
+        let grad = cases::uniform(&mut rng, n * o * plane[0] * plane[1]);
+        let of =
+            |values: &[f64], shape: &[usize], dtype| cases::tensor(values, shape, dtype, device);
+
+        let variables = [
+            Var::from_tensor(&of(&x, &x_shape, DType::F32)?)?,
+            Var::from_tensor(&of(&w, &w_shape, DType::F32)?)?,
+        ];
+        let [x_var, w_var] = &variables;
+        let y = kernels::pointwise_conv2d_in(x_var, w_var, Precision::Bf16)?;
+        assert_eq!(y.dtype(), DType::F32);
+        let grads = (&y * of(&grad, y.dims(), DType::F32)?)?
+            .sum_all()?
+            .backward()?;
+        let (x16, w16, grad16) = (rounded(&x)?, rounded(&w)?, rounded(&grad)?);
+        let close = |what: &str, actual: &Tensor, expected: &[f64]| -> Result<()> {
+            cases::assert_close(
+                what,
+                &cases::values(actual)?,
+                expected,
+                cases::TOLERANCES.f32,
+            );
+            Ok(())
+        };
+        close("y", &y, &naive::forward(&x16, &w16, &shape))?;
+        let grad_of = |var: &Var| grads.get(var).expect("a gradient").clone();
+        close(
+            "grad_x",
+            &grad_of(x_var),
+            &naive::grad_x(&grad16, &w16, &shape),
+        )?;
+        close(
+            "grad_w",
+            &grad_of(w_var),
+            &naive::grad_w(&grad16, &x16, &shape),
+        )?;
+        // The rounding is seen: bf16 has 7 bits behind the point.
+        let exact = naive::forward(&x, &w, &shape);
+        let off = cases::values(&y)?
+            .iter()
+            .zip(&exact)
+            .map(|(a, e)| (a - e).abs())
+            .fold(0.0, f64::max);
+        assert!(off > 1e-4, "{off}");
+
+        let doubles = [of(&x, &x_shape, DType::F64)?, of(&w, &w_shape, DType::F64)?];
+        let refused = kernels::pointwise_conv2d_in(&doubles[0], &doubles[1], Precision::Bf16);
+        assert!(
+            refused
+                .unwrap_err()
+                .to_string()
+                .contains("no other precision")
+        );
+    }
     Ok(())
 }
