@@ -109,7 +109,7 @@ impl EnergyMeter {
 /// The joules of one call above what the device takes up at rest, the mean of as many as fit into a window.
 ///
 /// `settle` waits for the work of the calls and tells the seconds since some moment; `counter` tells the joules since
-/// some moment; `work` may return before its work is done. Every [`CALLS`] calls the work is waited for.
+/// some moment; `work` may return before its work is done. Every `CALLS` calls the work is waited for.
 ///
 /// # Errors
 /// The first error of a closure.
