@@ -22,6 +22,7 @@ pub(crate) fn run() -> Result<()> {
         "warnings",
     ];
     step("clippy", cargo(&clippy))?;
+    clippy_with_mpi()?;
     cuda::check()?;
     cuda::compile_kernels()?;
     // nextest where it is installed; cargo's own runner needs nothing but the toolchain.
@@ -111,8 +112,36 @@ pub(crate) fn step(name: &str, mut command: Command) -> Result<()> {
     Ok(())
 }
 
+/// Lints the ranks that mpirun starts, where MPI is installed.
+fn clippy_with_mpi() -> Result<()> {
+    let mut mpicc = Command::new("mpicc");
+    mpicc.arg("--version");
+    if !succeeds(mpicc) {
+        eprintln!(
+            "== clippy with MPI\nleft out: there is no mpicc (docs/gpu.md says what MPI takes)"
+        );
+        return Ok(());
+    }
+    let clippy = [
+        "clippy",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "stage-search/mpi,stage-evaluate/mpi",
+        "--",
+        "--deny",
+        "warnings",
+    ];
+    step("clippy with MPI", cargo(&clippy))
+}
+
 fn has_nextest() -> bool {
-    let mut command = cargo(&["nextest", "--version"]);
+    succeeds(cargo(&["nextest", "--version"]))
+}
+
+/// Whether a command starts and succeeds; it is not heard.
+fn succeeds(mut command: Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
