@@ -1,6 +1,6 @@
 #!/bin/sh
-# Stands in for nvcc where CUDA code is type-checked and nothing is run: it answers questions and makes empty
-# files. What comes out is of no use, so it belongs into a target folder of its own.
+# Stands in for nvcc where CUDA code is compiled and no kernel of candle's is run: it answers questions and makes
+# empty files and an empty library. What comes out is of no use, so it belongs into a target folder of its own.
 case "$*" in
     *--version*)
         echo "nvcc: NVIDIA (R) Cuda compiler driver (a stand-in)"
@@ -19,10 +19,13 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-if [ -n "$out" ]; then
-    : >"$out"
-else
-    for source in $sources; do
-        : >"$out_dir/$(basename "$source" .cu).ptx"
-    done
-fi
+case "$out" in
+    "")
+        for source in $sources; do
+            : >"$out_dir/$(basename "$source" .cu).ptx"
+        done ;;
+    *.a)
+        printf '!<arch>\n' >"$out" ;;
+    *)
+        : >"$out" ;;
+esac

@@ -1,5 +1,5 @@
-//! Everything about CUDA that the repository's commands do: how its programs are built, the two checks that need
-//! no GPU, and the one that needs one.
+//! Everything about CUDA that the repository's commands do: how its programs are built, the checks that need no
+//! GPU, and the one that needs one.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
@@ -11,8 +11,27 @@ use libloading::{Library, Symbol};
 use crate::ci::{cargo, step};
 
 /// The features that make stages take `--device cuda`.
-const FEATURES: &str = "stage-profile/cuda,stage-predictor/cuda,stage-search/nccl,stage-evaluate/nccl,stage-report/cuda,\
-                        network-bench/cuda,pipeline-tests/cuda";
+const STAGES: &str = "stage-profile/cuda,stage-predictor/cuda,stage-search/nccl,stage-evaluate/nccl,stage-report/cuda";
+
+/// Those of the programs that measure and compare.
+const OTHERS: &str = "network-bench/cuda,pipeline-tests/cuda";
+
+/// Every stage with what it reads, samples of `tests/formats`.
+const STARTS: [(&str, &[(&str, &str)]); 5] = [
+    ("profile", &[]),
+    ("predictor", &[("--latency-dataset", "latency-dataset-1.3")]),
+    ("search", &[("--latency-model", "latency-model-1.4")]),
+    ("evaluate", &[("--search-result", "search-result-1.3")]),
+    (
+        "report",
+        &[
+            ("--latency-dataset", "latency-dataset-1.3"),
+            ("--latency-model", "latency-model-1.4"),
+            ("--evaluation", "evaluation-1.3"),
+            ("--evaluation", "evaluation-1.3"),
+        ],
+    ),
+];
 
 /// NVIDIA's compiler for kernels, as PyPI has it: it needs neither a GPU nor a driver.
 const NVRTC_WHEEL: &str = "nvidia-cuda-nvrtc==13.0.88";
@@ -23,17 +42,43 @@ const NVRTC_DIR: &str = "target/nvrtc";
 /// What kernels are compiled for: PTX of the oldest architecture that is looked after, machine code of a new one.
 const ARCHITECTURES: [&str; 2] = ["compute_80", "sm_90"];
 
+/// What a build with CUDA names to the linker.
+const LIBRARIES: [&str; 7] = [
+    "cuda", "cudart", "cublas", "cublasLt", "curand", "nvrtc", "nccl",
+];
+
 /// A cargo command with CUDA, in a target folder of its own. Libraries of CUDA are opened at run time, so the
 /// programs start where there are none; that flag must not reach build scripts, hence the explicit target.
 fn cargo_with_cuda(args: &[&str], target_dir: &str) -> Result<(Command, String)> {
     let triple = host_triple()?;
     let mut command = cargo(args);
     command
-        .args(["--release", "--workspace", "--features", FEATURES])
         .args(["--target", &triple])
         .env("CARGO_TARGET_DIR", target_dir)
         .env("RUSTFLAGS", "--cfg feature=\"dynamic-loading\"");
     Ok((command, triple))
+}
+
+/// A cargo command on the whole workspace with CUDA.
+fn workspace_with_cuda(args: &[&str], target_dir: &str) -> Result<(Command, String)> {
+    let (mut command, triple) = cargo_with_cuda(args, target_dir)?;
+    command
+        .args(["--release", "--workspace", "--features"])
+        .arg(format!("{STAGES},{OTHERS}"));
+    Ok((command, triple))
+}
+
+/// Puts a stand-in in nvcc's place, so that nothing of NVIDIA's is needed to compile. No kernel of candle's that
+/// comes out can run.
+fn without_nvcc(command: &mut Command) -> Result<()> {
+    let stand_in = Path::new("xtask/stand-in-nvcc.sh")
+        .canonicalize()
+        .context("cannot find xtask/stand-in-nvcc.sh; start this in the repository")?;
+    command
+        .env("NVCC", stand_in)
+        .env("CUDA_COMPUTE_CAP", "80")
+        .env("CUDARC_CUDA_VERSION", "13000");
+    Ok(())
 }
 
 fn host_triple() -> Result<String> {
@@ -49,7 +94,7 @@ fn host_triple() -> Result<String> {
 /// Builds the stages with CUDA; the folder of the programs. It takes nvcc, for candle's kernels.
 pub(crate) fn build() -> Result<PathBuf> {
     let target_dir = "target/cuda";
-    let (mut command, triple) = cargo_with_cuda(&["build", "--quiet", "--bins"], target_dir)?;
+    let (mut command, triple) = workspace_with_cuda(&["build", "--quiet", "--bins"], target_dir)?;
     let status = command.status().context("cannot start cargo")?;
     ensure!(
         status.success(),
@@ -60,24 +105,81 @@ pub(crate) fn build() -> Result<PathBuf> {
 
 /// Runs the kernel suite on the first CUDA device.
 pub(crate) fn test_kernels() -> Result<()> {
-    let (command, _) = cargo_with_cuda(&["test", "--test", "cuda"], "target/cuda")?;
+    let (command, _) = workspace_with_cuda(&["test", "--test", "cuda"], "target/cuda")?;
     step("kernels on CUDA", command)
 }
 
-/// Lints everything with CUDA. A stand-in takes nvcc's place, so nothing of NVIDIA's is needed and nothing that
-/// comes out can run.
+/// Lints everything with CUDA; nothing of NVIDIA's is needed.
 pub(crate) fn check() -> Result<()> {
-    let stand_in = Path::new("xtask/stand-in-nvcc.sh")
-        .canonicalize()
-        .context("cannot find xtask/stand-in-nvcc.sh; start this in the repository")?;
     let args = ["clippy", "--lib", "--bins", "--test", "cuda"];
-    let (mut command, _) = cargo_with_cuda(&args, "target/cuda-check")?;
-    command
-        .env("NVCC", stand_in)
-        .env("CUDA_COMPUTE_CAP", "80")
-        .env("CUDARC_CUDA_VERSION", "13000")
-        .args(["--", "--deny", "warnings"]);
+    let (mut command, _) = workspace_with_cuda(&args, "target/cuda-check")?;
+    without_nvcc(&mut command)?;
+    command.args(["--", "--deny", "warnings"]);
     step("clippy with CUDA", command)
+}
+
+/// Links every stage with CUDA and starts it where there is no CUDA; an error if one does not start, or answers
+/// otherwise than with the exit code of a missing device and a sentence. Where there is a driver, says so and starts
+/// nothing: kernels that cannot run belong on no GPU.
+pub(crate) fn start() -> Result<()> {
+    eprintln!("== stages with CUDA, started without");
+    if loads(&[measure::gpu::DRIVER]) {
+        eprintln!(
+            "left out: this machine has a driver of NVIDIA's; `cargo xtask gpu-check` tells more"
+        );
+        return Ok(());
+    }
+    let target_dir = Path::new("target/cuda-start");
+    let mut args = vec!["build", "--quiet", "--bins", "--features", STAGES];
+    for feature in STAGES.split(',') {
+        let package = feature.split('/').next();
+        args.extend(["--package", package.unwrap_or(feature)]);
+    }
+    let (mut command, triple) = cargo_with_cuda(&args, &target_dir.to_string_lossy())?;
+    without_nvcc(&mut command)?;
+    // cudarc and candle name these to the linker also where they are opened at run time; nothing asks for a symbol.
+    let libraries = std::path::absolute(target_dir.join("libraries"))?;
+    std::fs::create_dir_all(&libraries)?;
+    for name in LIBRARIES {
+        std::fs::write(libraries.join(format!("lib{name}.so")), "INPUT()\n")?;
+    }
+    command.env("LIBRARY_PATH", libraries);
+    // They only start: nothing is worth optimising.
+    command
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env("CARGO_INCREMENTAL", "0");
+    let status = command.status().context("cannot start cargo")?;
+    ensure!(status.success(), "the stages do not link with CUDA");
+    for (stage, inputs) in STARTS {
+        let mut command = Command::new(target_dir.join(&triple).join("debug").join(stage));
+        command
+            .args(["run", "--device", "cuda", "--config"])
+            .arg(format!("tests/presets/tiny/{stage}.toml"))
+            .arg("--store")
+            .arg(target_dir.join("store"));
+        for (option, sample) in inputs {
+            command
+                .arg(option)
+                .arg(Path::new("tests/formats").join(sample));
+        }
+        let output = command
+            .output()
+            .with_context(|| format!("{stage} does not start"))?;
+        let says = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.code() == Some(4)
+                && says.lines().count() == 1
+                && says.starts_with("error: no device cuda:0: NVIDIA's CUDA driver does not load"),
+            "{stage} ends with {} where there is no CUDA: {says}",
+            output.status
+        );
+    }
+    eprintln!(
+        "{} stages start, say that there is no driver, and end with exit code 4",
+        STARTS.len()
+    );
+    Ok(())
 }
 
 /// Compiles the kernels of every operation, for floats and doubles, for every architecture; an error if one does

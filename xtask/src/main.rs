@@ -97,7 +97,11 @@ enum Command {
     /// What this machine has, what will work, what will not and why
     Doctor,
     /// Lint the CUDA code with a stand-in for nvcc, and compile every kernel with NVRTC: no GPU needed
-    Cuda,
+    Cuda {
+        /// Link the stages with CUDA as well, and start each here, where there must be no GPU
+        #[arg(long)]
+        start: bool,
+    },
     /// On a machine with a GPU: the kernel suite, reference vectors, profiles, and steps beside PyTorch's; writes
     /// target/gpu-check/gpu-check.json
     GpuCheck(gpu_check::GpuCheckArgs),
@@ -122,7 +126,9 @@ fn main() -> ExitCode {
         Command::Reference { dir } => ci::reference(&dir),
         Command::Bench { command } => bench::run(&command),
         Command::Doctor => doctor::run(),
-        Command::Cuda => cuda::check().and_then(|()| cuda::compile_kernels()),
+        Command::Cuda { start } => cuda::check()
+            .and_then(|()| cuda::compile_kernels())
+            .and_then(|()| if start { cuda::start() } else { Ok(()) }),
         Command::GpuCheck(args) => gpu_check::run(&args),
         Command::Layers => layers::run(),
         Command::Ci => ci::run(),
