@@ -116,9 +116,16 @@ pub(crate) fn step(name: &str, mut command: Command) -> Result<()> {
 fn clippy_with_mpi() -> Result<()> {
     let mut mpicc = Command::new("mpicc");
     mpicc.arg("--version");
-    if !succeeds(mpicc) {
+    let missing = if !succeeds(mpicc) {
+        Some("mpicc")
+    } else if !has_libclang() {
+        Some("libclang")
+    } else {
+        None
+    };
+    if let Some(missing) = missing {
         eprintln!(
-            "== clippy with MPI\nleft out: there is no mpicc (docs/gpu.md says what MPI takes)"
+            "== clippy with MPI\nleft out: there is no {missing} (docs/gpu.md says what MPI takes)"
         );
         return Ok(());
     }
@@ -134,6 +141,20 @@ fn clippy_with_mpi() -> Result<()> {
         "warnings",
     ];
     step("clippy with MPI", cargo(&clippy))
+}
+
+/// Whether the library is there by which `mpi` reads MPI's headers.
+fn has_libclang() -> bool {
+    let is_it = |line: &str| {
+        let rest = line.trim_start().strip_prefix("libclang");
+        rest.is_some_and(|rest| rest.starts_with(".so") || rest.starts_with('-'))
+            && !line.trim_start().starts_with("libclang-cpp")
+    };
+    std::env::var_os("LIBCLANG_PATH").is_some()
+        || Command::new("ldconfig")
+            .arg("-p")
+            .output()
+            .is_ok_and(|found| String::from_utf8_lossy(&found.stdout).lines().any(is_it))
 }
 
 fn has_nextest() -> bool {
