@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use artifact::DeviceSpec;
+use artifact::{DeviceSpec, Precision};
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
 use nn::loss::{cross_entropy, scalar};
@@ -39,14 +39,6 @@ pub(crate) struct StepArgs {
     /// Print one JSON object on standard output
     #[arg(long)]
     json: bool,
-}
-
-/// In what products are computed.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Precision {
-    F32,
-    Tf32,
-    Bf16,
 }
 
 impl StepArgs {

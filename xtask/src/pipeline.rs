@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use artifact::stage::{PREDICTOR, SEARCH};
-use artifact::{Kind, LatencyDataset, SearchResult};
+use artifact::{Kind, SearchResult};
 
 use crate::preset::{BASELINE, LATENCY_AWARE, PipelineArgs, Step, step_name, steps, usage};
 use crate::summary::Summary;
@@ -84,16 +84,17 @@ fn missed(
     artifacts: &BTreeMap<String, PathBuf>,
 ) -> Result<Option<Missed>> {
     let dir = &artifacts[&step_name(&SEARCH, Some(LATENCY_AWARE))];
-    let search = artifact::open::<SearchResult>(dir)?.value;
-    let Some(target) = &search.target else {
+    let search = artifact::open::<SearchResult>(dir)?;
+    let Some(target) = &search.value.target else {
         return Ok(None);
     };
-    let measured = stage::time(bin_dir, args, std::slice::from_ref(dir))?;
-    let samples = artifact::open::<LatencyDataset>(&measured)?.value.samples;
-    let row = samples.first().context("a row for the network")?;
-    let cost = search.metric.of(row).context("its metric in the row")?;
+    let measured = stage::time(bin_dir, args, &[&search])?;
+    let (cost, disturbed) = measured.costs[0];
     let by = cost / target.target_millis - 1.0;
-    Ok((by > 0.0 && !row.disturbed).then_some(Missed { by, measured }))
+    Ok((by > 0.0 && !disturbed).then_some(Missed {
+        by,
+        measured: measured.dir,
+    }))
 }
 
 /// Runs the steps, and adds their artifacts to these.

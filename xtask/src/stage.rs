@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
-use artifact::{DeviceSpec, PIPELINE, SearchResult};
+use artifact::{DeviceSpec, LatencyDataset, Opened, PIPELINE, SearchResult};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -112,17 +112,36 @@ pub(crate) fn build() -> Result<PathBuf> {
         .to_owned())
 }
 
-/// Times the networks of search results, untrained, one after the other: the folder of the latency data set.
+/// Networks that were timed.
+pub(crate) struct Measured {
+    /// The folder of the latency data set.
+    pub(crate) dir: PathBuf,
+    /// Of each network what it costs, in the unit of what its search kept low, and whether the machine was restless.
+    pub(crate) costs: Vec<(f64, bool)>,
+}
+
+/// Times the networks of search results, untrained, one after the other.
 pub(crate) fn time(
     bin_dir: &Path,
     args: &PipelineArgs,
-    search_results: &[PathBuf],
-) -> Result<PathBuf> {
+    searches: &[&Opened<SearchResult>],
+) -> Result<Measured> {
     let mut command = start(bin_dir, args, "evaluate", "time")?;
-    for dir in search_results {
-        command.arg("--search-result").arg(dir);
+    for search in searches {
+        command.arg("--search-result").arg(&search.dir);
     }
-    Ok(execute(command, "evaluate time")?.path)
+    let dir = execute(command, "evaluate time")?.path;
+    let samples = artifact::open::<LatencyDataset>(&dir)?.value.samples;
+    anyhow::ensure!(samples.len() == searches.len(), "a row for every network");
+    let rows = samples.iter().zip(searches);
+    let costs = rows.map(|(row, search)| {
+        let metric = search.value.metric;
+        let cost = metric.of(row);
+        let cost = cost.with_context(|| format!("{metric} in every row"))?;
+        Ok((cost, row.disturbed))
+    });
+    let costs = costs.collect::<Result<_>>()?;
+    Ok(Measured { dir, costs })
 }
 
 /// A subcommand of a stage, with its config and where it runs.

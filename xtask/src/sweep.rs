@@ -10,11 +10,10 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    Evaluation, Front, FrontPoint, KeyParts, Kind, LatencyDataset, Metric, Opened, SearchResult,
-    StageSpec, Store,
+    Evaluation, Front, FrontPoint, KeyParts, Kind, Metric, Opened, SearchResult, StageSpec, Store,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -76,7 +75,6 @@ enum Evaluate {
 struct Found {
     seed: u64,
     asked: String,
-    dir: PathBuf,
     search: Opened<SearchResult>,
 }
 
@@ -126,7 +124,6 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
                 seed,
                 asked: name.clone(),
                 search: artifact::open::<SearchResult>(&dir)?,
-                dir,
             });
             if sweep.evaluate == Evaluate::Train {
                 evaluations.push(artifact::open::<Evaluation>(
@@ -163,21 +160,10 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
         return Ok(());
     }
     let measured = if sweep.evaluate == Evaluate::Time {
-        let dirs: Vec<PathBuf> = found.iter().map(|one| one.dir.clone()).collect();
-        let dir = stage::time(&bin_dir, args, &dirs)?;
-        eprintln!("measured: {}", dir.display());
-        let samples = artifact::open::<LatencyDataset>(&dir)?.value.samples;
-        anyhow::ensure!(samples.len() == found.len(), "a row for every network");
-        samples
-            .into_iter()
-            .zip(&found)
-            .map(|(row, one)| {
-                let metric = one.search.value.metric;
-                let cost = metric.of(&row);
-                let cost = cost.with_context(|| format!("{metric} in every row"))?;
-                Ok((cost, row.disturbed))
-            })
-            .collect::<Result<_>>()?
+        let searches: Vec<&Opened<SearchResult>> = found.iter().map(|one| &one.search).collect();
+        let measured = stage::time(&bin_dir, args, &searches)?;
+        eprintln!("measured: {}", measured.dir.display());
+        measured.costs
     } else {
         Vec::new()
     };

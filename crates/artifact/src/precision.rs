@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::stage::DeviceSpec;
 
-/// The precision of the pointwise convolutions' products, as it stands in configs and files. Whatever it is, weights,
+/// The precision of the pointwise convolutions' products, as it stands in configs, files and command lines. Whatever it is, weights,
 /// statistics and all that lies between two operations are `f32`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// `f32`.

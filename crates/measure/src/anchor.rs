@@ -4,7 +4,7 @@
 //! against its reference, the median over all its timings, is the drift of the machine, and the samples
 //! between two anchors are divided by it. Where the two anchors about a sample disagree, something disturbed the machine in
 //! between, and no correction can say what it did to the sample. Nor can one ratio speak for a machine that is much slower than
-//! usual (a neighbour on the same core takes 1.5 times from one network and 1.3 times from another).
+//! usual: a neighbour on the same core does not slow all networks alike.
 //!
 //! ```
 //! use measure::{Anchor, Timing};

@@ -171,7 +171,7 @@ pub fn run_together(
     }
 
     let device = open_device(context.device)?;
-    let meters = timing::meters(search.metric, &device)?;
+    let meters = timing::meters(|metric| metric == search.metric, &device)?;
     // Others may compute while this trains, but not while it times.
     let trained = {
         let _computing = context.machine_use.compute()?;
@@ -198,9 +198,9 @@ pub fn run_together(
             // Timed as it was profiled; latency does not depend on the weights.
             Prepared::network(&network, &search.genotype, record.batch_size, &on)?
         };
-        let on = timing::Place { on, machine };
-        let latency = timing::time(&network, &on, &settings, &config.timing, progress)?;
-        let costs = timing::costs(&meters, &search.genotype, &settings, &on.on)?;
+        let place = timing::Place { on, machine };
+        let latency = timing::time(&network, &place, &settings, &config.timing, progress)?;
+        let costs = timing::costs(&meters, &search.genotype, &settings, &place.on)?;
         TimingResult {
             peak_memory_bytes: costs.peak_memory_bytes.map(|bytes| bytes as f64),
             energy_joules: costs.energy_joules,
@@ -301,15 +301,23 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
         .device
         .fingerprint(Machine::detect().fingerprint())?;
     let on = on(device, &settings.timing);
-    let on = timing::Place { on, machine };
+    // What any of the searches kept low is measured of all networks.
+    let asked = |metric| found.0.iter().any(|one| one.value.metric == metric);
+    let meters = timing::meters(asked, &on.device)?;
+    let place = timing::Place { on, machine };
     let mut samples = Vec::with_capacity(found.0.len());
     for one in &found.0 {
         let genotype = &one.value.genotype;
         let batch_size = settings.timing.batch_size;
-        let network = Prepared::network(&network, genotype, batch_size, &on.on)?;
-        let latency = timing::time(&network, &on, &settings, &config.timing, &context.progress)?;
-        let meters = timing::meters(one.value.metric, &on.on.device)?;
-        let costs = timing::costs(&meters, genotype, &settings, &on.on)?;
+        let network = Prepared::network(&network, genotype, batch_size, &place.on)?;
+        let latency = timing::time(
+            &network,
+            &place,
+            &settings,
+            &config.timing,
+            &context.progress,
+        )?;
+        let costs = timing::costs(&meters, genotype, &settings, &place.on)?;
         samples.push(LatencySample {
             genotype: genotype.clone(),
             median_millis: latency.median_millis,
@@ -328,7 +336,7 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
     // On another machine each network was timed by itself, not brought to the state of the profile.
     settings.anchor = settings
         .anchor
-        .filter(|anchor| anchor.machine == on.machine);
+        .filter(|anchor| anchor.machine == place.machine);
     Ok(LatencyDataset {
         settings: Some(settings),
         samples,

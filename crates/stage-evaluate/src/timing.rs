@@ -112,9 +112,8 @@ pub(crate) fn time(
     })
 }
 
-/// What measures a metric beside latency here.
-pub(crate) fn meters(metric: Metric, device: &Device) -> Result<Meters, Error> {
-    let asks = |other| metric == other;
+/// What measures here what is asked for beside latency.
+pub(crate) fn meters(asks: impl Fn(Metric) -> bool, device: &Device) -> Result<Meters, Error> {
     Meters::new(device, asks(Metric::PeakMemory), asks(Metric::Energy)).map_err(unmeasured)
 }
 
