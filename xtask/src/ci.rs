@@ -77,9 +77,11 @@ pub(crate) fn run() -> Result<()> {
 
 /// Builds and runs the comparison with reference vectors.
 pub(crate) fn reference(dir: &Path) -> Result<()> {
-    let mut command = cargo(&["run", "--quiet", "--release", "--package", "pipeline-tests"]);
-    command.args(["--bin", "reference", "--"]).arg(dir);
-    let status = command.status().context("cannot start cargo")?;
+    let mut command = Command::new(stage::build()?.join("reference"));
+    let status = command
+        .arg(dir)
+        .status()
+        .context("cannot start the comparison")?;
     match status.code() {
         Some(0) => Ok(()),
         code => Err(stage::Failed::new("reference", code).into()),

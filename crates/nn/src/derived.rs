@@ -268,11 +268,10 @@ impl DerivedNet {
 
     /// Images `[n, c, h, w]` to logits.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Logits> {
-        let (mut s0, mut s1) = self.stem.forward(x, pass)?;
         let auxiliary = self.auxiliary.as_ref().filter(|_| pass.is_training());
         let mut auxiliary_logits = None;
         let pooled = if FusedCell::can_run(x, false, pass) {
-            let mut ends = Ends::of_images(&s0, &s1)?;
+            let mut ends = Ends::of_images(&self.stem, x, pass)?;
             let mut rest = &self.cells[..];
             if let Some((layer, head)) = auxiliary {
                 let (first, behind) = rest.split_at(layer + 1);
@@ -282,6 +281,7 @@ impl DerivedNet {
             }
             planes_average_pool(&chain_of(rest).last(&ends, pass)?)?
         } else {
+            let (mut s0, mut s1) = self.stem.forward(x, pass)?;
             for (layer, cell) in self.cells.iter().enumerate() {
                 (s0, s1) = (s1.clone(), cell.forward(&s0, &s1, pass)?);
                 if let Some((at, head)) = auxiliary

@@ -3,8 +3,8 @@
 use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Tensor, Var};
 use kernels::{BatchStatistics, Conv2dGeometry, DeviceStatistics, Precision};
 
-use crate::Pass;
 use crate::parameters::Builder;
+use crate::{Pass, fused};
 
 /// Batch normalisation's epsilon.
 pub const BATCH_NORM_EPS: f64 = 1e-5;
@@ -337,6 +337,17 @@ impl Stem {
         };
         let parts = convolutions.iter();
         parts.map(|conv| (&conv.weight, conv.geometry(), &conv.norm))
+    }
+
+    /// What both states are, `[c, h, w, n]`, if one convolution gives them and images have no gradient.
+    pub(crate) fn planes(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        match &self.layout {
+            StemLayout::Single(conv) if !x.track_op() => {
+                let weight = pass.weight(&conv.weight);
+                fused::convolve(x, &weight, conv.geometry(), &conv.norm, pass).map(Some)
+            }
+            StemLayout::Single(_) | StemLayout::Imagenet(_) => Ok(None),
+        }
     }
 
     /// `[n, in_channels, h, w]` to the states that the first cell reads: (of two cells ago, of one ago).

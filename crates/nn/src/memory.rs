@@ -282,7 +282,7 @@ impl<'a> Cell<'a> {
 }
 
 /// The numbers that a stem keeps of an image: per convolution its result and the normalisation, a ReLU between two of
-/// them, the image itself; and the two states in the layout of fused cells.
+/// them, the image itself; and of ImageNet's the two states in the layout of fused cells, to which a single one leads by itself.
 pub(crate) fn of_stem(spec: &space::NetworkSpec, path: Path) -> u64 {
     let size = spec.image_size;
     let square = |size: usize| (size * size) as u64;
@@ -292,7 +292,7 @@ pub(crate) fn of_stem(spec: &space::NetworkSpec, path: Path) -> u64 {
         Path::Fused => 1,
         Path::Operations => 0,
     };
-    let single = |size: usize| (2 + layouts) * 3 * c * square(size);
+    let single = |size: usize| 2 * 3 * c * square(size);
     image
         + match spec.stem {
             space::Stem::Conv3x3 => single(size),

@@ -339,15 +339,15 @@ impl Supernet {
         if self.ratio.is_partial() && mixing.iter().any(|mixing| mixing.edges.is_none()) {
             candle_core::bail!("supernet: partial channels need edge normalisation (beta)");
         }
-        let (mut s0, mut s1) = self.stem.forward(x, pass)?;
         let is_tracked = |mixing: &Mixing| {
             let edges = mixing.edges.as_ref();
             mixing.operations.track_op() || edges.is_some_and(Tensor::track_op)
         };
         let pooled = if FusedCell::can_run(x, mixing.iter().any(is_tracked), pass) {
-            let ends = Ends::of_images(&s0, &s1)?;
+            let ends = Ends::of_images(&self.stem, x, pass)?;
             planes_average_pool(&self.chain(mixing)?.last(&ends, pass)?)?
         } else {
+            let (mut s0, mut s1) = self.stem.forward(x, pass)?;
             for cell in &self.cells {
                 let mixing = &mixing[cell.spec.kind.index()];
                 let out = cell.forward(&s0, &s1, mixing, pass)?;

@@ -30,6 +30,14 @@ fn batch(n: usize, size: usize) -> Result<(Var, Tensor)> {
     ))
 }
 
+/// The images, with a gradient or without.
+fn images(x: &Var, tracked: bool) -> Tensor {
+    match tracked {
+        true => x.as_tensor().clone(),
+        false => x.as_detached_tensor(),
+    }
+}
+
 /// Loss, gradients of the input and of parameters, and the buffers afterwards.
 fn outcome(
     loss: &Tensor,
@@ -105,10 +113,7 @@ fn supernet(
     )?;
     let (x, y) = batch(n, size)?;
     let [normal, reduction] = CellKind::ALL.map(|kind| architecture.mixing(kind, true));
-    let input = match tracks_input {
-        true => x.as_tensor().clone(),
-        false => x.as_detached_tensor(),
-    };
+    let input = images(&x, tracks_input);
     let logits = network.forward(&input, &[normal?, reduction?], pass)?;
     let loss = cross_entropy(&logits, &y, 0.0)?;
     outcome(
@@ -132,6 +137,20 @@ fn a_fused_supernet_is_the_supernet() -> Result<()> {
                 assert_same(&fused, &plain);
             }
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_step_gives_the_same_numbers_on_any_number_of_threads() -> Result<()> {
+    // Planes of one group of rows and of several, of an even and of an odd number.
+    for (k, size) in [(4, 8), (1, 13), (2, 32)] {
+        let run = |n_threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
+            let pool = pool.build().expect("threads");
+            pool.install(|| supernet(k, 8, size, 3, true, &Pass::training()))
+        };
+        assert_eq!(run(1)?, run(3)?);
     }
     Ok(())
 }
@@ -165,10 +184,13 @@ fn genotypes(n_random: usize) -> Vec<Genotype> {
 fn a_fused_derived_network_is_the_derived_network() -> Result<()> {
     for (index, genotype) in genotypes(6).iter().enumerate() {
         let (size, n) = if index % 2 == 0 { (8, 4) } else { (7, 16) };
+        // Images have a gradient every other time.
+        let tracks_input = index % 4 < 2;
         let run = |pass: &Pass<'_>| -> Result<_> {
             let network = derived(genotype, &spec(size, 4), false)?;
             let (x, y) = batch(n, size)?;
-            let loss = cross_entropy(&network.forward(&x, pass)?.main, &y, 0.0)?;
+            let input = images(&x, tracks_input);
+            let loss = cross_entropy(&network.forward(&input, pass)?.main, &y, 0.0)?;
             outcome(&loss, &x, &[network.parameters()])
         };
         assert_same(&run(&Pass::training())?, &run(&Pass::training().unfused())?);

@@ -101,36 +101,32 @@ pub fn dots<T: Element>(grads: &[&[T]], sources: &[Vec<&[T]>]) -> Vec<Dots> {
     add_dots(answers, sources)
 }
 
-/// Masks each plane of `grads` by its `x`, the output (or input) of a ReLU: `grad = x <= 0 ? 0 : grad`; then [`dots`], in
-/// the same pass.
-pub fn mask_and_dots<T: Element>(
-    grads: Vec<&mut [T]>,
-    x: &[&[T]],
-    sources: &[Vec<&[T]>],
-) -> Vec<Dots> {
-    assert_eq!([x.len(), sources.len()], [grads.len(); 2]);
-    let len = grads.first().map_or(0, |grad| grad.len());
-    let mut answers = vec![vec![Dots::default(); len.div_ceil(PIECE)]; grads.len()];
-    let answers_of = answers.iter_mut().zip(grads).zip(x).zip(sources);
-    let items = answers_of
-        .flat_map(|(((parts, grad), x), sources)| {
-            let pieces = grad
-                .chunks_mut(PIECE)
-                .zip(x.chunks(PIECE))
-                .enumerate()
-                .zip(parts);
-            pieces.map(move |((index, piece), part)| (index * PIECE, piece, sources, part))
-        })
-        .collect();
-    for_each(
-        items,
-        || (),
-        |(), _, (start, (grad, x), sources, part)| {
-            mask_part(grad, x);
-            *part = dots_of(grad, sources, start);
-        },
-    );
-    add_dots(answers, sources)
+/// Masks the gradient of a ReLU that reads `affine` of `raw`; and the sum of what is left, and its scalar product with
+/// `raw`.
+#[multiversion(targets = "simd")]
+pub(super) fn mask_and_dot<T: Element>(grad: &mut [T], raw: &[T], affine: Affine<T>) -> [f64; 2] {
+    let (blocks, rest) = grad.as_chunks_mut::<BLOCK>();
+    let (raw_blocks, raw_rest) = raw.as_chunks::<BLOCK>();
+    let (mut sums, mut products) = ([T::zero(); BLOCK], [T::zero(); BLOCK]);
+    for (grad, raw) in blocks.iter_mut().zip(raw_blocks) {
+        for lane in 0..BLOCK {
+            let is_off = affine.of::<false>(raw[lane]) <= T::zero();
+            let masked = if is_off { T::zero() } else { grad[lane] };
+            grad[lane] = masked;
+            sums[lane] += masked;
+            products[lane] += masked * raw[lane];
+        }
+    }
+    let total = |lanes: [T; BLOCK]| lanes.iter().map(|lane| lane.to_f64()).sum::<f64>();
+    let mut answer = [total(sums), total(products)];
+    for (grad, &raw) in rest.iter_mut().zip(raw_rest) {
+        if affine.of::<false>(raw) <= T::zero() {
+            *grad = T::zero();
+        }
+        answer[0] += grad.to_f64();
+        answer[1] += (*grad * raw).to_f64();
+    }
+    answer
 }
 
 fn dots_of<T: Element>(grad: &[T], sources: &[&[T]], start: usize) -> Dots {
@@ -299,8 +295,13 @@ fn drop_pixel<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>, mask: &[T]) {
     }
 }
 
+/// [`normalise`] of a part of a plane.
 #[multiversion(targets = "simd")]
-fn normalise_part<T: Element, const RELU: bool>(y: &mut [T], x: &[T], affine: Affine<T>) {
+pub(super) fn normalise_part<T: Element, const RELU: bool>(
+    y: &mut [T],
+    x: &[T],
+    affine: Affine<T>,
+) {
     for (y, &x) in y.iter_mut().zip(x) {
         *y = affine.of::<RELU>(x);
     }
@@ -333,14 +334,6 @@ pub(super) fn write_where_positive<T: Element, const ADD: bool>(y: &mut [T], gra
     for ((y, &grad), &x) in y.iter_mut().zip(grad).zip(x) {
         let masked = if x <= T::zero() { T::zero() } else { grad };
         *y = if ADD { *y + masked } else { masked };
-    }
-}
-
-/// `grad = x <= 0 ? 0 : grad`.
-#[multiversion(targets = "simd")]
-fn mask_part<T: Element>(grad: &mut [T], x: &[T]) {
-    for (grad, &x) in grad.iter_mut().zip(x) {
-        *grad = if x <= T::zero() { T::zero() } else { *grad };
     }
 }
 

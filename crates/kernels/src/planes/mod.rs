@@ -12,6 +12,7 @@
 
 mod buffer;
 mod combine;
+mod dense;
 mod pointwise;
 mod pool;
 mod stencil;
@@ -21,13 +22,14 @@ use rayon::prelude::*;
 
 pub use buffer::Buffer;
 pub use combine::{
-    Affine, Term, accumulate_masked, combine, dots, drop_images, mask_and_dots, moments, normalise,
+    Affine, Term, accumulate_masked, combine, dots, drop_images, moments, normalise,
     normalise_in_place,
 };
+pub use dense::Dense;
 pub use pointwise::{NormGrad, PointwiseGrads, Target, pointwise_backward, pointwise_forward};
 pub use pool::{MaxPool, average, average_backward, subsample, subsample_backward};
 pub use stencil::Stencil;
-pub use unit::{Unit, UnitGrads};
+pub use unit::{Source, Unit, UnitGrads, WeightGrads};
 
 /// The size of a plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

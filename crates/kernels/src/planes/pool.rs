@@ -2,6 +2,7 @@
 
 use multiversion::multiversion;
 
+use super::stencil::Held;
 use super::{Grid, Stencil, for_each, parts_mut};
 use crate::{Element, Window};
 
@@ -184,7 +185,8 @@ pub fn average<T: Element>(stencil: &Stencil, x: &[&[T]], y: Vec<&mut [T]>) {
         || (),
         |(), _, (channel, start, y)| {
             let row = start / (w * n);
-            stencil.forward_rows(x[channel], &ones, row, y);
+            let x = Held::new(x[channel], stencil.input().h);
+            stencil.forward_rows(x, &ones, row, y);
             scale_pixels(y, &factors[row * w..][..w], n);
         },
     );
@@ -205,6 +207,7 @@ pub fn average_backward<T: Element>(
         || (),
         |(), _, (grad_x, grad_y): (&mut [T], &mut [T])| {
             scale_pixels(grad_y, &factors, n);
+            let grad_y = Held::new(grad_y, stencil.output().h);
             stencil.backward_rows(grad_y, &ones, 0, (grad_x, true));
         },
     );

@@ -1,15 +1,14 @@
 //! Windows on planes laid out `h w n`: depthwise convolutions and average pooling, and their gradients.
 
-use multiversion::multiversion;
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
 
 use super::Grid;
 use crate::{Element, Window};
 
-/// Numbers that are worked on at a time, in registers.
-const BLOCK: usize = 64;
-
-/// Partial sums of a tap's gradient.
-pub(super) const LANES: usize = 16;
+/// Vectors that are summed at a time.
+const BLOCK: usize = 4;
 
 /// A window over planes of `n` images, prepared as shifts of rows.
 ///
@@ -142,8 +141,24 @@ impl Stencil {
             .collect()
     }
 
+    /// The input rows that the windows of an output row reach.
+    pub(super) fn sources(&self, row: usize) -> Range<usize> {
+        reach(&self.forward.rows[row])
+    }
+
+    /// The output rows whose windows reach an input row.
+    pub(super) fn targets(&self, row: usize) -> Range<usize> {
+        reach(&self.backward.rows[row])
+    }
+
     /// Output rows `first..` of one plane: `y = Σ w[u, v] x[…]`. `y` holds whole rows.
-    pub(super) fn forward_rows<T: Element>(&self, x: &[T], w: &[T], first: usize, y: &mut [T]) {
+    pub(super) fn forward_rows<T: Element>(
+        &self,
+        x: Held<'_, T>,
+        w: &[T],
+        first: usize,
+        y: &mut [T],
+    ) {
         self.forward.gather::<T, false>(self, x, w, first, y);
     }
 
@@ -151,7 +166,7 @@ impl Stencil {
     /// its place.
     pub(super) fn backward_rows<T: Element>(
         &self,
-        grad_y: &[T],
+        grad_y: Held<'_, T>,
         w: &[T],
         first: usize,
         (grad_x, adds): (&mut [T], bool),
@@ -164,30 +179,56 @@ impl Stencil {
         }
     }
 
-    /// Adds to `sums`, one entry per tap, the products of some output rows' gradient with what the tap read.
+    /// Adds to `sums`, one entry per tap, the products of an output row's gradient with what the tap read.
     pub(super) fn add_tap_products<T: Element>(
         &self,
-        x: &[T],
-        grad_y: &[T],
-        rows: std::ops::Range<usize>,
-        sums: &mut [[T; LANES]],
+        x: Held<'_, T>,
+        grad_y: Held<'_, T>,
+        row: usize,
+        sums: &mut [f64],
     ) {
         let (n, [_, n_v]) = (self.n, self.window.kernel);
-        let out_width = self.output().w;
-        for row in rows {
-            let grad_row = &grad_y[row * out_width * n..][..out_width * n];
-            for run in &self.forward.runs {
-                let (len, n_parts) = run.parts(n);
-                for &(u, source_row) in &self.forward.rows[row] {
-                    let base = source_row * self.forward.width;
-                    for part in 0..n_parts {
-                        let grad = &grad_row[(run.start + part * run.step) * n..][..len];
-                        let shift = base + part * run.source_step;
-                        correlate_run(x, grad, &run.taps, n, shift, &mut sums[u * n_v..][..n_v]);
-                    }
+        let width = self.forward.width;
+        let grad_row = grad_y.row(row, self.output().row_len());
+        for run in &self.forward.runs {
+            let (len, n_parts) = run.parts(n);
+            for &(u, source_row) in &self.forward.rows[row] {
+                let x = x.row(source_row, width * n);
+                for part in 0..n_parts {
+                    let grad = &grad_row[(run.start + part * run.step) * n..][..len];
+                    let shift = part * run.source_step;
+                    correlate_run(x, grad, &run.taps, n, shift, &mut sums[u * n_v..][..n_v]);
                 }
             }
         }
+    }
+}
+
+/// The rows of a plane that are at hand: the last `n` that were written, each in the place of its number modulo `n`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held<'a, T> {
+    numbers: &'a [T],
+    n: usize,
+}
+
+impl<'a, T> Held<'a, T> {
+    /// `n` rows.
+    pub(super) fn new(numbers: &'a [T], n: usize) -> Self {
+        Self { numbers, n }
+    }
+
+    /// One row.
+    pub(super) fn row(&self, row: usize, row_len: usize) -> &'a [T] {
+        &self.numbers[row % self.n * row_len..][..row_len]
+    }
+}
+
+/// From the first to the last of some rows.
+fn reach(rows: &[(usize, usize)]) -> Range<usize> {
+    let numbers = || rows.iter().map(|&(_, row)| row);
+    match (numbers().min(), numbers().max()) {
+        (Some(first), Some(last)) => first..last + 1,
+        _ => 0..0,
     }
 }
 
@@ -232,7 +273,7 @@ impl Direction {
     fn gather<T: Element, const ADD: bool>(
         &self,
         stencil: &Stencil,
-        source: &[T],
+        source: Held<'_, T>,
         w: &[T],
         first: usize,
         rows: &mut [T],
@@ -245,14 +286,14 @@ impl Direction {
                 taps.clear();
                 for &(u, source_row) in &self.rows[first + index] {
                     for &(v, column) in &run.taps {
-                        let offset = (source_row * self.width + column) * n;
+                        let offset = (source_row % source.n * self.width + column) * n;
                         taps.push((w[u * n_v + v], offset));
                     }
                 }
                 let (len, n_parts) = run.parts(n);
                 for part in 0..n_parts {
                     let y = &mut row[(run.start + part * run.step) * n..][..len];
-                    weigh::<T, ADD>(source, &taps, part * run.source_step * n, y);
+                    weigh::<T, ADD>(source.numbers, &taps, part * run.source_step * n, y);
                 }
             }
         }
@@ -260,101 +301,139 @@ impl Direction {
 }
 
 /// `y (+)= Σ weight * x[offset + shift..]`.
-#[multiversion(targets = "simd")]
 fn weigh<T: Element, const ADD: bool>(x: &[T], taps: &[(T, usize)], shift: usize, y: &mut [T]) {
-    let len = y.len();
-    let (blocks, rest) = y.as_chunks_mut::<BLOCK>();
-    for (index, block) in blocks.iter_mut().enumerate() {
-        let at = shift + index * BLOCK;
-        let mut sums = if ADD { *block } else { [T::zero(); BLOCK] };
-        for &(weight, offset) in taps {
-            let source: &[T; BLOCK] = x[offset + at..][..BLOCK].try_into().expect("a block");
-            for (sum, &x) in sums.iter_mut().zip(source) {
-                *sum += weight * x;
-            }
+    Arch::new().dispatch(Weigh::<T, ADD> { x, taps, shift, y });
+}
+
+struct Weigh<'a, T, const ADD: bool> {
+    x: &'a [T],
+    taps: &'a [(T, usize)],
+    shift: usize,
+    y: &'a mut [T],
+}
+
+impl<T: Element, const ADD: bool> WithSimd for Weigh<'_, T, ADD> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = T::lanes::<S>();
+        let Self { x, taps, shift, y } = self;
+        let whole = y.len() / (BLOCK * lanes) * (BLOCK * lanes);
+        let (blocks, rest) = y.split_at_mut(whole);
+        for (index, y) in blocks.chunks_exact_mut(BLOCK * lanes).enumerate() {
+            let at = shift + index * BLOCK * lanes;
+            weigh_block::<T, S, ADD, BLOCK>(simd, x, taps, at, y);
         }
-        *block = sums;
-    }
-    let at = shift + len - rest.len();
-    if rest.is_empty() {
-        return;
-    }
-    if !ADD {
-        rest.fill(T::zero());
-    }
-    for &(weight, offset) in taps {
-        for (y, &x) in rest.iter_mut().zip(&x[offset + at..]) {
-            *y += weight * x;
+        for (index, y) in rest.chunks_mut(lanes).enumerate() {
+            let at = shift + whole + index * lanes;
+            weigh_block::<T, S, ADD, 1>(simd, x, taps, at, y);
         }
     }
 }
 
+/// Some vectors of [`weigh`].
+#[inline(always)]
+fn weigh_block<T: Element, S: Simd, const ADD: bool, const N: usize>(
+    simd: S,
+    x: &[T],
+    taps: &[(T, usize)],
+    at: usize,
+    y: &mut [T],
+) {
+    let lanes = T::lanes::<S>();
+    let mut sums = [T::splat(simd, T::zero()); N];
+    if ADD {
+        for (sum, y) in sums.iter_mut().zip(y.chunks(lanes)) {
+            *sum = T::load(simd, y);
+        }
+    }
+    for &(weight, offset) in taps {
+        let weight = T::splat(simd, weight);
+        let x = &x[offset + at..][..y.len()];
+        for (sum, x) in sums.iter_mut().zip(x.chunks(lanes)) {
+            *sum = T::mul_add(simd, weight, T::load(simd, x), *sum);
+        }
+    }
+    for (y, sum) in y.chunks_mut(lanes).zip(sums) {
+        T::store(simd, y, sum);
+    }
+}
+
 /// `sums[v] += grad * x` under the taps of one row of windows.
-#[multiversion(targets = "simd")]
 fn correlate_run<T: Element>(
     x: &[T],
     grad: &[T],
     taps: &[(usize, usize)],
     n: usize,
     shift: usize,
-    sums: &mut [[T; LANES]],
+    sums: &mut [f64],
 ) {
-    match taps {
-        &[a, b, c, d, e] => correlate_taps(x, grad, [a, b, c, d, e], n, shift, sums),
-        &[a, b, c, d] => correlate_taps(x, grad, [a, b, c, d], n, shift, sums),
-        &[a, b, c] => correlate_taps(x, grad, [a, b, c], n, shift, sums),
-        &[a, b] => correlate_taps(x, grad, [a, b], n, shift, sums),
-        taps => {
-            for &tap in taps {
-                correlate_taps(x, grad, [tap], n, shift, sums);
+    Arch::new().dispatch(Correlate {
+        x,
+        grad,
+        taps,
+        n,
+        shift,
+        sums,
+    });
+}
+
+struct Correlate<'a, T> {
+    x: &'a [T],
+    grad: &'a [T],
+    taps: &'a [(usize, usize)],
+    n: usize,
+    shift: usize,
+    sums: &'a mut [f64],
+}
+
+impl<T: Element> WithSimd for Correlate<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        match *self.taps {
+            [a, b, c, d, e] => self.taps(simd, [a, b, c, d, e]),
+            [a, b, c, d] => self.taps(simd, [a, b, c, d]),
+            [a, b, c] => self.taps(simd, [a, b, c]),
+            [a, b] => self.taps(simd, [a, b]),
+            _ => {
+                for &tap in self.taps {
+                    self.taps(simd, [tap]);
+                }
             }
         }
     }
 }
 
-#[inline(always)]
-fn correlate_taps<T: Element, const N: usize>(
-    x: &[T],
-    grad: &[T],
-    taps: [(usize, usize); N],
-    n: usize,
-    shift: usize,
-    sums: &mut [[T; LANES]],
-) {
-    let (grads, rest) = grad.as_chunks::<LANES>();
-    let sources = taps.map(|(_, column)| &x[(shift + column) * n..][..grad.len()]);
-    let chunks = sources.map(|source| &source.as_chunks::<LANES>().0[..grads.len()]);
-    let mut lanes = taps.map(|(v, _)| sums[v]);
-    // Two sums per tap, so that one addition need not wait for the other.
-    let mut others = [[T::zero(); LANES]; N];
-    let n_pairs = grads.len() / 2;
-    for pair in 0..n_pairs {
-        let (even, odd) = (grads[2 * pair], grads[2 * pair + 1]);
-        for tap in 0..N {
-            let (x_even, x_odd) = (chunks[tap][2 * pair], chunks[tap][2 * pair + 1]);
-            for lane in 0..LANES {
-                lanes[tap][lane] += even[lane] * x_even[lane];
-                others[tap][lane] += odd[lane] * x_odd[lane];
+impl<T: Element> Correlate<'_, T> {
+    #[inline(always)]
+    fn taps<S: Simd, const N: usize>(&mut self, simd: S, taps: [(usize, usize); N]) {
+        let lanes = T::lanes::<S>();
+        let sources =
+            taps.map(|(_, column)| &self.x[(self.shift + column) * self.n..][..self.grad.len()]);
+        // Two sums per tap, so that one addition need not wait for the other.
+        let mut sums = [[T::splat(simd, T::zero()); 2]; N];
+        for at in (0..self.grad.len()).step_by(2 * lanes) {
+            let split = self.grad.len().min(at + lanes);
+            let end = self.grad.len().min(at + 2 * lanes);
+            let grads = [
+                T::load(simd, &self.grad[at..split]),
+                T::load(simd, &self.grad[split..end]),
+            ];
+            for (sums, source) in sums.iter_mut().zip(sources) {
+                let xs = [
+                    T::load(simd, &source[at..split]),
+                    T::load(simd, &source[split..end]),
+                ];
+                for ((sum, grad), x) in sums.iter_mut().zip(grads).zip(xs) {
+                    *sum = T::mul_add(simd, grad, x, *sum);
+                }
             }
         }
-    }
-    for index in 2 * n_pairs..grads.len() {
-        for tap in 0..N {
-            for lane in 0..LANES {
-                lanes[tap][lane] += grads[index][lane] * chunks[tap][index][lane];
-            }
+        for ((v, _), [even, odd]) in taps.into_iter().zip(sums) {
+            self.sums[v] += T::sum(simd, even).to_f64() + T::sum(simd, odd).to_f64();
         }
-    }
-    let at = grad.len() - rest.len();
-    for tap in 0..N {
-        for lane in 0..LANES {
-            lanes[tap][lane] += others[tap][lane];
-        }
-        for ((lane, &grad), &x) in lanes[tap].iter_mut().zip(rest).zip(&sources[tap][at..]) {
-            *lane += grad * x;
-        }
-    }
-    for ((v, _), lanes) in taps.into_iter().zip(lanes) {
-        sums[v] = lanes;
     }
 }

@@ -1,7 +1,8 @@
 //! Planes against the naive operations on `n c h w`.
 
+use super::stencil::Held;
 use super::*;
-use crate::{Conv2dGeometry, Window, avg_pool2d, depthwise_conv2d, max_pool2d};
+use crate::{Conv2dGeometry, Window, avg_pool2d, conv2d, depthwise_conv2d, max_pool2d};
 
 /// Numbers without a pattern.
 fn numbers(len: usize, seed: usize) -> Vec<f64> {
@@ -83,14 +84,18 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
                 let w = &w[channel * n_taps..][..n_taps];
                 let x = planes(&x_planes, c)[channel];
                 let grad = planes(&grad_planes, c)[channel];
+                let [x, grad] = [(x, window.input[0]), (grad, window.output()[0])]
+                    .map(|(rows, n)| Held::new(rows, n));
                 stencil.forward_rows(x, w, 0, planes_mut(&mut y, c).remove(channel));
                 let grad_x = planes_mut(&mut grad_x, c).remove(channel);
                 // What is there is replaced, then added to.
                 stencil.backward_rows(grad, w, 0, (grad_x, false));
                 stencil.backward_rows(grad, w, 0, (grad_x, true));
-                let mut lanes = vec![[0.0; stencil::LANES]; n_taps];
-                stencil.add_tap_products(x, grad, 0..window.output()[0], &mut lanes);
-                grad_w.extend(lanes.iter().map(|lanes| lanes.iter().sum::<f64>()));
+                let mut sums = vec![0.0; n_taps];
+                for row in 0..window.output()[0] {
+                    stencil.add_tap_products(x, grad, row, &mut sums);
+                }
+                grad_w.extend(sums);
             }
             let expected = depthwise_conv2d::naive::forward(&x, &w, &shape);
             assert_close(&y, &to_planes(&expected, [n, c, out_len]));
@@ -103,6 +108,108 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
             assert_close(&grad_w, &depthwise_conv2d::naive::grad_w(&grad, &x, &shape));
         }
     }
+}
+
+#[test]
+fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
+    for window in windows() {
+        let (n, c, c_out) = (3, 2, 5);
+        let [in_len, out_len] = [window.input_len(), window.output_len()].map(|len| len * n);
+        let raw = numbers(c * in_len, 1);
+        let raw = planes(&raw, c);
+        let affine = [0.3, -0.2].map(|mean| Affine {
+            mean,
+            factor: 1.5,
+            bias: 0.1,
+        });
+        let mut z = vec![0.0; c * in_len];
+        normalise::<_, true>(planes_mut(&mut z, c), &raw, &affine);
+        let z = planes(&z, c);
+        let sources = [Source::activated(&z), Source::raw(&raw, &affine)];
+        let depthwise = numbers(c * window.kernel_len(), 2);
+        let pointwise = numbers(c_out * c, 3);
+        let grad = numbers(c_out * out_len, 4);
+        let unit = Unit::new(Stencil::new(window, n));
+
+        let [activated, found] = sources.map(|source| {
+            let mut y = vec![f64::NAN; c_out * out_len];
+            unit.forward(source, &depthwise, &pointwise, planes_mut(&mut y, c_out));
+            y
+        });
+        assert_close(&found, &activated);
+
+        let [(mut expected, of_activated), (found, of_raw)] = sources.map(|source| {
+            let mut grad_z = vec![f64::NAN; c * in_len];
+            let target = Target::new(planes_mut(&mut grad_z, c));
+            let grad_y = given(planes(&grad, c_out));
+            let grads = unit.backward(source, &depthwise, &pointwise, &grad_y, target, true);
+            (grad_z, grads)
+        });
+        for (grad, z) in planes_mut(&mut expected, c).into_iter().zip(&z) {
+            let off = grad.iter_mut().zip(*z).filter(|(_, z)| **z <= 0.0);
+            off.for_each(|(grad, _)| *grad = 0.0);
+        }
+        assert_close(&found, &expected);
+        let [expected_weights, weights] =
+            [of_activated.weights, of_raw.weights].map(|weights| weights.expect("wanted"));
+        assert_close(&weights.depthwise, &expected_weights.depthwise);
+        assert_close(&weights.pointwise, &expected_weights.pointwise);
+        let sources: Vec<Vec<&[f64]>> = raw.iter().map(|plane| vec![*plane]).collect();
+        let sums = dots(&planes(&expected, c), &sources);
+        for ([sum, product], (expected_sum, products)) in of_raw.sums.into_iter().zip(sums) {
+            assert_close(&[sum, product], &[expected_sum, products[0]]);
+        }
+    }
+}
+
+#[test]
+fn a_dense_convolution_and_the_gradient_of_its_kernel_are_the_naive_ones() {
+    for window in windows().into_iter().filter(|window| window.dilation == 1) {
+        for n in [1, 3, 17] {
+            let (c_in, c_out) = (2, 5);
+            let shape = conv2d::Shape {
+                n,
+                i: c_in,
+                o: c_out,
+                window,
+            };
+            let [in_len, out_len] = [window.input_len(), window.output_len()];
+            let x = numbers(n * c_in * in_len, 1);
+            let w = numbers(c_out * c_in * window.kernel_len(), 2);
+            let grad = numbers(n * c_out * out_len, 3);
+            let x_planes = to_planes(&x, [n, c_in, in_len]);
+            let grad_planes = to_planes(&grad, [n, c_out, out_len]);
+
+            let dense = Dense::new(window, n);
+            let mut y = vec![f64::NAN; n * c_out * out_len];
+            let found = dense.forward(&planes(&x_planes, c_in), &w, planes_mut(&mut y, c_out));
+            let expected = conv2d::naive::forward(&x, &w, &shape);
+            assert_close(&y, &to_planes(&expected, [n, c_out, out_len]));
+            for (found, expected) in found.iter().zip(moments(&planes(&y, c_out))) {
+                assert_close(&[found.mean, found.var], &[expected.mean, expected.var]);
+            }
+            let grad_y = given(planes(&grad_planes, c_out));
+            let found = dense.backward(&planes(&x_planes, c_in), &grad_y);
+            assert_close(&found, &conv2d::naive::grad_w(&grad, &x, &shape));
+        }
+    }
+}
+
+/// A gradient that no normalisation changes.
+fn given(grads: Vec<&[f64]>) -> NormGrad<'_, f64> {
+    let still = Moments {
+        mean: 0.0,
+        var: 1.0,
+    };
+    let n = grads.len();
+    NormGrad::new(
+        grads.clone(),
+        grads,
+        &vec![still; n],
+        0.0,
+        &vec![[0.0; 2]; n],
+        &vec![1.0; n],
+    )
 }
 
 #[test]
@@ -198,13 +305,16 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         .map(|(a, b)| if *b <= 0.0 { 0.0 } else { *a })
         .collect();
     let mut grad = a.clone();
-    let found = mask_and_dots(vec![&mut grad], &[&b], &[vec![&a[..]]]);
+    let affine = Affine {
+        mean: 0.5,
+        factor: 2.0,
+        bias: 1.0,
+    };
+    // The ReLU reads 2 (x - 0.5) + 1 = 2 x.
+    let [sum_left, product] = combine::mask_and_dot(&mut grad, &b, affine);
     assert_eq!(grad, masked);
-    let product: f64 = masked.iter().zip(&a).map(|(x, y)| x * y).sum();
-    assert_close(
-        &[found[0].0, found[0].1[0]],
-        &[masked.iter().sum(), product],
-    );
+    let expected: f64 = masked.iter().zip(&b).map(|(x, y)| x * y).sum();
+    assert_close(&[sum_left, product], &[masked.iter().sum(), expected]);
     let mut y = b.clone();
     accumulate_masked(vec![&mut y], &[&a], &[&b]);
     let expected: Vec<f64> = b.iter().zip(&masked).map(|(x, y)| x + y).collect();

@@ -1,15 +1,23 @@
 //! The unit of every convolution of the search space: depthwise, pointwise, and the statistics of the batch
 //! normalisation behind them, without ever storing what lies between.
+//!
+//! Both passes go through the planes once, a few rows of all channels at a time: what these leave for the next ones
+//! (activations, gradients between the two convolutions) is held in rings of rows, which stay in the second-level cache.
 
-use super::combine::PartMoments;
+use std::ops::Range;
+
+use super::combine::{Affine, PartMoments, mask_and_dot, normalise_part};
 use super::pointwise::{NormGrad, Target, merge, sum};
-use super::stencil::{LANES, Stencil};
-use super::{Buffer, Moments, for_each, parts_mut, pieces_mut};
+use super::stencil::{Held, Stencil};
+use super::{Buffer, Moments, for_each, pieces_mut};
 use crate::Element;
 use crate::product::{Panels, Rows, add_outer, row_stride};
 
-/// Numbers that a piece of work keeps between its two convolutions.
-const TILE: usize = 1 << 15;
+/// Numbers that are worked on at a time, all channels together.
+const GROUP: usize = 1 << 16;
+
+/// The most rows of a group: so many rows of a plane stay in the nearest cache.
+const GROUP_ROWS: usize = 4;
 
 /// A depthwise convolution followed by a pointwise one, from as many channels to as many.
 #[derive(Debug, Clone)]
@@ -17,9 +25,45 @@ pub struct Unit {
     stencil: Stencil,
 }
 
+/// What a unit reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a, T> {
+    planes: &'a [&'a [T]],
+    affine: Option<&'a [Affine<T>]>,
+}
+
+impl<'a, T> Source<'a, T> {
+    /// Planes that have been through their ReLU.
+    pub fn activated(planes: &'a [&'a [T]]) -> Self {
+        Self {
+            planes,
+            affine: None,
+        }
+    }
+
+    /// Planes whose batch normalisation and ReLU are still to come: `relu(factor * (x - mean) + bias)` is what is read.
+    pub fn raw(planes: &'a [&'a [T]], affine: &'a [Affine<T>]) -> Self {
+        assert_eq!(planes.len(), affine.len());
+        Self {
+            planes,
+            affine: Some(affine),
+        }
+    }
+}
+
+/// The gradients that [`Unit::backward`] finds, besides that of its input.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct UnitGrads {
+    /// Those of the weights, if they are wanted.
+    pub weights: Option<WeightGrads>,
+    /// Of a raw source, per channel: the sum of the gradient behind the batch normalisation, and its scalar product with the
+    /// source.
+    pub sums: Vec<[f64; 2]>,
+}
+
 /// The gradients of the weights of a [`Unit`].
 #[derive(Debug, Clone, PartialEq)]
-pub struct UnitGrads {
+pub struct WeightGrads {
     /// Of the depthwise convolution, `c u v`.
     pub depthwise: Vec<f64>,
     /// Of the pointwise convolution, `o c`.
@@ -37,174 +81,437 @@ impl Unit {
         &self.stencil
     }
 
-    /// Rows of the output that are worked on at a time.
-    fn tile_rows(&self, n_channels: usize) -> usize {
+    /// Output rows that are worked on at a time.
+    fn group(&self, n_channels: usize) -> usize {
         let row_len = self.stencil.output().row_len();
-        (TILE / (n_channels * row_len).max(1)).clamp(1, self.stencil.output().h.max(1))
+        (GROUP / (n_channels * row_len).max(1)).clamp(1, GROUP_ROWS)
+    }
+
+    /// Where the second half of the output rows begins: at a group.
+    fn half(&self, group: usize) -> usize {
+        (self.stencil.output().h.div_ceil(2)).next_multiple_of(group)
     }
 
     /// `y[o] = Σ pointwise[o, c] (depthwise[c] * z[c])`, and the moments of each `y`.
     pub fn forward<T: Element>(
         &self,
-        z: &[&[T]],
+        z: Source<'_, T>,
         depthwise: &[T],
         pointwise: &[T],
         y: Vec<&mut [T]>,
     ) -> Vec<Moments> {
         let n_out = y.len();
-        let n_tiles = self.stencil.output().h.div_ceil(self.tile_rows(z.len()));
-        let mut moments = vec![vec![PartMoments::default(); n_out]; n_tiles];
-        let slots = moments.iter_mut().map(Some);
-        self.run(z, depthwise, pointwise, y, slots);
+        let n_groups = self.stencil.output().h.div_ceil(self.group(z.planes.len()));
+        let mut moments = vec![vec![PartMoments::default(); n_out]; n_groups];
+        self.run(z, depthwise, pointwise, y, Some(&mut moments));
         merge(&moments, n_out)
     }
 
     /// The `y` of [`forward`](Self::forward) alone.
     pub fn outputs<T: Element>(
         &self,
-        z: &[&[T]],
+        z: Source<'_, T>,
         depthwise: &[T],
         pointwise: &[T],
         y: Vec<&mut [T]>,
     ) {
-        self.run(z, depthwise, pointwise, y, std::iter::repeat_with(|| None));
+        self.run(z, depthwise, pointwise, y, None);
     }
 
-    /// Writes `y` tile by tile, and the moments of each tile where there is a slot for them.
-    fn run<'a, T: Element>(
+    /// Writes `y` group by group, and the moments of each where they are wanted.
+    fn run<T: Element>(
         &self,
-        z: &[&[T]],
+        z: Source<'_, T>,
         depthwise: &[T],
         pointwise: &[T],
         y: Vec<&mut [T]>,
-        slots: impl Iterator<Item = Option<&'a mut Vec<PartMoments>>>,
+        moments: Option<&mut Vec<Vec<PartMoments>>>,
     ) {
-        let (n_channels, n_out) = (z.len(), y.len());
-        let rows = self.tile_rows(n_channels);
-        let tile_len = rows * self.stencil.output().row_len();
-        let stride = row_stride(tile_len);
+        let (n_channels, n_out) = (z.planes.len(), y.len());
+        let row_len = self.stencil.output().row_len();
+        let group = self.group(n_channels);
+        let (half, len) = (self.half(group), group * row_len);
+        let stride = row_stride(len);
         let weight = |o: usize, c: usize| pointwise[o * n_channels + c];
         let panels = Panels::new([n_out, n_channels], weight, |_| T::zero());
-        let items = pieces_mut(y, tile_len).into_iter().zip(slots).collect();
+        let mut slots: Vec<&mut [Vec<PartMoments>]> = match moments {
+            Some(moments) => moments.chunks_mut((half / group).max(1)).collect(),
+            None => Vec::new(),
+        };
+        let pieces = pieces_mut(y, (half * row_len).max(1));
+        slots.resize_with(pieces.len(), Default::default);
+        let items = pieces.into_iter().zip(slots).collect();
         for_each(
             items,
-            || Buffer::<T>::any(n_channels * stride),
-            |scratch, index, (mut y, slot)| {
-                let len = y.first().map_or(0, |y| y.len());
-                let d = self.depthwise_tile(z, depthwise, index * rows, len, (scratch, stride));
-                panels.product(d, &mut y);
-                for (moments, y) in slot.into_iter().flatten().zip(&y) {
-                    *moments = PartMoments::of(y);
+            || {
+                let scratch = Buffer::<T>::any(n_channels * stride);
+                (Reader::new(&self.stencil, z, group), scratch)
+            },
+            |(reader, scratch), index, (y, slots)| {
+                reader.restart();
+                let groups = pieces_mut(y, len.max(1)).into_iter().enumerate();
+                for (number, mut y) in groups {
+                    let first = index * half + number * group;
+                    let rows = first..self.stencil.output().h.min(first + group);
+                    let d = self.depthwise_rows(reader, depthwise, rows, scratch, stride);
+                    panels.product(d, &mut y);
+                    if let Some(slots) = slots.get_mut(number) {
+                        for (moments, y) in slots.iter_mut().zip(&y) {
+                            *moments = PartMoments::of(y);
+                        }
+                    }
                 }
             },
         );
     }
 
-    /// What lies between the two convolutions, from output row `first` on, in rows of `scratch`.
-    fn depthwise_tile<'a, T: Element>(
+    /// What lies between the two convolutions in some output rows, in rows of `scratch`, one per channel.
+    fn depthwise_rows<'a, T: Element>(
         &self,
-        z: &[&[T]],
+        reader: &mut Reader<'_, T>,
         depthwise: &[T],
-        first: usize,
-        len: usize,
-        (scratch, stride): (&'a mut [T], usize),
+        rows: Range<usize>,
+        scratch: &'a mut [T],
+        stride: usize,
     ) -> Rows<'a, T> {
+        reader.provide(all(rows.clone().map(|row| self.stencil.sources(row))));
         let n_taps = self.stencil.kernel_len();
-        let parts = scratch.chunks_mut(stride).zip(z);
-        for ((part, z), w) in parts.zip(depthwise.chunks_exact(n_taps)) {
-            self.stencil.forward_rows(z, w, first, &mut part[..len]);
+        let len = rows.len() * self.stencil.output().row_len();
+        let n_channels = reader.source.planes.len();
+        for (channel, part) in scratch.chunks_mut(stride).enumerate().take(n_channels) {
+            let w = &depthwise[channel * n_taps..][..n_taps];
+            let z = reader.plane(channel);
+            self.stencil
+                .forward_rows(z, w, rows.start, &mut part[..len]);
         }
-        Rows::new(scratch, stride, z.len(), len)
+        Rows::new(scratch, stride, n_channels, len)
     }
 
-    /// Writes the gradient of `z` to `grad_z`; the gradients of the weights are returned if they are wanted.
+    /// Writes the gradient of `z` to `grad_z`, of a raw source that behind its batch normalisation; the gradients of
+    /// the weights are returned if they are wanted.
     pub fn backward<T: Element>(
         &self,
-        z: &[&[T]],
+        z: Source<'_, T>,
         depthwise: &[T],
         pointwise: &[T],
         grad_y: &NormGrad<'_, T>,
         grad_z: Target<'_, T>,
         wants_weights: bool,
-    ) -> Option<UnitGrads> {
-        let (n_channels, n_out, n_taps) = (z.len(), grad_y.len(), self.stencil.kernel_len());
+    ) -> UnitGrads {
+        let backward = Backward {
+            unit: self,
+            z,
+            depthwise,
+            transposed: Panels::new(
+                [z.planes.len(), grad_y.len()],
+                |c, o| pointwise[o * z.planes.len() + c],
+                |_| T::zero(),
+            ),
+            grad_y,
+            adds: grad_z.adds,
+            group: self.group(z.planes.len()),
+        };
+        assert!(
+            z.affine.is_none() || !grad_z.adds,
+            "the gradient of a raw source is masked as a whole"
+        );
+        // What comes from each half of the rows is summed for itself, so that two threads can share the work; on one thread
+        // both halves are one piece, for at their border two pieces compute some rows twice.
         let (input, output) = (self.stencil.input(), self.stencil.output());
-        let rows = self.tile_rows(n_channels);
-        let tile_len = rows * output.row_len();
-        let stride = row_stride(tile_len);
-        let weight = |c: usize, o: usize| pointwise[o * n_channels + c];
-        let transposed = Panels::new([n_channels, n_out], weight, |_| T::zero());
-
-        // The gradient of what lies between the convolutions.
-        let mut between = Buffer::<T>::any(n_channels * output.len());
-        let tiles = pieces_mut(between.chunks_mut(output.len().max(1)).collect(), tile_len);
-        let n_pointwise = if wants_weights { pointwise.len() } else { 0 };
-        let mut grad_pointwise = vec![vec![0.0; n_pointwise]; tiles.len()];
-        let items = tiles.into_iter().zip(&mut grad_pointwise).collect();
-        for_each(
-            items,
-            || {
-                (
-                    Buffer::<T>::any(n_out * stride),
-                    Buffer::<T>::any(n_channels * stride),
-                )
-            },
-            |(y, d), index, (mut between, grad_pointwise)| {
-                let len = between.first().map_or(0, |part| part.len());
-                grad_y.fill(index * tile_len, len, y, stride);
-                let y = Rows::new(y, stride, n_out, len);
-                if wants_weights {
-                    let d = self.depthwise_tile(z, depthwise, index * rows, len, (d, stride));
-                    add_outer(grad_pointwise, y, d);
-                }
-                transposed.product(y, &mut between);
-            },
-        );
-        let between: Vec<&[T]> = between.chunks(output.len().max(1)).collect();
-
-        // A few rows of one channel at a time.
-        let in_rows = (super::PIECE * 2 / input.row_len().max(1)).max(1);
-        for_each(
-            parts_mut(grad_z.planes, in_rows * input.row_len()),
-            || (),
-            |(), _, (channel, start, part)| {
-                let w = &depthwise[channel * n_taps..][..n_taps];
-                let first = start / input.row_len();
-                let part = (part, grad_z.adds);
-                self.stencil.backward_rows(between[channel], w, first, part);
-            },
-        );
-        wants_weights.then(|| {
-            let out_rows = (super::PIECE * 4 / output.row_len().max(1)).max(1);
-            let n_tiles = output.h.div_ceil(out_rows);
-            let mut parts = vec![0.0; n_channels * n_tiles * n_taps];
-            let items = parts.chunks_mut(n_taps).collect();
+        let half = self.half(backward.group);
+        let halves = [0..half.min(output.h), half.min(output.h)..output.h];
+        let rows = match rayon::current_num_threads() {
+            1 => input.h,
+            _ => input.h.div_ceil(2),
+        };
+        let pieces = pieces_mut(grad_z.planes, (rows * input.row_len()).max(1));
+        let mut found: [PieceGrads; 2] = std::array::from_fn(|_| {
+            let n_depthwise = if wants_weights { depthwise.len() } else { 0 };
+            PieceGrads::new(z, n_depthwise, pointwise.len())
+        });
+        if pieces.len() < 2 {
+            for mut grad_z in pieces {
+                let outputs = if wants_weights { 0..output.h } else { 0..0 };
+                let mut scratch = Scratch::new(&backward);
+                let found = found.each_mut();
+                backward.piece(&mut scratch, 0..input.h, outputs, &mut grad_z, found);
+            }
+        } else {
+            let items = pieces
+                .into_iter()
+                .zip(found.each_mut())
+                .zip(halves)
+                .collect();
             for_each(
                 items,
-                || vec![[T::zero(); LANES]; n_taps],
-                |lanes, index, part: &mut [f64]| {
-                    let (channel, tile) = (index / n_tiles, index % n_tiles);
-                    let rows = tile * out_rows..output.h.min((tile + 1) * out_rows);
-                    lanes.fill([T::zero(); LANES]);
-                    self.stencil
-                        .add_tap_products(z[channel], between[channel], rows, lanes);
-                    for (part, lanes) in part.iter_mut().zip(&*lanes) {
-                        *part = lanes.iter().map(|lane| lane.to_f64()).sum();
-                    }
+                || Scratch::new(&backward),
+                |scratch, index, ((mut grad_z, found), half)| {
+                    let inputs = index * rows..input.h.min((index + 1) * rows);
+                    let outputs = if wants_weights { half } else { 0..0 };
+                    let mut none = PieceGrads::new(z, 0, 0);
+                    let found = match index {
+                        0 => [found, &mut none],
+                        _ => [&mut none, found],
+                    };
+                    backward.piece(scratch, inputs, outputs, &mut grad_z, found);
                 },
             );
-            let depthwise = parts
-                .chunks(n_tiles * n_taps)
-                .flat_map(|channel| {
-                    let tiles: Vec<Vec<f64>> =
-                        channel.chunks(n_taps).map(<[f64]>::to_vec).collect();
-                    sum(&tiles, n_taps)
-                })
-                .collect();
-            UnitGrads {
-                depthwise,
-                pointwise: sum(&grad_pointwise, pointwise.len()),
+        }
+        let total = |of: fn(&PieceGrads) -> &Vec<f64>, len| {
+            let parts: Vec<Vec<f64>> = found.iter().map(|found| of(found).clone()).collect();
+            sum(&parts, len)
+        };
+        let n_sums = z.affine.map_or(0, |affine| 2 * affine.len());
+        UnitGrads {
+            weights: wants_weights.then(|| WeightGrads {
+                depthwise: total(|found| &found.depthwise, depthwise.len()),
+                pointwise: total(|found| &found.pointwise, pointwise.len()),
+            }),
+            sums: total(|found| &found.sums, n_sums).as_chunks().0.to_vec(),
+        }
+    }
+}
+
+/// The rows of a source as windows read them.
+struct Reader<'a, T: Element> {
+    source: Source<'a, T>,
+    row_len: usize,
+    /// Rows of a plane that are held.
+    n_held: usize,
+    /// Of a raw source: rows after its ReLU, channel by channel, and the first one that is not made yet.
+    ring: Buffer<T>,
+    next: usize,
+}
+
+impl<'a, T: Element> Reader<'a, T> {
+    fn new(stencil: &Stencil, source: Source<'a, T>, group: usize) -> Self {
+        let row_len = stencil.input().row_len();
+        let n_held = match source.affine {
+            None => stencil.input().h,
+            Some(_) => {
+                let rows = 0..stencil.output().h;
+                let groups = rows.step_by(group).map(|first| {
+                    let rows = first..stencil.output().h.min(first + group);
+                    all(rows.map(|row| stencil.sources(row)))
+                });
+                groups.map(|rows| rows.len()).max().unwrap_or(0)
             }
-        })
+        };
+        let n_ring = match source.affine {
+            None => 0,
+            Some(affine) => affine.len() * n_held * row_len,
+        };
+        Self {
+            source,
+            row_len,
+            n_held: n_held.max(1),
+            ring: Buffer::any(n_ring),
+            next: 0,
+        }
+    }
+
+    /// Begins again with any row.
+    fn restart(&mut self) {
+        self.next = 0;
+    }
+
+    /// Sees to it that these rows are there. They only move on.
+    fn provide(&mut self, rows: Range<usize>) {
+        let Some(affine) = self.source.affine else {
+            return;
+        };
+        for row in self.next.max(rows.start)..rows.end {
+            let range = row * self.row_len..(row + 1) * self.row_len;
+            let planes = self.ring.chunks_mut((self.n_held * self.row_len).max(1));
+            for ((ring, plane), &affine) in planes.zip(self.source.planes).zip(affine) {
+                let held = &mut ring[row % self.n_held * self.row_len..][..self.row_len];
+                normalise_part::<T, true>(held, &plane[range.clone()], affine);
+            }
+        }
+        self.next = self.next.max(rows.end);
+    }
+
+    fn plane(&self, channel: usize) -> Held<'_, T> {
+        match self.source.affine {
+            None => Held::new(self.source.planes[channel], self.n_held),
+            Some(_) => {
+                let len = self.n_held * self.row_len;
+                Held::new(&self.ring[channel * len..][..len], self.n_held)
+            }
+        }
+    }
+}
+
+/// From the first to the last of some ranges.
+fn all(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
+    let ranges = ranges.filter(|range| !range.is_empty());
+    let joined = ranges.reduce(|all, range| all.start.min(range.start)..all.end.max(range.end));
+    joined.unwrap_or(0..0)
+}
+
+/// What a piece of the backward pass finds.
+struct PieceGrads {
+    depthwise: Vec<f64>,
+    pointwise: Vec<f64>,
+    sums: Vec<f64>,
+}
+
+impl PieceGrads {
+    fn new<T>(z: Source<'_, T>, n_depthwise: usize, n_pointwise: usize) -> Self {
+        Self {
+            depthwise: vec![0.0; n_depthwise],
+            pointwise: vec![0.0; if n_depthwise > 0 { n_pointwise } else { 0 }],
+            sums: vec![0.0; z.affine.map_or(0, |affine| 2 * affine.len())],
+        }
+    }
+}
+
+/// The backward pass of a unit.
+struct Backward<'a, T: Element> {
+    unit: &'a Unit,
+    z: Source<'a, T>,
+    depthwise: &'a [T],
+    transposed: Panels<T>,
+    grad_y: &'a NormGrad<'a, T>,
+    adds: bool,
+    group: usize,
+}
+
+/// What a thread needs for it.
+struct Scratch<'a, T: Element> {
+    reader: Reader<'a, T>,
+    /// Output rows of all channels: of the gradient of `y`, and of what lies between the convolutions.
+    y: Buffer<T>,
+    d: Buffer<T>,
+    stride: usize,
+    /// Output rows of the gradient of what lies between the convolutions, channel by channel.
+    between: Buffer<T>,
+    n_held: usize,
+}
+
+impl<'a, T: Element> Scratch<'a, T> {
+    fn new(backward: &Backward<'a, T>) -> Self {
+        let (stencil, group) = (&backward.unit.stencil, backward.group);
+        let n_channels = backward.z.planes.len();
+        let row_len = stencil.output().row_len();
+        let stride = row_stride(group * row_len);
+        // A row is held until all input rows that its windows reach have their gradient; a group lies in one stretch.
+        let inputs = 0..stencil.input().h;
+        let widest = inputs.map(|row| stencil.targets(row).len()).max();
+        let n_held = (widest.unwrap_or(0) + group - 1).next_multiple_of(group);
+        Self {
+            reader: Reader::new(stencil, backward.z, group),
+            y: Buffer::any(backward.grad_y.len() * stride),
+            d: Buffer::any(n_channels * stride),
+            stride,
+            between: Buffer::any(n_channels * n_held * row_len),
+            n_held,
+        }
+    }
+}
+
+impl<T: Element> Backward<'_, T> {
+    /// The gradients of some input rows and, of the weights, what comes from some output rows; `found` by halves.
+    fn piece(
+        &self,
+        scratch: &mut Scratch<'_, T>,
+        inputs: Range<usize>,
+        own: Range<usize>,
+        grad_z: &mut [&mut [T]],
+        mut found: [&mut PieceGrads; 2],
+    ) {
+        let (stencil, group) = (&self.unit.stencil, self.group);
+        let half = self.unit.half(group);
+        scratch.reader.restart();
+        let targets = inputs.clone().map(|row| stencil.targets(row));
+        let outputs = all(targets.chain([own.clone()]));
+        let mut next = inputs.start;
+        let first = outputs.start / group * group;
+        for first in (first..outputs.end).step_by(group) {
+            let rows = first..stencil.output().h.min(first + group);
+            let is_second = usize::from(first >= half);
+            let wanted = own.contains(&first).then_some(&mut *found[is_second]);
+            self.between_rows(scratch, rows.clone(), wanted);
+            let ready = (next..inputs.end).take_while(|&row| stencil.targets(row).end <= rows.end);
+            let ready = next..next + ready.count();
+            next = ready.end;
+            self.input_rows(scratch, ready, inputs.start, grad_z, &mut found);
+        }
+        self.input_rows(scratch, next..inputs.end, inputs.start, grad_z, &mut found);
+    }
+
+    /// Output rows of the gradient of what lies between the convolutions; and the gradients of the weights that come from
+    /// them, if they are wanted.
+    fn between_rows(
+        &self,
+        scratch: &mut Scratch<'_, T>,
+        rows: Range<usize>,
+        wanted: Option<&mut PieceGrads>,
+    ) {
+        let (unit, stencil) = (self.unit, &self.unit.stencil);
+        let row_len = stencil.output().row_len();
+        let len = rows.len() * row_len;
+        let Scratch {
+            reader,
+            y,
+            d,
+            stride,
+            between,
+            n_held,
+        } = scratch;
+        self.grad_y.fill(rows.start * row_len, len, y, *stride);
+        let y = Rows::new(y, *stride, self.grad_y.len(), len);
+        let (place, held_len) = (rows.start % *n_held * row_len, (*n_held * row_len).max(1));
+        let planes = between.chunks_mut(held_len);
+        let mut parts: Vec<&mut [T]> = planes.map(|plane| &mut plane[place..][..len]).collect();
+        self.transposed.product(y, &mut parts);
+        let Some(found) = wanted else {
+            return;
+        };
+        let d = unit.depthwise_rows(reader, self.depthwise, rows.clone(), d, *stride);
+        add_outer(&mut found.pointwise, y, d);
+        let sums = found.depthwise.chunks_mut(stencil.kernel_len().max(1));
+        for (channel, (sums, between)) in sums.zip(between.chunks(held_len)).enumerate() {
+            let (z, between) = (reader.plane(channel), Held::new(between, *n_held));
+            for row in rows.clone() {
+                stencil.add_tap_products(z, between, row, sums);
+            }
+        }
+    }
+
+    /// The gradients of some input rows; `grad_z` begins with the row `origin`.
+    fn input_rows(
+        &self,
+        scratch: &Scratch<'_, T>,
+        rows: Range<usize>,
+        origin: usize,
+        grad_z: &mut [&mut [T]],
+        found: &mut [&mut PieceGrads; 2],
+    ) {
+        let stencil = &self.unit.stencil;
+        let (len, n_taps) = (stencil.input().row_len(), stencil.kernel_len());
+        let held_len = scratch.n_held * stencil.output().row_len();
+        let half = stencil.input().h.div_ceil(2);
+        for (channel, grad_z) in grad_z.iter_mut().enumerate() {
+            let grad_z = &mut grad_z[(rows.start - origin) * len..][..rows.len() * len];
+            let w = &self.depthwise[channel * n_taps..][..n_taps];
+            let between = &scratch.between[channel * held_len..][..held_len];
+            let between = Held::new(between, scratch.n_held.max(1));
+            stencil.backward_rows(between, w, rows.start, (grad_z, self.adds));
+            let Some(affine) = self.z.affine else {
+                continue;
+            };
+            for (row, grad_z) in rows.clone().zip(grad_z.chunks_mut(len.max(1))) {
+                let raw = &self.z.planes[channel][row * len..][..len];
+                let found = &mut found[usize::from(row >= half)].sums;
+                for (sum, own) in found[2 * channel..][..2].iter_mut().zip(mask_and_dot(
+                    grad_z,
+                    raw,
+                    affine[channel],
+                )) {
+                    *sum += own;
+                }
+            }
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::ops::{Deref, Range};
 
 use kernels::Element;
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, NormGrad, PointwiseGrads, Stencil, Target, Term, Unit,
-    accumulate_masked, average_backward, combine, dots, drop_images, mask_and_dots, normalise,
+    Affine, Buffer, Grid, MaxPool, Moments, NormGrad, PointwiseGrads, Source, Stencil, Target,
+    Term, Unit, accumulate_masked, average_backward, combine, dots, drop_images,
     pointwise_backward, subsample_backward,
 };
 
@@ -468,6 +468,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let (first, second) = match units {
             [only] => {
                 let chain = self.chain(&only.norm, grads, output, sums, weight);
+                let z = Source::activated(z);
                 self.unit(only, source, z, &chain, grad_z, found);
                 return;
             }
@@ -482,45 +483,32 @@ impl<'a, T: Element> Backward<'a, T> {
         let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
         let mut raw = Buffer::any(plan.n_partial() * grid.len());
         Unit::new(plan.stencil(first.geometry, first.kernel, source)).outputs(
-            z,
+            Source::activated(z),
             &self.run.parameters[first.depthwise.clone()],
             &self.run.parameters[first.pointwise.clone()],
             planes_mut(&mut raw, grid.len()),
         );
-        let mut hidden = Buffer::any(raw.len());
-        normalise::<_, true>(
-            planes_mut(&mut hidden, grid.len()),
-            &planes(&raw, grid.len()),
-            &affine,
-        );
-        let mut grad_hidden = Buffer::any(hidden.len());
-        let hidden = planes(&hidden, grid.len());
+        let mut grad_hidden = Buffer::any(raw.len());
+        let hidden = planes(&raw, grid.len());
         let target = Target::new(planes_mut(&mut grad_hidden, grid.len()));
-        self.unit(second, grid, &hidden, &chain, target, found);
-        let sources: Vec<Vec<&[T]>> = planes(&raw, grid.len())
-            .into_iter()
-            .map(|plane| vec![plane])
-            .collect();
-        let sums: Vec<[f64; 2]> =
-            mask_and_dots(planes_mut(&mut grad_hidden, grid.len()), &hidden, &sources)
-                .into_iter()
-                .map(|(sum, products)| [sum, products[0]])
-                .collect();
+        let hidden = Source::raw(&hidden, &affine);
+        let sums = self.unit(second, grid, hidden, &chain, target, found);
         self.affine_grads(&first.norm, &sums, 1.0, found);
         let grad_hidden = planes(&grad_hidden, grid.len());
         let chain = self.chain(&first.norm, &grad_hidden, &raw, &sums, 1.0);
-        self.unit(first, source, z, &chain, grad_z, found);
+        self.unit(first, source, Source::activated(z), &chain, grad_z, found);
     }
 
+    /// Backward through a unit; the [sums](kernels::planes::UnitGrads::sums) of a raw source are returned.
     fn unit(
         &self,
         plan: &UnitPlan,
         grid: Grid,
-        z: &[&[T]],
+        z: Source<'_, T>,
         grad_y: &NormGrad<'_, T>,
         grad_z: Target<'_, T>,
         found: &mut Found,
-    ) {
+    ) -> Vec<[f64; 2]> {
         let unit = Unit::new(self.plan().stencil(plan.geometry, plan.kernel, grid));
         let grads = unit.backward(
             z,
@@ -530,10 +518,11 @@ impl<'a, T: Element> Backward<'a, T> {
             grad_z,
             self.run.op.wants.weights,
         );
-        if let Some(grads) = grads {
-            found.push(plan.depthwise.start, grads.depthwise);
-            found.push(plan.pointwise.start, grads.pointwise);
+        if let Some(weights) = grads.weights {
+            found.push(plan.depthwise.start, weights.depthwise);
+            found.push(plan.pointwise.start, weights.pointwise);
         }
+        grads.sums
     }
 
     /// Backward through two kernels on even and odd pixels. The gradients of these are added to what is there, or take

@@ -3,18 +3,16 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{
-    CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, WithDType,
-};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
 use kernels::planes::{Buffer, Grid, Term, combine};
 use kernels::{BatchStatistics, Element};
 
 use super::backward::Backward;
 use super::forward::{Saved, Statistics};
 use super::plan::{Plan, Sizes};
-use super::{CellOp, CellRun, FusedCell, Masks, Wants, cast};
+use super::{CellOp, CellRun, FusedCell, Masks, Wants, cast, slice};
 use crate::Pass;
-use crate::layers::to_planes;
+use crate::layers::{Stem, to_planes};
 
 /// Cells in a row, each of which reads the outputs of the two before it.
 ///
@@ -40,14 +38,21 @@ pub(crate) struct Ends {
 }
 
 impl Ends {
-    /// Those of a stem, `n c h w`, which may be one.
-    pub(crate) fn of_images(s0: &Tensor, s1: &Tensor) -> Result<Self> {
-        let planes = to_planes(s1)?;
+    /// What a stem gives of images `n c h w`.
+    pub(crate) fn of_images(stem: &Stem, x: &Tensor, pass: &Pass<'_>) -> Result<Self> {
+        if let Some(y) = stem.planes(x, pass)? {
+            return Ok(Self {
+                s0: y.clone(),
+                s1: y,
+            });
+        }
+        let (s0, s1) = stem.forward(x, pass)?;
+        let planes = to_planes(&s1)?;
         Ok(Self {
             s0: if s0.id() == s1.id() {
                 planes.clone()
             } else {
-                to_planes(s0)?
+                to_planes(&s0)?
             },
             s1: planes,
         })
@@ -238,13 +243,6 @@ fn sources<'a, T: Element>(
     })
 }
 
-fn slice<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        candle_core::bail!("fused cells: expected contiguous arguments");
-    };
-    Ok(&storage.as_slice::<T>()?[start..end])
-}
-
 fn grid(shape: &Shape) -> Result<Grid> {
     let (_, h, w, n) = shape.dims4()?;
     Ok(Grid { h, w, n })
@@ -321,7 +319,14 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
                 };
                 slices.push(slice::<T>(storage, layout)?);
             }
-            self.backward(saved, [slices[0], slices[1]], slices[2], slices[3])
+            let starts_alike = s0.id() == s1.id();
+            self.backward(
+                saved,
+                [slices[0], slices[1]],
+                slices[2],
+                slices[3],
+                starts_alike,
+            )
         };
         let tensor = |grad: Option<Vec<T>>, like: &Tensor| {
             grad.map(|grad| Tensor::from_vec(grad, like.shape(), like.device()))
@@ -345,13 +350,15 @@ struct ChainGrads<T> {
 }
 
 impl<T: Element> ChainOp<T> {
-    /// From the last cell to the first; what a cell saved is given back once it is done.
+    /// From the last cell to the first; what a cell saved is given back once it is done. Where a chain starts from one
+    /// tensor twice, the first gradient is that of both.
     fn backward(
         &self,
         mut saved: Vec<SavedCell<T>>,
         s: [&[T]; 2],
         parameters: &[T],
         grad_out: &[T],
+        starts_alike: bool,
     ) -> ChainGrads<T> {
         let mut grad_parameters = vec![0.0; parameters.len()];
         // Gradients that are still to be added: of what the chain starts from and of each output.
@@ -411,6 +418,9 @@ impl<T: Element> ChainOp<T> {
                 pending[index + input].extend(grad);
             }
             saved.truncate(index);
+        }
+        if let ([first, second, ..], true) = (&mut pending[..], starts_alike) {
+            first.append(second);
         }
         let mut pending = pending.into_iter();
         let inputs = [s[0].len(), s[1].len()].map(|len| {

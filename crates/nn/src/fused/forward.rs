@@ -2,8 +2,8 @@
 
 use kernels::Element;
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, Stencil, Term, Unit, average, combine, drop_images,
-    moments, normalise, normalise_in_place, pointwise_forward, subsample,
+    Affine, Buffer, Grid, MaxPool, Moments, Source, Stencil, Term, Unit, average, combine,
+    drop_images, moments, normalise, normalise_in_place, pointwise_forward, subsample,
 };
 use rayon::prelude::*;
 
@@ -289,30 +289,30 @@ impl CellOp<'_> {
             OperationKind::Conv(units) => {
                 let (mut grid, mut output) = (grid, Buffer::default());
                 let mut found: Vec<(usize, Statistics)> = Vec::with_capacity(units.len());
+                // What the normalisation of the unit before does.
+                let mut before: Option<Vec<Affine<T>>> = None;
                 for plan in units {
                     let unit = Unit::new(self.plan.stencil(plan.geometry, plan.kernel, grid));
-                    let z = match found.last() {
+                    let input = match &before {
                         None => state.activated.as_deref().expect("it is read"),
-                        Some((index, previous)) => {
-                            let norms = units.iter().map(|unit| &unit.norm);
-                            let mut norms = norms.filter(|norm| norm.index == *index);
-                            let norm = norms.next().expect("the unit before");
-                            let affine = affine(norm, parameters, &previous.moments);
-                            let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
-                            let planes = planes_mut(&mut output, grid.len());
-                            normalise_in_place::<_, true>(planes, &affine);
-                            &output
-                        }
+                        Some(_) => &output,
+                    };
+                    let input = planes(input, grid.len());
+                    let source = match &before {
+                        None => Source::activated(&input),
+                        Some(affine) => Source::raw(&input, affine),
                     };
                     let count = unit.stencil().output().len();
                     let mut y = Buffer::any(self.plan.n_partial() * count);
                     let moments = unit.forward(
-                        &planes(z, grid.len()),
+                        source,
                         &parameters[plan.depthwise.clone()],
                         &parameters[plan.pointwise.clone()],
                         planes_mut(&mut y, count),
                     );
                     let moments = self.settle(&plan.norm, moments);
+                    let affine = affine(&plan.norm, parameters, &moments);
+                    before = Some(affine.iter().map(Affine::cast).collect());
                     found.push((plan.norm.index, Statistics { moments, count }));
                     output = y;
                     grid = unit.stencil().output();

@@ -13,10 +13,11 @@ mod backward;
 mod chain;
 mod forward;
 mod plan;
+mod stem;
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor, Var, WithDType};
 use kernels::Element;
 use kernels::planes::Moments;
 
@@ -25,6 +26,7 @@ use self::forward::{Saved, Statistics};
 pub(crate) use self::plan::{CellParts, EdgeParts, InputParts};
 use self::plan::{Collector, EdgePlan, Sizes};
 pub(crate) use self::plan::{Norm, OperationKind, OperationPlan, Plan, UnitPlan};
+pub(crate) use self::stem::convolve;
 use crate::Pass;
 use crate::layers::BatchNorm;
 
@@ -97,20 +99,7 @@ impl FusedCell {
 
     /// The running statistics of its batch normalisations.
     fn running(&self) -> Result<Vec<Statistics>> {
-        let values = |var: &Var| {
-            var.as_detached_tensor()
-                .to_dtype(DType::F64)?
-                .to_vec1::<f64>()
-        };
-        let statistics = |norm: &BatchNorm| {
-            let (mean, var) = norm.running();
-            let moments = values(mean)?.into_iter().zip(values(var)?);
-            Ok(Statistics {
-                moments: moments.map(|(mean, var)| Moments { mean, var }).collect(),
-                count: 0,
-            })
-        };
-        self.norms.iter().map(statistics).collect()
+        self.norms.iter().map(running).collect()
     }
 
     /// Draws what drop path leaves of `n` images, in the order in which the operations would run one by one.
@@ -178,6 +167,29 @@ struct CellRun<'a, T: Element> {
     /// What it gave.
     nodes: &'a [T],
     saved: &'a Saved<T>,
+}
+
+/// The running statistics of a batch normalisation.
+fn running(norm: &BatchNorm) -> Result<Statistics> {
+    let values = |var: &Var| {
+        var.as_detached_tensor()
+            .to_dtype(DType::F64)?
+            .to_vec1::<f64>()
+    };
+    let (mean, var) = norm.running();
+    let moments = values(mean)?.into_iter().zip(values(var)?);
+    Ok(Statistics {
+        moments: moments.map(|(mean, var)| Moments { mean, var }).collect(),
+        count: 0,
+    })
+}
+
+/// The numbers of a contiguous argument.
+fn slice<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("fused: expected contiguous arguments");
+    };
+    Ok(&storage.as_slice::<T>()?[start..end])
 }
 
 /// The planes of a buffer.
