@@ -5,4 +5,4 @@ extern crate nn_shim as nn;
 #[path = "../../nn/tests/networks/mod.rs"]
 mod networks;
 
-networks::on_device!(candle_core::Device::Cpu);
+networks::on_device!(candle_core::Device::Cpu, true);

@@ -2,4 +2,4 @@
 
 mod networks;
 
-networks::on_device!(nn::cuda_device(0)?);
+networks::on_device!(nn::cuda_device(0)?, false);

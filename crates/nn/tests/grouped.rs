@@ -2,4 +2,4 @@
 
 mod networks;
 
-networks::on_device!(candle_core::Device::Cpu);
+networks::on_device!(candle_core::Device::Cpu, false);

@@ -581,12 +581,12 @@ impl<'a> Search<'a> {
     }
 
     fn go_back(&mut self) -> Result<(), Error> {
+        self.forget_alpha();
         if let Some(good) = &self.good {
             let load = self.architecture.parameters().load(&good.architecture);
             load.map_err(|error| Error::WarmStart {
                 what: error.to_string(),
             })?;
-            self.forget_alpha();
             self.adam.load(good.n_adam_steps, &good.adam)?;
         }
         Ok(())

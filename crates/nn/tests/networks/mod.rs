@@ -1,5 +1,5 @@
 //! Grouped cells against the same cells operation by operation, on any device. A test file per device calls
-//! [`on_device!`].
+//! [`on_device!`]; `quick` is for devices on which every launch takes long.
 
 use std::collections::BTreeMap;
 
@@ -112,12 +112,15 @@ fn supernet(
     outcome(&loss, &x, &parameters)
 }
 
-pub(crate) fn a_grouped_supernet_is_the_supernet(device: &Device) -> Result<()> {
+pub(crate) fn a_grouped_supernet_is_the_supernet(device: &Device, quick: bool) -> Result<()> {
     // With all primitives, and with some on each edge.
-    for (k, n_primitives, size, n) in [(4, 8, 8, 3), (2, 8, 7, 2), (1, 8, 6, 2), (1, 3, 8, 2)] {
+    let cases = [(4, 8, 8, 3), (2, 8, 7, 2), (1, 8, 6, 2), (1, 3, 8, 2)];
+    let quick_cases = [(4, 8, 4, 2), (1, 3, 5, 1)];
+    for &(k, n_primitives, size, n) in if quick { &quick_cases[..] } else { &cases } {
         for steps in [Pass::training, Pass::architecture_step] {
             // As in a search, where nothing leads from the images to a variable, too.
-            for tracks_input in [true, false] {
+            for tracks_input in if quick { &[true][..] } else { &[true, false] } {
+                let tracks_input = *tracks_input;
                 let grouped = supernet(
                     k,
                     n_primitives,
@@ -175,9 +178,17 @@ fn genotypes(n_random: usize) -> Vec<Genotype> {
     named.into_iter().chain(random).collect()
 }
 
-pub(crate) fn a_grouped_derived_network_is_the_derived_network(device: &Device) -> Result<()> {
-    for (index, genotype) in genotypes(4).iter().enumerate() {
-        let (size, n) = if index % 2 == 0 { (8, 2) } else { (7, 3) };
+pub(crate) fn a_grouped_derived_network_is_the_derived_network(
+    device: &Device,
+    quick: bool,
+) -> Result<()> {
+    let n_genotypes = if quick { 2 } else { 7 };
+    for (index, genotype) in genotypes(4)[..n_genotypes].iter().enumerate() {
+        let (size, n) = match (quick, index % 2) {
+            (true, _) => (5, 1),
+            (false, 0) => (8, 2),
+            (false, _) => (7, 3),
+        };
         let run = |pass: &Pass<'_>| -> Result<_> {
             let network = derived(genotype, &spec(size, 4), false, device)?;
             let (x, y) = batch(n, size, device)?;
@@ -204,12 +215,15 @@ pub(crate) fn a_grouped_derived_network_is_the_derived_network(device: &Device) 
     Ok(())
 }
 
-pub(crate) fn an_auxiliary_head_sees_what_grouped_cells_give(device: &Device) -> Result<()> {
+pub(crate) fn an_auxiliary_head_sees_what_grouped_cells_give(
+    device: &Device,
+    quick: bool,
+) -> Result<()> {
     let genotype = Genotype::named("PC_DARTS_cifar").expect("a published name");
-    for n_layers in [3, 6] {
+    for &n_layers in if quick { &[3][..] } else { &[3, 6] } {
         let run = |pass: &Pass<'_>| -> Result<_> {
             let network = derived(&genotype, &spec(32, n_layers), true, device)?;
-            let (x, y) = batch(2, 32, device)?;
+            let (x, y) = batch(if quick { 1 } else { 2 }, 32, device)?;
             let logits = network.forward(&x, pass)?;
             let auxiliary = logits.auxiliary.expect("in training there is one");
             let auxiliary = (cross_entropy(&auxiliary, &y, 0.0)? * 0.4)?;
@@ -225,7 +239,7 @@ pub(crate) fn an_auxiliary_head_sees_what_grouped_cells_give(device: &Device) ->
 }
 
 /// By running statistics, after a step that moved them.
-pub(crate) fn grouped_cells_know_evaluation(device: &Device) -> Result<()> {
+pub(crate) fn grouped_cells_know_evaluation(device: &Device, quick: bool) -> Result<()> {
     let values = |logits: &Tensor| logits.flatten_all()?.to_vec1::<f64>();
     let assert_close = |grouped: Vec<f64>, plain: Vec<f64>| {
         for (grouped, plain) in grouped.iter().zip(&plain) {
@@ -234,8 +248,8 @@ pub(crate) fn grouped_cells_know_evaluation(device: &Device) -> Result<()> {
     };
     let (x, _) = batch(3, 8, device)?;
     let x = x.as_detached_tensor();
-    for genotype in genotypes(1) {
-        let network = derived(&genotype, &spec(8, 4), false, device)?;
+    for genotype in &genotypes(1)[..if quick { 1 } else { 4 }] {
+        let network = derived(genotype, &spec(8, 4), false, device)?;
         network.forward(&x, &Pass::training().unfused())?;
         let run = |pass: &Pass<'_>| values(&network.forward(&x, pass)?.main);
         assert_close(
@@ -286,18 +300,18 @@ pub(crate) fn grouped_cells_know_evaluation(device: &Device) -> Result<()> {
 
 /// Declares every test for one device.
 macro_rules! on_device {
-    ($device:expr) => {
-        $crate::networks::on_device!($device =>
+    ($device:expr, $quick:literal) => {
+        $crate::networks::on_device!($device, $quick =>
             a_grouped_supernet_is_the_supernet,
             a_grouped_derived_network_is_the_derived_network,
             an_auxiliary_head_sees_what_grouped_cells_give,
             grouped_cells_know_evaluation,
         );
     };
-    ($device:expr => $($test:ident),+ $(,)?) => {
+    ($device:expr, $quick:literal => $($test:ident),+ $(,)?) => {
         $(#[test]
         fn $test() -> candle_core::Result<()> {
-            $crate::networks::$test(&$device)
+            $crate::networks::$test(&$device, $quick)
         })+
     };
 }

@@ -518,12 +518,7 @@ impl Chain<'_> {
     }
 
     /// Draws what drop path leaves, for all cells at once.
-    fn masks(
-        &self,
-        n: usize,
-        like: &Tensor,
-        pass: &Pass<'_>,
-    ) -> Result<Option<Vec<DrawnMasks>>> {
+    fn masks(&self, n: usize, like: &Tensor, pass: &Pass<'_>) -> Result<Option<Vec<DrawnMasks>>> {
         let Some(masks) = self
             .cells
             .iter()
