@@ -4,6 +4,7 @@
 
 mod floor;
 mod inference;
+mod memory;
 mod step;
 
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ enum Command {
     Floor(floor::FloorArgs),
     /// Inferences of a derived network
     Inference(inference::InferenceArgs),
+    /// What a step will keep in memory, counted: fused cells (CPU), grouped ones (CUDA), operation by operation
+    Memory(memory::MemoryArgs),
 }
 
 /// The size of the network and of its input.
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Step(args) => step::run(&args),
         Command::Floor(args) => floor::run(&args),
         Command::Inference(args) => inference::run(&args),
+        Command::Memory(args) => memory::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@
 #define __device__ static
 #define __forceinline__ inline
 #define __shared__ static
+#define __grid_constant__
 using std::sqrt;
 
 struct Index {

@@ -23,6 +23,9 @@ pub(crate) enum BenchCommand {
     /// Inferences: --genotype NAME|FILE --channels C --layers L --batch B --threads N [--json]
     #[command(disable_help_flag = true)]
     Inference(Passed),
+    /// What a training step will keep in memory: [--supernet K] --channels C --layers L --batch B --image-size S
+    #[command(disable_help_flag = true)]
+    Memory(Passed),
     /// Both sides of PyTorch and ONNX Runtime, run in turn; prints medians and ratios
     Peers(PeersArgs),
 }
@@ -65,6 +68,7 @@ pub(crate) fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Step(passed) => pass(&program, "step", passed),
         BenchCommand::Floor(passed) => pass(&program, "floor", passed),
         BenchCommand::Inference(passed) => pass(&program, "inference", passed),
+        BenchCommand::Memory(passed) => pass(&program, "memory", passed),
         BenchCommand::Peers(args) => peers(&program, args),
     }
 }

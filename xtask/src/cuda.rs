@@ -103,10 +103,10 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(Path::new(target_dir).join(triple).join("release"))
 }
 
-/// Runs the kernel suite on the first CUDA device.
+/// Runs the kernel suite, and whole networks whose cells are grouped, on the first CUDA device.
 pub(crate) fn test_kernels() -> Result<()> {
     let (command, _) = workspace_with_cuda(&["test", "--test", "cuda"], "target/cuda")?;
-    step("kernels on CUDA", command)
+    step("kernels and networks on CUDA", command)
 }
 
 /// Lints everything with CUDA; nothing of NVIDIA's is needed.

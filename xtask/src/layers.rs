@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("images", &[]),
     ("measure", &[]),
     ("nn", &["space", "kernels", "collective"]),
+    ("nn-shim", &["space", "kernels-shim", "collective"]),
     ("latency", &["space"]),
     ("runtime", &["space", "nn", "kernels", "measure"]),
     (

@@ -117,6 +117,42 @@ pub struct Mixing {
     pub edges: Option<Tensor>,
 }
 
+/// What the processor knows of alpha and beta at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AlphaNumbers {
+    /// [`Architecture::soft_code`].
+    pub soft_code: Vec<f32>,
+    /// [`Architecture::ranks`] of each cell kind.
+    pub ranks: [Vec<f32>; 2],
+}
+
+impl AlphaNumbers {
+    /// The numbers of [`Architecture::numbers`].
+    ///
+    /// # Errors
+    /// If they are not as many as those of a code and its ranks.
+    pub fn of(space: SearchSpace, mut numbers: Vec<f32>) -> Result<Self> {
+        let n = space.n_edges() * space.n_primitives();
+        if numbers.len() != 4 * n {
+            candle_core::bail!(
+                "{} numbers are not those of alpha, of {n} weights of each kind of cells",
+                numbers.len()
+            );
+        }
+        let reduction = numbers.split_off(3 * n);
+        let normal = numbers.split_off(2 * n);
+        Ok(Self {
+            soft_code: numbers,
+            ranks: [normal, reduction],
+        })
+    }
+
+    /// The genotype that they stand for.
+    pub fn derive(&self, space: SearchSpace) -> Genotype {
+        space.derive([&self.ranks[0], &self.ranks[1]])
+    }
+}
+
 impl Mixing {
     /// The same with an auxiliary skip on every edge (DARTS-, Chu et al. 2021): beside what alpha gives to
     /// `skip_connect`, that operation gets `weight`, so that it need not win alpha to help the training.
@@ -299,12 +335,30 @@ impl Architecture {
     /// # Errors
     /// If the tensor library fails.
     pub fn ranks(&self, kind: CellKind) -> Result<Vec<f32>> {
-        let Mixing { operations, edges } = self.mixing(kind, false)?;
-        let ranks = match edges {
-            Some(edges) => operations.broadcast_mul(&edges.unsqueeze(1)?)?,
-            None => operations,
-        };
+        let ranks = self.ranks_there(kind)?;
         ranks.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    }
+
+    fn ranks_there(&self, kind: CellKind) -> Result<Tensor> {
+        let Mixing { operations, edges } = self.mixing(kind, false)?;
+        match edges {
+            Some(edges) => operations.broadcast_mul(&edges.unsqueeze(1)?),
+            None => Ok(operations),
+        }
+    }
+
+    /// What the processor wants to know of these parameters in a step, as one tensor of `f32` where they are:
+    /// [`AlphaNumbers::of`] reads it.
+    ///
+    /// # Errors
+    /// If the tensor library fails.
+    pub fn numbers(&self) -> Result<Tensor> {
+        let [normal, reduction] = CellKind::ALL.map(|kind| self.ranks_there(kind));
+        let parts = [self.soft_code()?.detach(), normal?, reduction?];
+        let parts = parts
+            .iter()
+            .map(|part| part.to_dtype(DType::F32)?.flatten_all());
+        Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
     }
 
     /// softmax(alpha), row-major `[e, p]`.

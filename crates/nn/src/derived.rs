@@ -5,11 +5,11 @@ use space::{CellGenotype, CellKind, CellSpec, Genotype, NetworkSpec};
 
 use crate::auxiliary::AuxiliaryHead;
 use crate::candidate::{Candidate, EdgeInput};
-use crate::fused::{CellParts, Chain, EdgeParts, Ends, FusedCell, InputParts};
+use crate::fused::{CellParts, Chain, EdgeParts, Ends, FusedCell, InputParts, to_grouped};
 use crate::inference::{InferenceCell, InferenceNet};
 use crate::layers::{
     Affine, FactorizedReduce, Linear, ReluConvBn, Stem, from_planes, global_average_pool,
-    planes_average_pool,
+    grouped_average_pool, planes_average_pool, swap_images_and_channels,
 };
 use crate::memory::{self, Path, StepMemory};
 use crate::parameters::Builder;
@@ -172,7 +172,13 @@ impl StandaloneCell {
 
     /// Runs the cell on the outputs of the two cells before it.
     pub fn forward(&self, s0: &Tensor, s1: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        self.cell.forward(s0, s1, pass)
+        // As in a network: grouped on CUDA. (Between cells of a network no layout changes; at a batch of 1 none does here.)
+        if pass.is_training() || !FusedCell::can_group(s1, s0.track_op(), pass) {
+            return self.cell.forward(s0, s1, pass);
+        }
+        let chain = chain_of(std::slice::from_ref(&self.cell));
+        let y = chain.grouped_last(&to_grouped(s0, s1)?, pass, Parameters::default().found())?;
+        swap_images_and_channels(&y)
     }
 
     /// The cell as it is deployed, with its present weights.
@@ -270,7 +276,19 @@ impl DerivedNet {
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Logits> {
         let auxiliary = self.auxiliary.as_ref().filter(|_| pass.is_training());
         let mut auxiliary_logits = None;
-        let pooled = if FusedCell::can_run(x, false, pass) {
+        let pooled = if FusedCell::can_group(x, false, pass) {
+            let found = self.parameters.found();
+            let (s0, s1) = self.stem.forward(x, pass)?;
+            let mut ends = to_grouped(&s0, &s1)?;
+            let mut rest = &self.cells[..];
+            if let Some((layer, head)) = auxiliary {
+                let (first, behind) = rest.split_at(layer + 1);
+                ends = chain_of(first).grouped_ends(ends, pass, found)?;
+                auxiliary_logits = Some(head.forward(&swap_images_and_channels(&ends.s1)?, pass)?);
+                rest = behind;
+            }
+            grouped_average_pool(&chain_of(rest).grouped_last(&ends, pass, found)?)?
+        } else if FusedCell::can_run(x, false, pass) {
             let mut ends = Ends::of_images(&self.stem, x, pass)?;
             let mut rest = &self.cells[..];
             if let Some((layer, head)) = auxiliary {

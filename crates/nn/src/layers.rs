@@ -1,6 +1,7 @@
 //! The building blocks that the networks share (Liu et al. 2018, the published code's `operations.py`).
 
 use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Tensor, Var};
+use kernels::pieces::Following;
 use kernels::{BatchStatistics, Conv2dGeometry, DeviceStatistics, Precision};
 
 use crate::parameters::Builder;
@@ -103,6 +104,16 @@ impl BatchNorm {
         blend(&self.running_mean, &batch.mean)?;
         blend(&self.running_var, &(&batch.var * unbias(batch.count))?)
     }
+
+    /// What moves the running statistics towards a batch's, of which this is the table.
+    pub(crate) fn following(&self, table: Tensor, count: usize) -> Following<'_> {
+        Following {
+            mean: &self.running_mean,
+            var: &self.running_var,
+            table,
+            count,
+        }
+    }
 }
 
 /// What makes a batch's variance an unbiased estimate.
@@ -158,6 +169,11 @@ impl Pointwise {
         &self.weight
     }
 
+    /// Of its products.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Runs the layer.
     pub(crate) fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         kernels::pointwise_conv2d_in(x, &pass.weight(&self.weight), self.precision)
@@ -182,6 +198,11 @@ impl ReluConvBn {
 
     pub(crate) fn weight(&self) -> &Var {
         self.pointwise.weight()
+    }
+
+    /// Of its products, as of all of the network.
+    pub(crate) fn precision(&self) -> Precision {
+        self.pointwise.precision()
     }
 
     pub(crate) fn norm(&self) -> &BatchNorm {
@@ -219,6 +240,11 @@ impl FactorizedReduce {
     /// The kernels on the even and on the odd pixels.
     pub(crate) fn kernels(&self) -> [&Var; 2] {
         [self.even.weight(), self.odd.weight()]
+    }
+
+    /// Of its products, as of all of the network.
+    pub(crate) fn precision(&self) -> Precision {
+        self.even.precision()
     }
 
     pub(crate) fn norm(&self) -> &BatchNorm {
@@ -407,6 +433,16 @@ pub(crate) fn to_planes(x: &Tensor) -> Result<Tensor> {
 /// `[c, h, w, n]` to `[n, c, h, w]`.
 pub(crate) fn from_planes(x: &Tensor) -> Result<Tensor> {
     x.permute((3, 0, 1, 2))?.contiguous()
+}
+
+/// `[n, c, h, w]` to the layout of grouped cells and back: images and channels change places.
+pub(crate) fn swap_images_and_channels(x: &Tensor) -> Result<Tensor> {
+    x.transpose(0, 1)?.contiguous()
+}
+
+/// The mean over all pixels: `[c, n, h, w]` to `[n, c]`.
+pub(crate) fn grouped_average_pool(x: &Tensor) -> Result<Tensor> {
+    x.flatten_from(2)?.mean(D::Minus1)?.t()
 }
 
 /// The mean over all pixels: `[c, h, w, n]` to `[n, c]`.

@@ -37,7 +37,7 @@ pub mod schedule;
 pub mod supernet;
 
 pub use architecture::{Architecture, Candidates, ChannelRatio};
-pub use kernels::{Precision, cuda_device};
+pub use kernels::{Precision, Readback, Upload, Uploads, cuda_device, one_ahead};
 
 pub use derived::{DerivedNet, Logits, StandaloneCell};
 pub use inference::{InferenceCell, InferenceNet};

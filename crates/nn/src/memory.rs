@@ -1,8 +1,8 @@
 //! What a training step will keep in memory, counted from the plan of a network before anything runs.
 //!
 //! Counted is what is alive when the forward pass ends: that is the peak, but for the gradients that the backward pass
-//! has under way, which are those of one cell. The two paths keep different things: fused cells (on the CPU) only
-//! what the backward pass reads; the network operation by operation (on CUDA, and where several ranks train
+//! has under way, which are those of one cell. The paths keep different things: fused cells (on the CPU) and grouped ones
+//! (on CUDA) only what the backward pass reads; the network operation by operation (on the CPU, where several ranks train
 //! together) the result of every operation, as the tensor library's graph does.
 
 use space::CellSpec;
@@ -16,8 +16,23 @@ use crate::fused::{OperationKind, Plan};
 pub enum Path {
     /// Cells as one operation.
     Fused,
+    /// Cells as one operation, on CUDA.
+    Grouped,
     /// Operation by operation.
     Operations,
+}
+
+impl Path {
+    /// That of a training on a device, by several ranks or one.
+    pub fn of(device: &candle_core::Device, n_ranks: usize) -> Self {
+        if !device.is_cpu() {
+            Self::Grouped
+        } else if n_ranks == 1 {
+            Self::Fused
+        } else {
+            Self::Operations
+        }
+    }
 }
 
 /// What a step takes beyond what is counted, as a ratio of it: copies in passing, the gradients of the stem, memory that the
@@ -68,8 +83,11 @@ pub(crate) fn step<'a>(
         let cell = Cell::of(spec, plan);
         match path {
             // From the last cell to the first, each gives back what it kept before the next begins.
-            Path::Fused => {
-                let (saved, gradients) = cell.fused();
+            Path::Fused | Path::Grouped => {
+                let (saved, gradients) = match path {
+                    Path::Grouped => cell.grouped(),
+                    _ => cell.fused(),
+                };
                 kept += saved;
                 under_way = gradients.max(under_way.saturating_sub(saved));
             }
@@ -191,6 +209,63 @@ impl<'a> Cell<'a> {
         (kept, 2 * out + states + inputs)
     }
 
+    /// The numbers that a grouped cell keeps, and those of its gradients.
+    fn grouped(&self) -> (u64, u64) {
+        let plan = self.plan;
+        let out = plan.n_nodes as u64 * self.channels * self.node_len;
+        let mut kept = out;
+        for (index, (input, (channels, len))) in plan.inputs.iter().zip(self.inputs).enumerate() {
+            // Behind its ReLU an output is kept once for both cells that read it.
+            kept += if index == 1 { channels * len } else { 0 };
+            if input.kernels.len() == 2 {
+                kept += channels * len / 2;
+            }
+            kept += 2 * self.channels * self.input_len;
+        }
+        let mut widest = 0;
+        for state in 0..plan.n_states() {
+            let edges = || plan.edges.iter().filter(|edge| edge.source == state);
+            if edges().next().is_none() {
+                continue;
+            }
+            for pool in [PoolKind::Max, PoolKind::Average] {
+                let is_this = |kind: &OperationKind| matches!(kind, OperationKind::Pool { kind, .. } if *kind == pool);
+                if plan.reads(state, is_this) {
+                    kept += self.partial * self.node_len;
+                }
+            }
+            if plan.stride(state) == 2 {
+                kept += (self.channels - self.partial) * self.node_len;
+                if plan.reads(state, |kind| matches!(kind, OperationKind::Halve { .. })) {
+                    kept += self.partial * self.len(state) / 2;
+                }
+            }
+            for operation in edges().flat_map(|edge| &edge.operations) {
+                kept += self.partial
+                    * self.node_len
+                    * match &operation.kind {
+                        OperationKind::Pool { .. } | OperationKind::Identity => 0,
+                        OperationKind::Halve { .. } => 1,
+                        // Behind each convolution of a unit.
+                        OperationKind::Conv(units) => 2 * units.len() as u64,
+                    };
+            }
+            widest = widest.max(edges().count() as u64 * self.partial * self.node_len);
+        }
+        // The gradients of all states, and what is sent to both inputs, theirs and that of the cell behind; of a group what
+        // came through its normalisation, through each of its convolutions, and of a state one tensor per kind of operation.
+        let states = out + 2 * self.channels * self.input_len;
+        let inputs: u64 = self
+            .inputs
+            .iter()
+            .map(|(channels, len)| channels * len)
+            .sum();
+        (
+            kept,
+            states + 2 * inputs + 3 * widest + 8 * self.partial * self.input_len,
+        )
+    }
+
     /// The numbers that the operations of a cell make, all of which the graph keeps, and those of its gradients.
     fn operations(&self) -> (u64, u64) {
         let bypass = self.channels - self.partial;
@@ -289,7 +364,7 @@ pub(crate) fn of_stem(spec: &space::NetworkSpec, path: Path) -> u64 {
     let image = spec.in_channels as u64 * square(size);
     let c = spec.init_channels as u64;
     let layouts = match path {
-        Path::Fused => 1,
+        Path::Fused | Path::Grouped => 1,
         Path::Operations => 0,
     };
     let single = |size: usize| 2 * 3 * c * square(size);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, Var};
 use collective::Share;
+use kernels::pieces::{SgdPiece, SgdStep, pack, sgd, sum_of_squares};
 
 use crate::Parameters;
 
@@ -22,7 +23,11 @@ impl Gradients {
         let by_name = parameters
             .weights()
             .iter()
-            .filter_map(|(name, var)| Some((name.clone(), store.remove(var)?)))
+            .filter_map(|(name, var)| {
+                // The cells' weights are not in the graph where cells run grouped.
+                let gradient = store.remove(var).or_else(|| parameters.found().take(var))?;
+                Some((name.clone(), gradient))
+            })
             .collect();
         Self { by_name }
     }
@@ -36,6 +41,9 @@ impl Gradients {
         let Some(share) = share else {
             return Ok(self);
         };
+        if self.is_on_cuda() {
+            return self.in_one(None, |all| share.collective().sum(all));
+        }
         let (names, gradients): (Vec<String>, Vec<Tensor>) = self.by_name.into_iter().unzip();
         let by_name = names.into_iter().zip(share.sum_all(&gradients)?).collect();
         Ok(Self { by_name })
@@ -54,6 +62,9 @@ impl Gradients {
 
     /// [`global_norm`](Self::global_norm), a scalar `f64` where the gradients are; `None` without any.
     fn norm_there(&self) -> Result<Option<Tensor>> {
+        if self.is_on_cuda() {
+            return self.norm_in_one()?.map(|norm| norm.reshape(())).transpose();
+        }
         let mut sum: Option<Tensor> = None;
         for gradient in self.by_name.values() {
             let square = squared_norm(gradient)?;
@@ -91,21 +102,59 @@ impl Gradients {
 
     /// The clipped gradients, without a number that is read back.
     fn clipped_there(&self, max_norm: f64) -> Result<Self> {
-        let Some(norm) = self.norm_there()? else {
+        let Some((norm, first)) = self.norm_in_one()?.zip(self.by_name.values().next()) else {
             return Ok(Self {
                 by_name: BTreeMap::new(),
             });
         };
         let factor = ((norm + 1e-6)?.recip()? * max_norm)?.minimum(1.0)?;
-        let by_name = self
+        self.in_one(
+            Some(&factor.to_dtype(first.dtype())?),
+            |all| Ok(all.clone()),
+        )
+    }
+
+    fn is_on_cuda(&self) -> bool {
+        let first = self.by_name.values().next();
+        first.is_some_and(|first| first.device().is_cuda())
+    }
+
+    /// The L2 norm, `[1]`, `f64`, of all gradients in few launches; `None` without any.
+    fn norm_in_one(&self) -> Result<Option<Tensor>> {
+        if self.by_name.is_empty() {
+            return Ok(None);
+        }
+        let gradients: Vec<Tensor> = self
             .by_name
-            .iter()
-            .map(|(name, gradient)| {
-                let factor = factor.to_dtype(gradient.dtype())?;
-                Ok((name.clone(), gradient.broadcast_mul(&factor)?))
-            })
+            .values()
+            .map(Tensor::contiguous)
             .collect::<Result<_>>()?;
-        Ok(Self { by_name })
+        let squares = sum_of_squares(&gradients.iter().collect::<Vec<_>>())?;
+        squares.sqrt().map(Some)
+    }
+
+    /// What `work` makes of all gradients as one tensor, times `factor`.
+    fn in_one(
+        &self,
+        factor: Option<&Tensor>,
+        work: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let gradients: Vec<Tensor> = self
+            .by_name
+            .values()
+            .map(Tensor::contiguous)
+            .collect::<Result<_>>()?;
+        let all = work(&pack(&gradients.iter().collect::<Vec<_>>(), factor)?)?;
+        let mut start = 0;
+        let mut own = |(name, gradient): (&String, &Tensor)| {
+            let n = gradient.elem_count();
+            let own = all.narrow(0, start, n)?.reshape(gradient.shape())?;
+            start += n;
+            Ok((name.clone(), own))
+        };
+        Ok(Self {
+            by_name: self.by_name.iter().map(&mut own).collect::<Result<_>>()?,
+        })
     }
 
     /// self + factor * other; a parameter that one side has no gradient for counts as 0 there.
@@ -181,6 +230,14 @@ impl Sgd {
         learning_rate: f64,
         gradient_scale: f64,
     ) -> Result<()> {
+        if parameters
+            .weights()
+            .values()
+            .next()
+            .is_some_and(|first| first.device().is_cuda())
+        {
+            return self.step_there(parameters, gradients, learning_rate, gradient_scale);
+        }
         let update = SgdUpdate {
             momentum: self.momentum,
             weight_decay: self.weight_decay,
@@ -192,18 +249,43 @@ impl Sgd {
             };
             let buffer = buffer_of(&mut self.buffers, name, var)?;
             let weight = var.as_detached_tensor();
-            if weight.device().is_cuda() {
-                // The same in operations that every device has.
-                let decayed = ((gradient * gradient_scale)? + (&weight * self.weight_decay)?)?;
-                buffer.set(&((buffer.as_detached_tensor() * self.momentum)? + decayed)?)?;
-                var.set(&(weight - (buffer.as_detached_tensor() * learning_rate)?)?)?;
-                continue;
-            }
             let gradient = gradient.contiguous()?;
             buffer.inplace_op3(&gradient, &weight, &update)?;
             weight.inplace_op2(&buffer.as_detached_tensor(), &AddScaled(-learning_rate))?;
         }
         Ok(())
+    }
+
+    /// The same step for all weights in few launches.
+    fn step_there(
+        &mut self,
+        parameters: &Parameters,
+        gradients: &Gradients,
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> Result<()> {
+        let mut all = Vec::with_capacity(parameters.weights().len());
+        for (name, var) in parameters.weights() {
+            if let Some(gradient) = gradients.get(name) {
+                let buffer = buffer_of(&mut self.buffers, name, var)?;
+                all.push((var, buffer, gradient.contiguous()?));
+            }
+        }
+        let pieces: Vec<SgdPiece<'_>> = all
+            .iter()
+            .map(|(weight, buffer, grad)| SgdPiece {
+                weight,
+                buffer,
+                grad,
+            })
+            .collect();
+        let step = SgdStep {
+            momentum: self.momentum,
+            weight_decay: self.weight_decay,
+            learning_rate,
+            gradient_scale,
+        };
+        sgd(&pieces, step)
     }
 
     /// The momentum buffers by parameter name.
@@ -454,6 +536,23 @@ mod tests {
         sgd.step(&parameters, &gradient(-1.0), 0.5, 1.0).unwrap();
         let buffer = 0.9 * 1.7 - 1.0 + 0.1 * w;
         assert!((value(&var) - (w - 0.5 * buffer)).abs() < 1e-15);
+    }
+
+    #[test]
+    fn sgd_in_few_launches_is_sgd() {
+        let run = |there: bool| {
+            let (parameters, var) = one_weight(2.0);
+            let mut sgd = Sgd::new(0.9, 0.1);
+            for value in [3.0, -1.0, 0.5] {
+                let g = gradient(value);
+                match there {
+                    true => sgd.step_there(&parameters, &g, 0.5, 0.5).unwrap(),
+                    false => sgd.step(&parameters, &g, 0.5, 0.5).unwrap(),
+                }
+            }
+            value(&var)
+        };
+        assert!((run(true) - run(false)).abs() < 1e-14);
     }
 
     #[test]

@@ -5,10 +5,11 @@
 //! normalisation of fixed momentum: it is ignored on import and left out on export (PyTorch fills it in).
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Device, Result, Shape, Tensor, Var};
+use candle_core::{DType, Device, Result, Shape, Tensor, TensorId, Var};
 use kernels::Precision;
 use rand::RngExt;
 
@@ -52,6 +53,26 @@ pub enum StateError {
 pub struct Parameters {
     weights: BTreeMap<String, Var>,
     buffers: BTreeMap<String, Var>,
+    found: FoundGradients,
+}
+
+/// Gradients that a backward pass found beside the tensor library's graph, the latest of each weight: an operation of
+/// that graph has three arguments at most, and cells have hundreds of weights. Whoever collects gradients takes them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FoundGradients(Arc<Mutex<HashMap<TensorId, Tensor>>>);
+
+impl FoundGradients {
+    /// Keeps the gradient of a weight.
+    pub(crate) fn put(&self, weight: &Var, gradient: Tensor) {
+        let mut found = self.0.lock().expect("no thread panicked with it");
+        found.insert(weight.id(), gradient);
+    }
+
+    /// The gradient of a weight, which is forgotten.
+    pub(crate) fn take(&self, weight: &Var) -> Option<Tensor> {
+        let mut found = self.0.lock().expect("no thread panicked with it");
+        found.remove(&weight.id())
+    }
 }
 
 impl Parameters {
@@ -74,8 +95,13 @@ impl Parameters {
     pub(crate) fn from_weights(weights: BTreeMap<String, Var>) -> Self {
         Self {
             weights,
-            buffers: BTreeMap::new(),
+            ..Self::default()
         }
+    }
+
+    /// What a backward pass finds beside the graph.
+    pub(crate) fn found(&self) -> &FoundGradients {
+        &self.found
     }
 
     /// A copy of every weight and buffer under its name.

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 use collective::Share;
 use rand::RngExt;
 
@@ -15,10 +15,21 @@ use crate::Rng;
 pub struct Pass<'r> {
     training: bool,
     tracks_weights: bool,
-    fuses: bool,
+    cells: Cells,
     drop_path: Option<Drop<'r>>,
     skip_dropout: Option<Drop<'r>>,
     share: Option<&'r Share>,
+}
+
+/// How cells run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cells {
+    /// As it is best for the device: fused on the CPU, grouped on CUDA.
+    OfDevice,
+    /// Grouped, on any device.
+    Grouped,
+    /// Operation by operation.
+    ByOperation,
 }
 
 struct Drop<'r> {
@@ -57,7 +68,7 @@ impl<'r> Pass<'r> {
         Self {
             training: false,
             tracks_weights: false,
-            fuses: true,
+            cells: Cells::OfDevice,
             drop_path: None,
             skip_dropout: None,
             share: None,
@@ -69,7 +80,7 @@ impl<'r> Pass<'r> {
         Self {
             training: false,
             tracks_weights: true,
-            fuses: true,
+            cells: Cells::OfDevice,
             drop_path: None,
             skip_dropout: None,
             share: None,
@@ -81,7 +92,7 @@ impl<'r> Pass<'r> {
         Self {
             training: true,
             tracks_weights: true,
-            fuses: true,
+            cells: Cells::OfDevice,
             drop_path: None,
             skip_dropout: None,
             share: None,
@@ -93,7 +104,7 @@ impl<'r> Pass<'r> {
         Self {
             training: true,
             tracks_weights: false,
-            fuses: true,
+            cells: Cells::OfDevice,
             drop_path: None,
             skip_dropout: None,
             share: None,
@@ -118,24 +129,26 @@ impl<'r> Pass<'r> {
         }
     }
 
-    /// The same pass, operation by operation: what fused cells are held against.
+    /// The same pass, operation by operation: what fused and grouped cells are held against.
     pub fn unfused(self) -> Self {
         Self {
-            fuses: false,
+            cells: Cells::ByOperation,
             ..self
         }
     }
 
-    /// The same pass on this rank's share of a batch; operation by operation, because fused cells take their
+    /// The same pass with cells grouped as on CUDA, on any device.
+    pub fn grouped(self) -> Self {
+        Self {
+            cells: Cells::Grouped,
+            ..self
+        }
+    }
+
+    /// The same pass on this rank's share of a batch; on the CPU operation by operation, because fused cells take their
     /// statistics inside. `None` = the batch is all here.
     pub fn over(self, share: Option<&'r Share>) -> Self {
-        match share {
-            None => self,
-            Some(_) => Self {
-                share,
-                ..self.unfused()
-            },
-        }
+        Self { share, ..self }
     }
 
     /// What of the batch is here; `None` = all.
@@ -153,9 +166,19 @@ impl<'r> Pass<'r> {
         self.tracks_weights
     }
 
-    /// Whether cells may run fused: fused cells know no dropout behind skips.
+    /// Whether cells may run fused: fused cells know no dropout behind skips, and no ranks.
     pub(crate) fn can_fuse(&self) -> bool {
-        self.fuses && self.skip_dropout.is_none()
+        self.cells == Cells::OfDevice && self.skip_dropout.is_none() && self.share.is_none()
+    }
+
+    /// Whether cells run grouped on a device: these know no dropout behind skips either.
+    pub(crate) fn groups(&self, device: &Device) -> bool {
+        let is_asked = match self.cells {
+            Cells::OfDevice => device.is_cuda(),
+            Cells::Grouped => true,
+            Cells::ByOperation => false,
+        };
+        is_asked && self.skip_dropout.is_none()
     }
 
     /// The tensor of a weight, tracked or constant as this pass wants it.

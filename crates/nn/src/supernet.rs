@@ -12,8 +12,13 @@ use space::{CellKind, CellSpec, NetworkSpec, Primitive, SearchSpace};
 use crate::architecture::{Candidates, ChannelRatio, Mixing};
 use crate::candidate::{Candidate, EdgeInput};
 use crate::derived::Preprocess;
-use crate::fused::{CellParts, Chain, ChainMixing, EdgeParts, Ends, FusedCell, InputParts};
-use crate::layers::{Affine, Linear, ReluConvBn, Stem, global_average_pool, planes_average_pool};
+use crate::fused::{
+    CellParts, Chain, ChainMixing, EdgeParts, Ends, FusedCell, InputParts, to_grouped,
+};
+use crate::layers::{
+    Affine, Linear, ReluConvBn, Stem, global_average_pool, grouped_average_pool,
+    planes_average_pool,
+};
 use crate::memory::{self, Path, StepMemory};
 use crate::parameters::Builder;
 use crate::{Parameters, Pass};
@@ -343,7 +348,13 @@ impl Supernet {
             let edges = mixing.edges.as_ref();
             mixing.operations.track_op() || edges.is_some_and(Tensor::track_op)
         };
-        let pooled = if FusedCell::can_run(x, mixing.iter().any(is_tracked), pass) {
+        let is_tracked = mixing.iter().any(is_tracked);
+        let pooled = if FusedCell::can_group(x, is_tracked, pass) {
+            let (s0, s1) = self.stem.forward(x, pass)?;
+            let ends = to_grouped(&s0, &s1)?;
+            let found = self.parameters.found();
+            grouped_average_pool(&self.chain(mixing)?.grouped_last(&ends, pass, found)?)?
+        } else if FusedCell::can_run(x, is_tracked, pass) {
             let ends = Ends::of_images(&self.stem, x, pass)?;
             planes_average_pool(&self.chain(mixing)?.last(&ends, pass)?)?
         } else {

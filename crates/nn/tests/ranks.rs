@@ -98,7 +98,21 @@ fn state(prefix: &str, parameters: &Parameters) -> Result<State> {
         .collect()
 }
 
+fn as_asked(pass: Pass<'_>, groups: bool) -> Pass<'_> {
+    if groups { pass.grouped() } else { pass }
+}
+
 fn search_steps(ranks: Option<Arc<dyn Collective>>, n: usize, unrolled: bool) -> Result<State> {
+    search_steps_of(ranks, n, unrolled, false)
+}
+
+/// The same with cells operation by operation, or grouped as on CUDA.
+fn search_steps_of(
+    ranks: Option<Arc<dyn Collective>>,
+    n: usize,
+    unrolled: bool,
+    groups: bool,
+) -> Result<State> {
     let share = ranks.as_ref().map(|ranks| Share::of(ranks, n));
     let share = share.as_ref();
     let space = SearchSpace::darts();
@@ -120,11 +134,15 @@ fn search_steps(ranks: Option<Arc<dyn Collective>>, n: usize, unrolled: bool) ->
     for round in 0..2 {
         // Alpha, on the whole validation batch.
         let gradients = if unrolled {
-            let train = || loss(&train, Pass::training().over(share), true);
-            let valid = || loss(&valid, Pass::training().over(share), true);
+            let train = || loss(&train, as_asked(Pass::training(), groups).over(share), true);
+            let valid = || loss(&valid, as_asked(Pass::training(), groups).over(share), true);
             unrolled_gradient(weights, alphas, &sgd, 0.05, share, train, valid)?.1
         } else {
-            let loss = loss(&valid, Pass::architecture_step().over(share), true)?;
+            let loss = loss(
+                &valid,
+                as_asked(Pass::architecture_step(), groups).over(share),
+                true,
+            )?;
             Gradients::collect(alphas, &mut loss.backward()?).summed(share)?
         };
         for name in alphas.weights().keys() {
@@ -135,13 +153,21 @@ fn search_steps(ranks: Option<Arc<dyn Collective>>, n: usize, unrolled: bool) ->
         }
         Sgd::new(0.0, 0.0).step(alphas, &gradients, 10.0, 1.0)?;
         // The weights, on the training batch.
-        let loss = loss(&train, Pass::training().over(share), false)?;
+        let loss = loss(
+            &train,
+            as_asked(Pass::training(), groups).over(share),
+            false,
+        )?;
         let gradients = Gradients::collect(weights, &mut loss.backward()?).summed(share)?;
         let (gradients, factor) = gradients.clip(5.0)?;
         sgd.step(weights, &gradients, 0.05, factor)?;
     }
     let sharpness = dominant_eigenvalue(alphas, 2, share, || {
-        loss(&valid, Pass::architecture_step().over(share), true)
+        loss(
+            &valid,
+            as_asked(Pass::architecture_step(), groups).over(share),
+            true,
+        )
     })?;
     outcome.insert("eigenvalue".to_owned(), vec![sharpness]);
     outcome.extend(state("network", weights)?);
@@ -164,9 +190,26 @@ fn shares_need_not_be_equal() {
     assert_same_steps(alone_and_together(3, |ranks| search_steps(ranks, 7, false)));
 }
 
+/// Cells as they run on CUDA.
+#[test]
+fn two_ranks_search_as_one_in_groups() {
+    assert_same_steps(alone_and_together(2, |ranks| {
+        search_steps_of(ranks, 5, false, true)
+    }));
+    assert_same_steps(alone_and_together(2, |ranks| {
+        search_steps_of(ranks, 4, true, true)
+    }));
+}
+
 /// Affine normalisations, the auxiliary head, and drop path, which draws for the whole batch.
 #[test]
 fn two_ranks_train_a_derived_network_as_one() {
+    for groups in [false, true] {
+        assert_ranks_train_as_one(groups);
+    }
+}
+
+fn assert_ranks_train_as_one(groups: bool) {
     let n = 5;
     let genotype = Genotype::named("PC_DARTS_cifar").expect("a published name");
     let spec = NetworkSpec {
@@ -191,6 +234,7 @@ fn two_ranks_train_a_derived_network_as_one() {
         let mut drop_path_rng = Rng::seed_from_u64(13);
         for _ in 0..2 {
             let pass = Pass::training_with_drop_path(0.3, &mut drop_path_rng).over(share);
+            let pass = as_asked(pass, groups);
             let logits = network.forward(&x, &pass)?;
             let auxiliary = logits.auxiliary.expect("a head was asked for");
             let loss = (cross_entropy(&logits.main, &y, 0.1)?

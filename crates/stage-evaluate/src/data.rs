@@ -67,9 +67,10 @@ impl Data {
         )?)
     }
 
-    /// A batch of training images on the device.
-    pub(crate) fn tensors(&self, batch: Batch, device: &Device) -> Result<Tensors, Error> {
-        tensors(batch, &self.train, device)
+    /// The shape of `n` training images.
+    pub(crate) fn train_shape(&self, n: usize) -> [usize; 4] {
+        let set = &self.train;
+        [n, set.n_channels(), set.height(), set.width()]
     }
 
     /// Test images as they are.

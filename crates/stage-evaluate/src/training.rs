@@ -6,11 +6,12 @@ use std::sync::Arc;
 use artifact::{DeviceSpec, EpochRow, FloatTensor, FloatTensors, MemoryPlan};
 use candle_core::{DType, Device, Tensor};
 use collective::{Collective, Share};
+use images::Batch;
 use nn::loss::{Tally, cross_entropy, hits, n_correct, scalar};
 use nn::optimizer::{Gradients, Sgd};
 use nn::parameters::Builder;
 use nn::schedule::drop_path_probability;
-use nn::{DerivedNet, Pass};
+use nn::{DerivedNet, Pass, Uploads};
 use space::{Genotype, NetworkSpec};
 
 use crate::checkpoint::Checkpoint;
@@ -110,12 +111,7 @@ impl<'a> Training<'a> {
     /// What a step by each of so many ranks will keep in memory, and on the processor the images.
     pub(crate) fn memory(&self, device: DeviceSpec, n_ranks: usize) -> Result<MemoryPlan, Error> {
         let config = self.config;
-        let is_fused = self.device.is_cpu() && n_ranks == 1;
-        let path = if is_fused {
-            nn::memory::Path::Fused
-        } else {
-            nn::memory::Path::Operations
-        };
+        let path = nn::memory::Path::of(&self.device, n_ranks);
         let n_images = config.batch_size.div_ceil(n_ranks);
         let spec = NetworkSpec::try_from(&config.network)?;
         let mut plan = MemoryPlan::on(device);
@@ -221,10 +217,19 @@ impl<'a> Training<'a> {
             Ok(())
         };
         let mut tally = Tally::new(&self.device);
+        // Of a step and of the one behind it.
+        let (device, uploads) = (self.device.clone(), Uploads::new(&self.device, 2)?);
         images::prefetched(batches, |batches| {
-            for (batch, share) in batches.zip(&shares) {
+            let started = nn::one_ahead(&device, batches, |batch| {
+                let Batch { images, labels, .. } = batch?;
+                Ok::<_, Error>((uploads.start(images)?, labels))
+            });
+            for (batch, share) in started.zip(&shares) {
                 let share = share.as_ref();
-                let (x, y) = data.tensors(batch?, &self.device)?;
+                let (images, labels) = batch?;
+                let n = labels.len();
+                let x = uploads.take(images, &data.train_shape(n)[..])?;
+                let y = Tensor::from_vec(labels, n, &device)?;
                 let pass = Pass::training_with_drop_path(drop_path, &mut drop_path_rng).over(share);
                 let (loss, hits) = self.step(&x, &y, &pass, learning_rate, share)?;
                 take(tally.add([&loss, &hits], share)?)?;

@@ -104,6 +104,7 @@ pub(crate) fn load(search: &mut Search<'_>, dir: &Path) -> Result<Vec<TraceRow>,
         .parameters()
         .load(&part(ARCHITECTURE)?)
         .map_err(state_error)?;
+    search.forget_alpha();
     search.sgd.load(&part(SGD)?)?;
     let n_adam_steps = meta["n_adam_steps"]
         .as_u64()

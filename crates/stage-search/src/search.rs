@@ -8,13 +8,14 @@ use artifact::{DeviceSpec, MemoryPlan};
 use candle_core::{DType, Device, Tensor};
 use collective::{Collective, Share};
 use images::{Augmentation, Batch, ImageSet, Normalization};
+use nn::architecture::AlphaNumbers;
 use nn::bilevel::{dominant_eigenvalue, unrolled_gradient};
 use nn::loss::{Tally, cross_entropy, hits, n_correct, scalar};
 use nn::memory::Path;
 use nn::optimizer::{Adam, Gradients, Sgd};
 use nn::parameters::Builder;
 use nn::schedule::Schedule;
-use nn::{Architecture, Candidates, ChannelRatio, Pass, Rng, Supernet};
+use nn::{Architecture, Candidates, ChannelRatio, Pass, Readback, Rng, Supernet, Upload, Uploads};
 use rand_chacha::rand_core::SeedableRng;
 use space::{CellKind, Genotype, NetworkSpec, SearchSpace, Stem};
 
@@ -102,6 +103,27 @@ impl<'a> Data<'a> {
         )?)
     }
 
+    /// The same of a batch that is on its way.
+    fn started(
+        &self,
+        batch: Started,
+        uploads: &Uploads,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor), Error> {
+        let Started { images, labels } = batch;
+        let n = labels.len();
+        let shape = (
+            n,
+            self.set.n_channels(),
+            self.set.height(),
+            self.set.width(),
+        );
+        Ok((
+            uploads.take(images, shape)?,
+            Tensor::from_vec(labels, n, device)?,
+        ))
+    }
+
     /// Images `[n, c, h, w]` and their classes `[n]` on the device.
     fn tensors(&self, batch: Batch, device: &Device) -> Result<(Tensor, Tensor), Error> {
         let Batch { images, labels, n } = batch;
@@ -118,8 +140,19 @@ impl<'a> Data<'a> {
     }
 }
 
-fn code_values(code: &Tensor) -> Result<Vec<f32>, candle_core::Error> {
-    code.to_dtype(DType::F32)?.to_vec1()
+/// A batch whose images are on their way to the device.
+struct Started {
+    images: Upload,
+    labels: Vec<u32>,
+}
+
+impl Started {
+    fn new(batch: Batch, uploads: &Uploads) -> Result<Self, Error> {
+        Ok(Self {
+            images: uploads.start(batch.images)?,
+            labels: batch.labels,
+        })
+    }
 }
 
 /// What one epoch showed.
@@ -220,6 +253,18 @@ pub(crate) struct Search<'a> {
     auxiliary_skip: f64,
     /// The probability of the dropout behind skips in this epoch.
     skip_dropout: f64,
+    /// What the processor knows of alpha.
+    seen: Seen,
+}
+
+/// What the processor knows of alpha. On CUDA it is copied right behind the step that made it, in front of the step of the
+/// weights: so whoever waits for it leaves the device that step to do.
+#[derive(Default)]
+struct Seen {
+    on_its_way: Readback,
+    known: Option<AlphaNumbers>,
+    /// Whether the objective is still to learn what alpha's last step derives.
+    owes_observation: bool,
 }
 
 impl<'a> Search<'a> {
@@ -253,6 +298,7 @@ impl<'a> Search<'a> {
             ranks,
             auxiliary_skip: 0.0,
             skip_dropout: 0.0,
+            seen: Seen::default(),
         };
         search.remember()?;
         Ok(search)
@@ -265,11 +311,12 @@ impl<'a> Search<'a> {
         spec: DeviceSpec,
         n_ranks: usize,
     ) -> Result<MemoryPlan, Error> {
-        let is_alone = n_ranks == 1;
-        let path = if self.device.is_cpu() && is_alone {
-            Path::Fused
-        } else {
+        // Dropout behind skips is for cells operation by operation.
+        let stages = self.config.progressive.as_ref();
+        let path = if stages.is_some_and(|stages| stages.skip_dropout.iter().any(|&p| p > 0.0)) {
             Path::Operations
+        } else {
+            Path::of(&self.device, n_ranks)
         };
         let n_images = self.config.batch_size.div_ceil(n_ranks);
         let step = self
@@ -317,6 +364,7 @@ impl<'a> Search<'a> {
         load.map_err(|error| Error::WarmStart {
             what: error.to_string(),
         })?;
+        self.forget_alpha();
         self.remember()
     }
 
@@ -346,9 +394,40 @@ impl<'a> Search<'a> {
         (self.network, self.architecture) =
             networks(&self.config, &self.spec, stage, &candidates, &self.device)?;
         (self.sgd, self.adam) = (sgd(&self.config), adam(&self.config));
+        self.forget_alpha();
         (self.stage, self.candidates) = (stage, candidates);
         // What another network was like is no measure for this one.
         self.memory.least_eigenvalue = None;
+        Ok(())
+    }
+
+    /// Alpha is another from here on than its last step left.
+    pub(crate) fn forget_alpha(&mut self) {
+        self.seen = Seen::default();
+    }
+
+    /// What the processor knows of alpha, read now if it is not.
+    fn alpha_numbers(&mut self) -> Result<AlphaNumbers, Error> {
+        if let Some(known) = &self.seen.known {
+            return Ok(known.clone());
+        }
+        let numbers = match self.seen.on_its_way.wait()? {
+            Some(numbers) => numbers,
+            None => self.architecture.numbers()?.to_vec1()?,
+        };
+        let numbers = AlphaNumbers::of(SearchSpace::darts(), numbers)?;
+        self.seen.known = Some(numbers.clone());
+        Ok(numbers)
+    }
+
+    /// Tells the objective what alpha's last step derives, if it wants to know and does not yet.
+    fn settle(&mut self) -> Result<(), Error> {
+        if std::mem::take(&mut self.seen.owes_observation) {
+            let derived = self.alpha_numbers()?.derive(SearchSpace::darts());
+            if let Some(upper) = self.upper_millis(&derived) {
+                self.objective.observe(upper);
+            }
+        }
         Ok(())
     }
 
@@ -405,14 +484,21 @@ impl<'a> Search<'a> {
         let mut numbers = Numbers::default();
         let mut bridge_sum = 0.0;
         let mut tally = Tally::new(&self.device);
+        // Of a step and of the one behind it, two batches each.
+        let (device, uploads) = (self.device.clone(), Uploads::new(&self.device, 4)?);
         images::prefetched(batches, |batches| {
-            for batch in batches {
+            let started = nn::one_ahead(&device, batches, |batch| {
                 let (valid, train) = batch?;
-                let train = data.tensors(train, &self.device)?;
+                let valid = valid.map(|valid| Started::new(valid, &uploads));
+                Ok::<_, Error>((valid.transpose()?, Started::new(train, &uploads)?))
+            });
+            for batches in started {
+                let (valid, train) = batches?;
+                let train = data.started(train, &uploads, &device)?;
                 let zero = Tensor::zeros((), DType::F64, &self.device)?;
                 let mut alpha_loss = zero;
                 if let Some(valid) = valid {
-                    let valid = data.tensors(valid, &self.device)?;
+                    let valid = data.started(valid, &uploads, &device)?;
                     let rngs = [&mut bridge_rng, &mut dropout_rng];
                     let (loss, latency, millis) =
                         self.alpha_step(&valid, &train, learning_rate, rngs, share)?;
@@ -430,13 +516,14 @@ impl<'a> Search<'a> {
             }
             numbers.add(epoch, tally.read(share)?, &mut on_step)
         })?;
+        self.settle()?;
         let n_seen = numbers.n_steps * config.batch_size;
         let n_steps = self.n_steps(data) as f64;
         let (valid_loss, valid_accuracy) = self.validate(data)?;
         finite(valid_loss, "the validation loss", epoch, n_steps as usize)?;
-        let genotype = self.architecture.derive()?;
-        let soft = code_values(&self.architecture.soft_code()?)?;
-        let (bridge_latency, _) = self.bridge_latency(&soft, &mut bridge_rng)?;
+        let alpha = self.alpha_numbers()?;
+        let genotype = alpha.derive(SearchSpace::darts());
+        let (bridge_latency, _) = self.bridge_latency(&alpha, &mut bridge_rng);
         let derived_latency_millis = self.predictor.predict(&genotype);
         Ok(EpochResult {
             train_loss: numbers.loss / n_steps,
@@ -446,7 +533,7 @@ impl<'a> Search<'a> {
             latency_loss: self.objective.term(bridge_latency).0,
             bridge_latency_millis: moves_alpha.then_some(bridge_sum / n_steps),
             discretisation_gap: bridge_latency / derived_latency_millis - 1.0,
-            soft_latency_millis: self.predictor.predict_code(&soft),
+            soft_latency_millis: self.predictor.predict_code(&alpha.soft_code),
             derived_latency_millis,
             learning_rate,
             panel: self.panel(&genotype, data, moves_alpha)?,
@@ -494,6 +581,7 @@ impl<'a> Search<'a> {
     }
 
     fn go_back(&mut self) -> Result<(), Error> {
+        self.forget_alpha();
         if let Some(good) = &self.good {
             let load = self.architecture.parameters().load(&good.architecture);
             load.map_err(|error| Error::WarmStart {
@@ -564,15 +652,10 @@ impl<'a> Search<'a> {
         Ok([normal?, reduction?])
     }
 
-    fn bridge_latency(
-        &self,
-        soft: &[f32],
-        rng: &mut Rng,
-    ) -> Result<(f64, Vec<f32>), candle_core::Error> {
-        let [normal, reduction] = CellKind::ALL.map(|kind| self.architecture.ranks(kind));
+    fn bridge_latency(&self, alpha: &AlphaNumbers, rng: &mut Rng) -> (f64, Vec<f32>) {
         let (bridge, n_samples) = (self.config.bridge, self.config.n_bridge_samples);
-        let ranks = [&normal?[..], &reduction?[..]];
-        Ok(bridge.latency(self.predictor, soft, ranks, n_samples, rng))
+        let ranks = [&alpha.ranks[0][..], &alpha.ranks[1][..]];
+        bridge.latency(self.predictor, &alpha.soft_code, ranks, n_samples, rng)
     }
 
     /// The latency in the loss of alpha: its value, a tensor whose gradient in alpha is exact, and the
@@ -580,10 +663,11 @@ impl<'a> Search<'a> {
     ///
     /// The model is no tensor graph: its gradient with respect to the code is a constant g, and
     /// `sum(code * g)` has the same gradient with respect to alpha as the model itself.
-    fn latency_term(&self, rng: &mut Rng) -> Result<(f64, Tensor, f64), candle_core::Error> {
-        let code = self.architecture.soft_code()?;
-        let (millis, gradient) = self.bridge_latency(&code_values(&code)?, rng)?;
+    fn latency_term(&mut self, rng: &mut Rng) -> Result<(f64, Tensor, f64), Error> {
+        let alpha = self.alpha_numbers()?;
+        let (millis, gradient) = self.bridge_latency(&alpha, rng);
         let (value, slope) = self.objective.term(millis);
+        let code = self.architecture.soft_code()?;
         let gradient = Tensor::from_vec(gradient, code.shape(), code.device())?;
         let term = ((code * gradient)?.sum_all()? * slope)?;
         Ok((value, term, millis))
@@ -599,6 +683,7 @@ impl<'a> Search<'a> {
         [bridge_rng, dropout_rng]: [&mut Rng; 2],
         share: Option<&Share>,
     ) -> Result<(Tensor, f64, f64), Error> {
+        self.settle()?;
         let (latency, term, millis) = self.latency_term(bridge_rng)?;
         let loss = |(x, y): &(Tensor, Tensor), pass: &Pass<'_>| {
             let logits = self.network.forward(x, &self.mixing(true)?, pass)?;
@@ -639,11 +724,10 @@ impl<'a> Search<'a> {
         };
         let (gradients, factor) = gradients.clip(self.config.architecture.clip_norm)?;
         self.adam.step(parameters, &gradients, factor)?;
-        if self.objective.observes() {
-            let derived = self.architecture.derive()?;
-            if let Some(upper) = self.upper_millis(&derived) {
-                self.objective.observe(upper);
-            }
+        self.seen.known = None;
+        self.seen.owes_observation = self.objective.observes();
+        if !self.device.is_cpu() {
+            self.seen.on_its_way.start(&self.architecture.numbers()?)?;
         }
         Ok((cross_entropy.detach(), latency, millis))
     }

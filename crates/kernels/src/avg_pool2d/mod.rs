@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Tensor, WithDType};
 
 use crate::Pool2dGeometry;
 use crate::element::{elements, with_element};
-use crate::error::dims4;
+use crate::error::{check, dims4};
 use crate::gpu::on_gpu;
 pub use crate::max_pool2d::Shape;
 
@@ -27,6 +27,19 @@ pub fn avg_pool2d(x: &Tensor, geometry: Pool2dGeometry) -> Result<Tensor> {
     let [n, c, h, w] = dims4(OP, "x", "n c h w", x)?;
     let window = geometry.window(OP, [h, w])?;
     x.contiguous()?.apply_op1(AvgPool2d(Shape { n, c, window }))
+}
+
+/// The gradient of `x` from that of the result, for who is not recorded for `backward`.
+///
+/// # Errors
+/// As [`avg_pool2d`], or if the shapes do not agree.
+pub fn gradient(x: &Tensor, grad: &Tensor, geometry: Pool2dGeometry) -> Result<Tensor> {
+    let [n, c, h, w] = dims4(OP, "x", "n c h w", x)?;
+    let window = geometry.window(OP, [h, w])?;
+    let [out_h, out_w] = window.output();
+    check(OP, "grad", grad, &[n, c, out_h, out_w], x)?;
+    let shape = Shape { n, c, window };
+    grad.contiguous()?.apply_op1_no_bwd(&GradX(shape))
 }
 
 struct AvgPool2d(Shape);

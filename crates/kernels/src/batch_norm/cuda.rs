@@ -127,7 +127,7 @@ pub(super) fn grad_x<S: Gpu>(
     Ok(grad_x)
 }
 
-const NULL: Arg = Arg::Pointer(0);
+const NULL: Arg<'static> = Arg::Pointer(0);
 
 /// The kernel for statistics of the batch, which are doubles, or for given ones, of the element type.
 fn of<'a>(given: &Given, [train, eval]: [&'a str; 2]) -> &'a str {

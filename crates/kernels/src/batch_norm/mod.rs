@@ -118,7 +118,10 @@ pub fn batch_norm_train_share(
 }
 
 /// Mean and variance, `2 c`, of the union of all ranks' images from those of each (Chan, Golub, LeVeque 1983).
-fn union(table: &Tensor, share: &Share) -> Result<Tensor> {
+///
+/// # Errors
+/// If a rank cannot be reached.
+pub fn union(table: &Tensor, share: &Share) -> Result<Tensor> {
     let c = table.dim(1)?;
     let rows = share.rows(&table.flatten_all()?)?;
     let (means, vars) = (rows.narrow(1, 0, c)?, rows.narrow(1, c, c)?);

@@ -46,11 +46,12 @@ impl Gpu for CudaStorage {
         kernel: &str,
         dtype: DType,
         n_blocks: usize,
-        args: &[Arg],
+        args: &[Arg<'_>],
     ) -> Result<()> {
         if n_blocks == 0 {
             return Ok(());
         }
+        super::count_launch();
         let device = BackendStorage::device(self);
         let real = match dtype {
             DType::F64 => "double",
@@ -66,6 +67,7 @@ impl Gpu for CudaStorage {
                 Arg::Int(int) => builder.arg(int),
                 Arg::Double(double) => builder.arg(double),
                 Arg::Window(window) => builder.arg(WindowArg::new(window)),
+                Arg::Entries(entries) => builder.arg(*entries),
             };
         }
         let Ok(n_blocks) = u32::try_from(n_blocks) else {
@@ -89,6 +91,7 @@ impl Gpu for CudaStorage {
             cublasOperation_t as Operation, cudaDataType as Type,
         };
 
+        super::count_launch();
         let device = BackendStorage::device(a);
         let (alpha, beta) = ((1f32, 1f64), (0f32, 0f64));
         let of_f32 = (
@@ -198,6 +201,9 @@ impl WindowArg {
 
 // SAFETY: nine ints in a row, as the prelude has it.
 unsafe impl cudarc::driver::DeviceRepr for WindowArg {}
+
+// SAFETY: a struct of numbers alone, laid out as the prelude has it.
+unsafe impl cudarc::driver::DeviceRepr for super::Entries {}
 
 /// What one process has compiled or read: PTX by operation, element type and architecture.
 type Compiled = HashMap<(&'static str, &'static str, i32), Arc<str>>;

@@ -43,9 +43,39 @@ macro_rules! source {
 }
 pub(crate) use source;
 
+/// Tensors that one launch takes at most by an [`Entries`]; `MAX_ENTRIES` of the prelude.
+pub(crate) const MAX_ENTRIES: usize = 64;
+
+/// What a kernel is to know of one of its tensors: `Entry` of the prelude.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Entry {
+    pub(crate) pointers: [u64; 5],
+    pub(crate) ints: [i32; 4],
+}
+
+/// As many tensors as an operation has, handed over by value: `Entries` of the prelude.
+#[repr(C)]
+pub(crate) struct Entries([Entry; MAX_ENTRIES]);
+
+impl Entries {
+    /// At most [`MAX_ENTRIES`] of them.
+    pub(crate) fn new(entries: impl IntoIterator<Item = Result<Entry>>) -> Result<Box<Self>> {
+        let mut all = Box::new(Self([Entry::default(); MAX_ENTRIES]));
+        let mut places = all.0.iter_mut();
+        for entry in entries {
+            match places.next() {
+                Some(place) => *place = entry?,
+                None => candle_core::bail!("one launch takes {MAX_ENTRIES} tensors at most"),
+            }
+        }
+        Ok(all)
+    }
+}
+
 /// An argument of a kernel, as it lies in memory.
 #[derive(Clone, Copy)]
-pub(crate) enum Arg {
+pub(crate) enum Arg<'a> {
     /// `T *`.
     Pointer(u64),
     /// `int`.
@@ -54,9 +84,11 @@ pub(crate) enum Arg {
     Double(f64),
     /// `Window`.
     Window([i32; 9]),
+    /// `Entries`.
+    Entries(&'a Entries),
 }
 
-impl Arg {
+impl Arg<'_> {
     /// A number of things; an error if an `int` does not hold it.
     pub(crate) fn count(n: usize) -> Result<Self> {
         match i32::try_from(n) {
@@ -90,6 +122,7 @@ impl Arg {
             Self::Int(int) => std::ptr::from_ref(int).cast(),
             Self::Double(double) => std::ptr::from_ref(double).cast(),
             Self::Window(window) => std::ptr::from_ref(window).cast(),
+            Self::Entries(entries) => std::ptr::from_ref(*entries).cast(),
         }
     }
 }
@@ -113,7 +146,7 @@ pub(crate) trait Gpu: BackendStorage {
         kernel: &str,
         dtype: DType,
         n_blocks: usize,
-        args: &[Arg],
+        args: &[Arg<'_>],
     ) -> Result<()>;
 
     /// `c = a b` as [`Gemm`] says, in new memory of type `dtype`; `a` and `b` are of that type, or both bf16 where it is
@@ -213,13 +246,13 @@ impl<S: Gpu> In<'_, S> {
     }
 
     /// The pointer to the first element.
-    pub(crate) fn arg(&self) -> Result<Arg> {
+    pub(crate) fn arg(&self) -> Result<Arg<'static>> {
         pointer(self.storage, self.layout)
     }
 }
 
 /// The pointer to the first element of a contiguous tensor that an operation holds itself.
-pub(crate) fn held<S: Gpu>(tensor: &Tensor) -> Result<Arg> {
+pub(crate) fn held<S: Gpu>(tensor: &Tensor) -> Result<Arg<'static>> {
     let (storage, layout) = tensor.storage_and_layout();
     match S::of(&storage) {
         Some(storage) => pointer(storage, layout),
@@ -228,11 +261,23 @@ pub(crate) fn held<S: Gpu>(tensor: &Tensor) -> Result<Arg> {
 }
 
 /// The pointer to all of a storage.
-pub(crate) fn whole<S: Gpu>(storage: &S) -> Result<Arg> {
+pub(crate) fn whole<S: Gpu>(storage: &S) -> Result<Arg<'static>> {
     Ok(Arg::Pointer(storage.address()?))
 }
 
-fn pointer<S: Gpu>(storage: &S, layout: &Layout) -> Result<Arg> {
+fn pointer<S: Gpu>(storage: &S, layout: &Layout) -> Result<Arg<'static>> {
+    Ok(Arg::Pointer(address_in(storage, layout)?))
+}
+
+/// The address of the first element of a contiguous tensor; 0 of none.
+pub(crate) fn address_of<S: Gpu>(tensor: Option<&Tensor>) -> Result<u64> {
+    match tensor.map(held::<S>).transpose()? {
+        Some(Arg::Pointer(address)) => Ok(address),
+        _ => Ok(0),
+    }
+}
+
+fn address_in<S: Gpu>(storage: &S, layout: &Layout) -> Result<u64> {
     let Some((start, _)) = layout.contiguous_offsets() else {
         candle_core::bail!(
             "expected a contiguous tensor, got strides {:?}",
@@ -240,7 +285,7 @@ fn pointer<S: Gpu>(storage: &S, layout: &Layout) -> Result<Arg> {
         );
     };
     let offset = start * storage.dtype().size_in_bytes();
-    Ok(Arg::Pointer(storage.address()? + offset as u64))
+    Ok(storage.address()? + offset as u64)
 }
 
 /// The blocks that give each of `n` elements a thread.
@@ -281,6 +326,88 @@ where
 {
     // SAFETY: every caller hands the memory to a kernel that writes all of it before anything reads.
     unsafe { device.alloc_uninit(&n.into(), dtype) }
+}
+
+/// An operation on tensors that it holds itself, of which there may be any number: it makes one new tensor, is not
+/// recorded, and on the CPU is its oracle.
+pub(crate) trait OnHeld: Sized {
+    /// The name in messages.
+    const OP: &'static str;
+
+    /// Shape and type of the result.
+    fn result(&self) -> (candle_core::Shape, DType);
+
+    /// The launches; `on` is any tensor's storage on the device.
+    #[cfg(any(feature = "cuda", shim))]
+    fn launch<S: Gpu>(&self, on: &S) -> Result<S>;
+
+    /// The elements of the result by plain loops.
+    fn oracle(&self) -> Result<Vec<f64>>;
+
+    /// Runs it on the device of `on`.
+    fn run(&self, on: &Tensor) -> Result<Tensor> {
+        on.apply_op1_no_bwd(&Run(self))
+    }
+}
+
+struct Run<'a, O>(&'a O);
+
+impl<O: OnHeld> candle_core::CustomOp1 for Run<'_, O> {
+    fn name(&self) -> &'static str {
+        O::OP
+    }
+
+    #[cfg(not(shim))]
+    fn cpu_fwd(
+        &self,
+        _: &candle_core::CpuStorage,
+        _: &Layout,
+    ) -> Result<(candle_core::CpuStorage, candle_core::Shape)> {
+        use candle_core::CpuStorage;
+        let values = self.0.oracle()?;
+        let (shape, dtype) = self.0.result();
+        let storage = match dtype {
+            DType::F64 => CpuStorage::F64(values),
+            _ => CpuStorage::F32(values.into_iter().map(|value| value as f32).collect()),
+        };
+        Ok((storage, shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        on: &candle_core::CudaStorage,
+        _: &Layout,
+    ) -> Result<(candle_core::CudaStorage, candle_core::Shape)> {
+        Ok((self.0.launch(on)?, self.0.result().0))
+    }
+
+    #[cfg(shim)]
+    fn cpu_fwd(
+        &self,
+        on: &candle_core::CpuStorage,
+        _: &Layout,
+    ) -> Result<(candle_core::CpuStorage, candle_core::Shape)> {
+        Ok((self.0.launch(on)?, self.0.result().0))
+    }
+}
+
+/// The elements of a tensor, as `f64`.
+pub(crate) fn read(tensor: &Tensor) -> Result<Vec<f64>> {
+    tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+}
+
+static N_LAUNCHES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// Counts a launch of a kernel, or a product.
+fn count_launch() {
+    N_LAUNCHES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// How many kernels the operations of this crate have launched in this process, products among them; those of the
+/// tensor library's own operations are not counted. Always 0 on the CPU.
+pub fn n_launches() -> u64 {
+    N_LAUNCHES.load(std::sync::atomic::Ordering::Relaxed)
 }
 
 /// The GPU's side of a custom op: its `cuda_fwd`; in the crate `kernels-shim` its `cpu_fwd`, in whose place the

@@ -9,6 +9,17 @@ struct Window {
     int h, w, n_u, n_v, padding, stride, dilation, out_h, out_w;
 };
 
+// Tensors of one launch, as many as an operation has, handed over by value: what pointers and numbers mean, each
+// operation says.
+#define MAX_ENTRIES 64
+struct Entry {
+    const void *pointers[5];
+    int ints[4];
+};
+struct Entries {
+    Entry of[MAX_ENTRIES];
+};
+
 // The index of this thread among all of the launch.
 __device__ __forceinline__ int global_index() { return blockIdx.x * THREADS + threadIdx.x; }
 
@@ -40,3 +51,7 @@ __device__ void add_parts(const Part *parts, Out *out, int n_parts, int n) {
     for (int part = 0; part < n_parts; part++) sum += (double)parts[(long long)part * n + i];
     out[i] = (Out)sum;
 }
+
+// Where channel `at` of several groups of `period` channels each lies once the groups are shuffled, and the way back.
+__device__ __forceinline__ int shuffled(int at, int n_groups, int period) { return at % period * n_groups + at / period; }
+__device__ __forceinline__ int unshuffled(int at, int n_groups, int period) { return at % n_groups * period + at / n_groups; }

@@ -53,8 +53,9 @@ impl Gpu for CpuStorage {
         kernel: &str,
         dtype: DType,
         n_blocks: usize,
-        args: &[Arg],
+        args: &[Arg<'_>],
     ) -> Result<()> {
+        super::count_launch();
         let name = |text: &str| CString::new(text).expect("names hold no zero");
         let (op, kernel) = (name(source.op), name(kernel));
         let pointers: Vec<*const c_void> = args.iter().map(Arg::address).collect();
@@ -79,6 +80,7 @@ impl Gpu for CpuStorage {
     }
 
     fn gemm(a: &Self, b: &Self, gemm: &Gemm, dtype: DType, _: Precision) -> Result<Self> {
+        super::count_launch();
         // Bf16 values are f32 values, and the products of two of them are exact.
         let [a, b] = [a, b].map(|storage| storage.to_dtype(&all_of(storage), dtype));
         Ok(match (a?, b?) {

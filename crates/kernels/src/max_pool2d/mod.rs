@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Tensor, WithDType};
 
 use crate::element::{elements, with_element};
-use crate::error::dims4;
+use crate::error::{check, dims4};
 use crate::gpu::on_gpu;
 use crate::{Pool2dGeometry, Window};
 
@@ -28,6 +28,20 @@ pub fn max_pool2d(x: &Tensor, geometry: Pool2dGeometry) -> Result<Tensor> {
     let [n, c, h, w] = dims4(OP, "x", "n c h w", x)?;
     let window = geometry.window(OP, [h, w])?;
     x.contiguous()?.apply_op1(MaxPool2d(Shape { n, c, window }))
+}
+
+/// The gradient of `x` from that of the result, for who is not recorded for `backward`.
+///
+/// # Errors
+/// As [`max_pool2d`], or if the shapes do not agree.
+pub fn gradient(x: &Tensor, grad: &Tensor, geometry: Pool2dGeometry) -> Result<Tensor> {
+    let [n, c, h, w] = dims4(OP, "x", "n c h w", x)?;
+    let window = geometry.window(OP, [h, w])?;
+    let [out_h, out_w] = window.output();
+    check(OP, "grad", grad, &[n, c, out_h, out_w], x)?;
+    let shape = Shape { n, c, window };
+    grad.contiguous()?
+        .apply_op2_no_bwd(&x.contiguous()?, &GradX(shape))
 }
 
 /// Sizes of a pooling.

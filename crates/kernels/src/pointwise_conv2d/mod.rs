@@ -15,7 +15,10 @@ use crate::gpu::on_gpu;
 pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", shim))]
 mod cuda;
+mod grouped;
 pub mod naive;
+
+pub use grouped::GroupedPointwise;
 
 const OP: &str = "pointwise_conv2d";
 
@@ -35,15 +38,7 @@ pub fn pointwise_conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the shapes do not agree; if a precision other than `F32` is asked of `f64` tensors, or `Tf32` on the CPU.
 pub fn pointwise_conv2d_in(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
-    if precision != Precision::F32 && x.dtype() != DType::F32 {
-        candle_core::bail!(
-            "{OP}: products of {:?} tensors have no other precision",
-            x.dtype()
-        );
-    }
-    if precision == Precision::Tf32 && x.device().is_cpu() {
-        candle_core::bail!("{OP}: tf32 is a precision of CUDA devices");
-    }
+    check_precision(x, precision)?;
     let [n, i, height, width] = dims4(OP, "x", "n i h w", x)?;
     let [o, ..] = dims4(OP, "w", "o i 1 1", w)?;
     check(OP, "w", w, &[o, i, 1, 1], x)?;
@@ -55,6 +50,20 @@ pub fn pointwise_conv2d_in(x: &Tensor, w: &Tensor, precision: Precision) -> Resu
     };
     x.contiguous()?
         .apply_op2(&w.contiguous()?, PointwiseConv2d(shape, precision))
+}
+
+/// An error unless tensors like `x` are multiplied in that precision.
+fn check_precision(x: &Tensor, precision: Precision) -> Result<()> {
+    if precision != Precision::F32 && x.dtype() != DType::F32 {
+        candle_core::bail!(
+            "{OP}: products of {:?} tensors have no other precision",
+            x.dtype()
+        );
+    }
+    if precision == Precision::Tf32 && x.device().is_cpu() {
+        candle_core::bail!("{OP}: tf32 is a precision of CUDA devices");
+    }
+    Ok(())
 }
 
 /// Sizes of a pointwise convolution.

@@ -4,6 +4,7 @@
 pub(crate) use ::kernels;
 
 pub(crate) mod cases;
+pub(crate) mod cells;
 pub(crate) mod errors;
 pub(crate) mod laws;
 pub(crate) mod values;
@@ -29,6 +30,14 @@ macro_rules! on_device {
             values::batch_norm_of_one_value_is_its_bias,
             values::bf16_products_round_their_factors,
             values::out_sizes_are_those_of_the_search_space,
+            cells::activated_depthwise_is_relu_and_depthwise,
+            cells::a_channel_norm_is_a_batch_norm,
+            cells::a_node_is_a_mix,
+            cells::gradients_of_groups_come_from_their_nodes,
+            cells::a_gate_stops_what_a_relu_stops,
+            cells::halves_are_every_second_pixel,
+            cells::grouped_products_are_pointwise_convolutions,
+            cells::pieces_change_all_tensors_alike,
             errors::name_the_operation_and_the_shapes,
         );
     };

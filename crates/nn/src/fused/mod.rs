@@ -12,6 +12,7 @@
 mod backward;
 mod chain;
 mod forward;
+mod grouped;
 mod plan;
 mod stem;
 
@@ -23,6 +24,8 @@ use kernels::planes::Moments;
 
 pub(crate) use self::chain::{Chain, ChainMixing, Ends};
 use self::forward::{Saved, Statistics};
+use self::grouped::Grouping;
+pub(crate) use self::grouped::to_grouped;
 pub(crate) use self::plan::{CellParts, EdgeParts, InputParts};
 use self::plan::{Collector, EdgePlan, Sizes};
 pub(crate) use self::plan::{Norm, OperationKind, OperationPlan, Plan, UnitPlan};
@@ -33,6 +36,7 @@ use crate::layers::BatchNorm;
 /// A cell, ready to run as one operation.
 pub(crate) struct FusedCell {
     plan: Arc<Plan>,
+    grouping: Arc<Grouping>,
     /// The parameters, in the order of the plan.
     weights: Vec<Var>,
     norms: Vec<BatchNorm>,
@@ -46,8 +50,12 @@ impl FusedCell {
         edges: &[EdgeParts<'_>],
     ) -> Self {
         let mut collector = Collector::default();
+        let precision = match &inputs[1] {
+            InputParts::Same(block) => block.precision(),
+            InputParts::Halve(block) => block.precision(),
+        };
         let inputs = inputs.map(|input| collector.input(&input));
-        let edges = edges
+        let edges: Vec<EdgePlan> = edges
             .iter()
             .map(|edge| EdgePlan {
                 source: edge.source,
@@ -67,18 +75,21 @@ impl FusedCell {
             is_reduction,
             n_primitives,
         } = parts;
+        let plan = Plan {
+            n_nodes,
+            channels,
+            ratio,
+            is_reduction,
+            inputs,
+            edges,
+            n_weights: collector.len,
+            n_norms: collector.norms.len(),
+            n_primitives,
+            precision,
+        };
         Self {
-            plan: Arc::new(Plan {
-                n_nodes,
-                channels,
-                ratio,
-                is_reduction,
-                inputs,
-                edges,
-                n_weights: collector.len,
-                n_norms: collector.norms.len(),
-                n_primitives,
-            }),
+            grouping: Arc::new(Grouping::new(&plan, &collector.weights)),
+            plan: Arc::new(plan),
             weights: collector.weights,
             norms: collector.norms,
         }
@@ -94,6 +105,13 @@ impl FusedCell {
         matches!(x.device(), Device::Cpu)
             && matches!(x.dtype(), DType::F32 | DType::F64)
             && pass.can_fuse()
+            && (pass.is_training() || !(tracked || pass.tracks_weights() || x.track_op()))
+    }
+
+    /// Whether a pass runs grouped: on CUDA, or where it is asked to, under the same conditions.
+    pub(crate) fn can_group(x: &Tensor, tracked: bool, pass: &Pass<'_>) -> bool {
+        pass.groups(x.device())
+            && matches!(x.dtype(), DType::F32 | DType::F64)
             && (pass.is_training() || !(tracked || pass.tracks_weights() || x.track_op()))
     }
 

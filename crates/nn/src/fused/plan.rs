@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Var};
 use kernels::planes::{Grid, Stencil};
-use kernels::{Conv2dGeometry, Element, Pool2dGeometry, Window};
+use kernels::{Conv2dGeometry, Element, Pool2dGeometry, Precision, Window};
 
 use crate::candidate::{Candidate, PoolKind, pool_geometry};
 use crate::layers::{BatchNorm, FactorizedReduce, ReluConvBn};
@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     pub(super) n_norms: usize,
     /// Operations that can stand on an edge; 0 where nothing is weighted.
     pub(crate) n_primitives: usize,
+    /// Of the products, where cells run grouped.
+    pub(super) precision: Precision,
 }
 
 /// What brings an input to the cell's width and resolution.
