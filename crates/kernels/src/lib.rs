@@ -5,7 +5,9 @@
 //! fast path. The public functions check their arguments, make them contiguous and record themselves
 //! for `backward`; a gradient is computed only for arguments that lead to a variable.
 //!
-//! Tensors are `f32` or `f64`, laid out `n c h w`; kernels are `o i u v`. Work is spread over the
+//! Tensors are `f32` or `f64`, laid out `n c h w`; kernels are `o i u v`. (What grouped cells are made of, [`mix`],
+//! [`channel_norm`], [`activated_depthwise`], [`halves`], [`pieces`] and [`pointwise_conv2d::GroupedPointwise`], is laid
+//! out `c n h w`, records nothing for `backward`, and on the CPU is its oracle: it is for CUDA.) Work is spread over the
 //! *current* rayon pool, so `pool.install(..)` decides how many threads an operation gets. No result
 //! depends on that number: each output is computed by one task and every reduction has a fixed order.
 //!

@@ -16,7 +16,7 @@
 //! | [`optimizer`] | SGD with momentum, Adam with coupled L2, global-norm clipping |
 //! | [`schedule`] | learning rate and drop path over epochs |
 //!
-//! Activations are `[n, c, h, w]`; inside fused cells `[c, h, w, n]`. Everything random draws from a caller's seeded generator, and
+//! Activations are `[n, c, h, w]`; inside fused cells (CPU) `[c, h, w, n]`, inside grouped ones (CUDA) `[c, n, h, w]`. Everything random draws from a caller's seeded generator, and
 //! everything that is summed over parameters is summed in the order of their names, so that a run
 //! repeats bit for bit on the same number of threads.
 

@@ -198,7 +198,7 @@ impl<'r> Builder<'r> {
     }
 
     /// The same builder for a network whose pointwise convolutions are computed in that precision, where cells run
-    /// operation by operation: fused ones, on the CPU, know `f32` and `f64` alone.
+    /// grouped or operation by operation: fused ones, on the CPU, know `f32` and `f64` alone.
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }

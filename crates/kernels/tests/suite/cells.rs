@@ -508,14 +508,20 @@ pub(crate) fn halves_are_every_second_pixel(device: &Device) -> Result<()> {
 }
 
 pub(crate) fn grouped_products_are_pointwise_convolutions(device: &Device) -> Result<()> {
+    let precisions = |dtype| match dtype {
+        DType::F32 => &[Precision::F32, Precision::Bf16][..],
+        _ => &[Precision::F32],
+    };
     for_both_types(|dtype| {
-        for (e, i, o, n, plane) in [
+        let sizes = [
             (1, 1, 1, 1, [1, 1]),
             (3, 4, 6, 3, [5, 7]),
             (2, 17, 5, 6, [3, 2]),
             (1, 16, 16, 24, [16, 16]),
-        ] {
-            let label = format!("grouped {e} {i} {o} {n} {plane:?}");
+        ];
+        let cases = precisions(dtype).iter();
+        for (precision, (e, i, o, n, plane)) in cases.flat_map(|p| sizes.map(|size| (*p, size))) {
+            let label = format!("grouped {precision:?} {e} {i} {o} {n} {plane:?}");
             let x = Var::from_tensor(&drawn(
                 &label,
                 &[e * i, n, plane[0], plane[1]],
@@ -523,12 +529,12 @@ pub(crate) fn grouped_products_are_pointwise_convolutions(device: &Device) -> Re
                 device,
             )?)?;
             let w = Var::from_tensor(&drawn("w", &[e, o, i], dtype, device)?)?;
-            let op = GroupedPointwise::new(&x, &w, Precision::F32)?;
+            let op = GroupedPointwise::new(&x, &w, precision)?;
             let y = op.forward()?;
             let of = |group: usize| {
                 let x = swapped(&x.narrow(0, group * i, i)?)?;
                 let w = w.get(group)?.reshape((o, i, 1, 1))?;
-                swapped(&kernels::pointwise_conv2d(&x, &w)?)
+                swapped(&kernels::pointwise_conv2d_in(&x, &w, precision)?)
             };
             let expected = Tensor::cat(&(0..e).map(of).collect::<Result<Vec<_>>>()?, 0)?;
             assert_same(&label, &y, &expected)?;
