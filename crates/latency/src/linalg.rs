@@ -407,9 +407,9 @@ mod tests {
         // The centred precision does the same at once, and leaves no sum over a group.
         let measured: Vec<f64> = (0..n).map(|i| (i * i) as f64).collect();
         let (_, alphas) = precision.apply(&measured);
-        for i in 0..n {
+        for (i, alpha) in alphas.iter().enumerate() {
             let row: Vec<f64> = (0..n).map(|j| precision.centred(i, j)).collect();
-            assert!((dot(&row, &measured) - alphas[i]).abs() < 1e-9);
+            assert!((dot(&row, &measured) - alpha).abs() < 1e-9);
         }
         for group in [0, 2, 3] {
             let members = alphas.iter().zip(&groups).filter(|(_, g)| **g == group);
