@@ -70,6 +70,7 @@ impl fmt::Display for Kind {
 /// | latency-dataset | 1.2 | the columns `peak_memory_bytes` and `energy_joules`, where they were measured |
 /// | latency model | 1.3 | `metric`, where it is not latency; the model `transfer` |
 /// | latency model | 1.4 | of the model `structured`, `relative_noises` and a function more |
+/// | latency model | 1.5 | of the model `structured`, `cells` where some were timed, which then have coefficients, too |
 /// | search-result | 1.2 | `objective`, `bridge`, `target`, `interval_millis`; in the trace the weight of the latency, the bridge, the bound, the panel of collapse, events |
 /// | search-result | 1.3 | `metric`, where it is not latency |
 /// | evaluation | 1.3 | `search.metric`, where it is not latency; in `latency.json` what was measured of that metric |

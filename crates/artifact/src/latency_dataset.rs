@@ -370,6 +370,18 @@ impl LatencyDataset {
             cells: Vec::new(),
         })
     }
+
+    /// Reads timed cells from one Parquet file, such as the `cells.parquet` beside timed architectures.
+    ///
+    /// # Errors
+    /// If the file cannot be read, lacks a column, or has a row that is no cell.
+    pub fn read_cells(file: &Path) -> Result<Vec<CellSample>, Error> {
+        let bytes = std::fs::read(file).map_err(|source| Error::Read {
+            path: file.to_owned(),
+            source,
+        })?;
+        cells_of(&Table::decode::<Self>(file, bytes)?)
+    }
 }
 
 impl Artifact for LatencyDataset {

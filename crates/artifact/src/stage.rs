@@ -56,7 +56,7 @@ pub const PROFILE: StageSpec = StageSpec {
 pub const PREDICTOR: StageSpec = StageSpec {
     name: "predictor",
     package: "stage-predictor",
-    revision: 4,
+    revision: 5,
     inputs: &[Kind::LatencyDataset],
     output: Kind::LatencyModel,
     uses_device: false,

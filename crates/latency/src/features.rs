@@ -17,6 +17,8 @@
 //! Where no architecture can have an operation without effect, the last four say nothing new and are
 //! left out.
 
+use std::collections::BTreeSet;
+
 use space::Topology;
 
 /// An operation on the values of earlier gates.
@@ -75,6 +77,21 @@ impl Features {
     pub(crate) fn group(&self, group: Group) -> &[usize] {
         let found = self.groups.iter().find(|(name, _)| *name == group);
         found.map_or(&[], |(_, gates)| gates)
+    }
+
+    /// Whether a gate looks at that cell and at no other.
+    pub(crate) fn is_of_cell(&self, topology: &Topology, gate: usize, cell: usize) -> bool {
+        let mut cells = BTreeSet::new();
+        let mut open = vec![gate];
+        while let Some(gate) = open.pop() {
+            match &self.gates[gate] {
+                Gate::Input(index) => {
+                    cells.insert(index / (self.code_len / topology.n_cells));
+                }
+                Gate::Sum(of) | Gate::Product(of) | Gate::Any(of) => open.extend(of),
+            }
+        }
+        cells.iter().eq([&cell])
     }
 
     fn gate(&mut self, gate: Gate) -> usize {

@@ -33,5 +33,5 @@ pub use crate::figures::{Figures, mape, noise_floor_mape};
 pub use crate::mlp::{Mlp, MlpConfig};
 pub use crate::model::{FitError, LatencyModel, LeftOut, State, StateError, StateTensor};
 pub use crate::ridge::Ridge;
-pub use crate::structured::Structured;
+pub use crate::structured::{Structured, TimedCell};
 pub use crate::transfer::{Transfer, Transferred};

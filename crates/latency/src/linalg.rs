@@ -221,43 +221,99 @@ impl Cholesky {
     }
 }
 
-/// The inverse of a covariance, and what it takes to allow for a mean that is not known.
+/// The inverse of a covariance, and what it takes to allow for means that are not known.
+///
+/// What was measured falls into groups, each with a mean of its own. The indicators of the groups are made orthogonal under the
+/// precision, one after the other, so that each mean is taken out by itself.
 pub(crate) struct Precision {
     values: Vec<f64>,
-    /// The sums of its rows.
+    groups: Vec<usize>,
+    means: Vec<Mean>,
+}
+
+/// A mean that is not known.
+pub(crate) struct Mean {
+    /// The precision times the group's indicator, made orthogonal to those before; of the first group the sums of its rows.
     pub(crate) sums: Vec<f64>,
-    /// The sum of all.
+    /// The sum of those of the group's own; of a single group, of all.
     pub(crate) total: f64,
+    /// Of each group, how much of its indicator is in this one.
+    parts: Vec<f64>,
 }
 
 impl Precision {
-    /// Of a covariance of which the lower triangle is there; `None` if it is not positive definite.
+    /// Of a covariance of which the lower triangle is there, all with one mean; `None` if it is not positive definite.
     pub(crate) fn new(covariance: Vec<f64>, n: usize) -> Option<Self> {
+        Self::grouped(covariance, vec![0; n])
+    }
+
+    /// The same where each row belongs to a group. A group may be empty.
+    pub(crate) fn grouped(covariance: Vec<f64>, groups: Vec<usize>) -> Option<Self> {
+        let n = groups.len();
+        let n_groups = groups.iter().max().map_or(0, |last| last + 1);
         let values = Cholesky::new(covariance, n)?.inverse();
-        let sums: Vec<f64> = values.chunks_exact(n).map(|row| row.iter().sum()).collect();
-        let total = sums.iter().sum();
+        let mut means: Vec<Mean> = Vec::new();
+        for group in 0..n_groups {
+            let of_group = |row: &[f64]| -> f64 {
+                let members = row.iter().zip(&groups).filter(|(_, g)| **g == group);
+                members.map(|(x, _)| x).sum()
+            };
+            if !groups.contains(&group) {
+                continue;
+            }
+            let mut sums: Vec<f64> = values.chunks_exact(n).map(of_group).collect();
+            let mut parts = vec![0.0; n_groups];
+            parts[group] = 1.0;
+            for before in &means {
+                let share = of_group(&before.sums) / before.total;
+                let subtract = |values: &mut [f64], of: &[f64]| {
+                    let pairs = values.iter_mut().zip(of);
+                    pairs.for_each(|(x, b)| *x -= share * b);
+                };
+                subtract(&mut sums, &before.sums);
+                subtract(&mut parts, &before.parts);
+            }
+            let total = of_group(&sums);
+            means.push(Mean { sums, total, parts });
+        }
         Some(Self {
             values,
-            sums,
-            total,
+            groups,
+            means,
         })
     }
 
+    /// What takes the mean of a single group out.
+    pub(crate) fn mean(&self) -> &Mean {
+        &self.means[0]
+    }
+
     pub(crate) fn times(&self, x: &[f64]) -> Vec<f64> {
-        let n = self.sums.len();
+        let n = self.groups.len();
         product(Matrix::new(&self.values, n, n), Matrix::new(x, n, 1))
     }
 
-    /// The mean of what was measured, and the coefficients of the rest.
+    /// The mean of what was measured in the first group, and the coefficients of what is left when each mean is taken out.
     pub(crate) fn apply(&self, measured: &[f64]) -> (f64, Vec<f64>) {
-        let mean = dot(&self.sums, measured) / self.total;
-        let rest: Vec<f64> = measured.iter().map(|y| y - mean).collect();
-        (mean, self.times(&rest))
+        let n_groups = self.means.first().map_or(0, |mean| mean.parts.len());
+        let mut means = vec![0.0; n_groups];
+        for mean in &self.means {
+            let amount = dot(&mean.sums, measured) / mean.total;
+            let pairs = means.iter_mut().zip(&mean.parts);
+            pairs.for_each(|(m, part)| *m += amount * part);
+        }
+        let rest = measured.iter().zip(&self.groups);
+        let rest: Vec<f64> = rest.map(|(y, &group)| y - means[group]).collect();
+        (means[0], self.times(&rest))
     }
 
-    /// An element of the precision, the mean taken out.
+    /// An element of the precision, the means taken out.
     pub(crate) fn centred(&self, i: usize, j: usize) -> f64 {
-        self.values[i * self.sums.len() + j] - self.sums[i] * self.sums[j] / self.total
+        let mut value = self.values[i * self.groups.len() + j];
+        for mean in &self.means {
+            value -= mean.sums[i] * mean.sums[j] / mean.total;
+        }
+        value
     }
 }
 
@@ -335,6 +391,29 @@ mod tests {
             let mut b = product(Matrix::new(&matrix, n, n), Matrix::new(&x, n, 1));
             Cholesky::new(matrix, n).unwrap().solve(&mut b);
             assert!(x.iter().zip(&b).all(|(x, b)| (x - b).abs() < 1e-8), "{n}");
+        }
+    }
+
+    #[test]
+    fn the_means_of_groups_are_taken_out() {
+        let (n, groups) = (9, vec![0, 0, 2, 0, 3, 2, 3, 0, 2]);
+        let precision = Precision::grouped(positive_definite(n), groups.clone()).unwrap();
+        // Nothing is left of what is the same within each group.
+        let level = [4.0, 0.0, -1.0, 0.5];
+        let measured: Vec<f64> = groups.iter().map(|&group| level[group]).collect();
+        let (mean, alphas) = precision.apply(&measured);
+        assert!((mean - 4.0).abs() < 1e-10, "{mean}");
+        assert!(alphas.iter().all(|a| a.abs() < 1e-9), "{alphas:?}");
+        // The centred precision does the same at once, and leaves no sum over a group.
+        let measured: Vec<f64> = (0..n).map(|i| (i * i) as f64).collect();
+        let (_, alphas) = precision.apply(&measured);
+        for (i, alpha) in alphas.iter().enumerate() {
+            let row: Vec<f64> = (0..n).map(|j| precision.centred(i, j)).collect();
+            assert!((dot(&row, &measured) - alpha).abs() < 1e-9);
+        }
+        for group in [0, 2, 3] {
+            let members = alphas.iter().zip(&groups).filter(|(_, g)| **g == group);
+            assert!(members.map(|(a, _)| a).sum::<f64>().abs() < 1e-9);
         }
     }
 

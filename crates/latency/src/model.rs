@@ -214,6 +214,19 @@ pub enum FitError {
         /// The latency.
         millis: f64,
     },
+    /// A timed cell is none of an architecture that is fitted, or its latency is not a positive number.
+    #[error(
+        "cell {cell} of architecture {architecture} takes {millis} ms; it must be a cell of an architecture that is fitted, \
+         and its latency positive and finite"
+    )]
+    Cell {
+        /// Which architecture.
+        architecture: usize,
+        /// Which of its cells.
+        cell: usize,
+        /// Its latency.
+        millis: f64,
+    },
     /// A setting of the fit is out of its range.
     #[error("{name} is {value}; it must be {expected}")]
     Setting {

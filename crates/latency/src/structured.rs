@@ -15,6 +15,10 @@
 //! * **An ensemble.** Compilers differ in what they drop, so there are several *experts*, each with other
 //!   functions, each with the three kinds of noise. Their weights fall with their relative error
 //!   on architectures that are left out, one at a time, which a Gaussian process tells without another fit.
+//! * **Cells.** Where cells were timed on their own as well, each process is fitted to those and to networks together: a cell is what
+//!   the process says of a network whose other cells are as on average, but for a constant of each kind of cell, with a noise
+//!   of cells. So each half of a network is learnt by itself, and what is left of the interplay from networks. Errors on
+//!   architectures left out are those without their cells.
 //! * **Doubt.** How far the experts lie apart, and how noisy the data are, is the
 //!   [`spread`](LatencyModel::spread) of a prediction.
 //!
@@ -118,8 +122,10 @@ const EXPERTS: [&[usize]; 5] = [
 const MIN_ARCHITECTURES: usize = 8;
 /// Of more architectures than this, evenly chosen ones are used: the effort grows with the cube.
 pub const MAX_ARCHITECTURES: usize = 1500;
-/// The variances are learnt on as many architectures, evenly chosen, for the same reason.
-const VARIANCE_ARCHITECTURES: usize = 300;
+/// Timed cells are used as long as there are no more timings of architectures and cells together.
+pub const MAX_TIMED: usize = 1000;
+/// The variances are learnt on as many timings, those of evenly chosen architectures with their cells, for the same reason.
+const VARIANCE_TIMED: usize = 300;
 /// Steps of the fixed point at first, and after each reweighting.
 const STEPS: [usize; 2] = [40, 10];
 const REWEIGHTINGS: usize = 2;
@@ -131,8 +137,27 @@ const SELECTIVITY: f64 = 20.0;
 /// under the variances of all, in which a single one then hardly has a say.
 const MAX_FOLDED: usize = 300;
 const FOLDS: usize = 5;
-/// The variances of a fold are learnt on as many architectures.
-const FOLD_VARIANCE_ARCHITECTURES: usize = 150;
+/// The variances of a fold are learnt on as many timings.
+const FOLD_VARIANCE_TIMED: usize = 150;
+
+/// A cell of an architecture, timed on its own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TimedCell {
+    /// The place of its architecture among those that are fitted.
+    pub architecture: usize,
+    /// Which of the cells that a code describes.
+    pub cell: usize,
+    /// What it takes at all its positions in the network together, in milliseconds.
+    pub millis: f64,
+}
+
+/// The place of a timed cell.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    /// Its architecture, of those that the fit uses.
+    architecture: usize,
+    cell: usize,
+}
 
 /// A term, ready to be evaluated.
 struct Function {
@@ -141,14 +166,20 @@ struct Function {
     gates: Vec<usize>,
     means: Vec<f64>,
     scales: Vec<f64>,
-    /// The scaled features of the architectures, `n d`, and their squared lengths.
+    /// The scaled features of what was timed, `n d`, and their squared lengths.
     rows: Vec<f64>,
     squares: Vec<f64>,
 }
 
 impl Function {
     /// The function of a term; `None` if the space does not have its features.
-    fn new(features: &Features, (shape, groups): Term, values: &[Vec<f64>]) -> Option<Self> {
+    fn new(
+        topology: &Topology,
+        features: &Features,
+        (shape, groups): Term,
+        values: &[Vec<f64>],
+        cells: &[Row],
+    ) -> Option<Self> {
         let n = values.len() as f64;
         let (mut gates, mut means, mut scales) = (vec![], vec![], vec![]);
         for &group in groups {
@@ -184,11 +215,29 @@ impl Function {
             squares: vec![],
         };
         for values in values {
-            let row = function.scaled(values);
-            function.squares.push(dot(&row, &row));
-            function.rows.extend(row);
+            function.push(function.scaled(values));
+        }
+        let mut are_of = vec![vec![]; topology.n_cells];
+        for row in cells {
+            // Of a cell on its own all else is as on average, where features are 0.
+            let of_cell = &mut are_of[row.cell];
+            if of_cell.is_empty() {
+                let gates = function.gates.iter();
+                *of_cell = gates
+                    .map(|&gate| features.is_of_cell(topology, gate, row.cell))
+                    .collect();
+            }
+            let scaled = function.scaled(&values[row.architecture]).into_iter();
+            let scaled = scaled.zip(of_cell);
+            let scaled = scaled.map(|(u, is_of_cell)| if *is_of_cell { u } else { 0.0 });
+            function.push(scaled.collect());
         }
         Some(function)
+    }
+
+    fn push(&mut self, row: Vec<f64>) {
+        self.squares.push(dot(&row, &row));
+        self.rows.extend(row);
     }
 
     fn scaled(&self, values: &[f64]) -> Vec<f64> {
@@ -229,7 +278,7 @@ struct Expert {
     noise: f64,
     /// That part: its variance over the squared latency.
     relative_noise: f64,
-    /// The coefficient of each architecture.
+    /// The coefficient of each architecture, and of each timed cell.
     alphas: Vec<f64>,
     mean: f64,
     /// The mean relative error on architectures left out.
@@ -241,6 +290,7 @@ struct Expert {
 pub struct Structured {
     features: Features,
     codes: Vec<Vec<f32>>,
+    cells: Vec<Row>,
     functions: Vec<Function>,
     experts: Vec<Expert>,
     /// Of each function and expert, functions outermost: a linear one's weights, or another one's
@@ -277,6 +327,22 @@ impl Structured {
         codes: &[Vec<f32>],
         millis: &[f64],
     ) -> Result<(Self, LeftOut), FitError> {
+        Self::fit_with_cells(topology, codes, millis, &[])
+    }
+
+    /// [`fit_left_out`](Self::fit_left_out) of architectures of which some cells were timed on their own as well.
+    ///
+    /// A cell is left out together with its architecture. Cells are used as long as they and the architectures make no more than
+    /// [`MAX_TIMED`] timings together: beyond, evenly chosen architectures keep theirs.
+    ///
+    /// # Errors
+    /// As [`fit`](Self::fit).
+    pub fn fit_with_cells(
+        topology: &Topology,
+        codes: &[Vec<f32>],
+        millis: &[f64],
+        cells: &[TimedCell],
+    ) -> Result<(Self, LeftOut), FitError> {
         let code_len = check_data(codes, millis, MIN_ARCHITECTURES)?;
         if code_len != topology.code_len() {
             return Err(FitError::CodeLength {
@@ -288,17 +354,20 @@ impl Structured {
         let used = evenly(codes.len(), MAX_ARCHITECTURES);
         let all_codes = codes;
         let codes: Vec<Vec<f32>> = used.iter().map(|&index| codes[index].clone()).collect();
-        let millis: Vec<f64> = used.iter().map(|&index| millis[index]).collect();
+        let mut millis: Vec<f64> = used.iter().map(|&index| millis[index]).collect();
+        let floor = floor_of(&millis);
+        let (cells, of_cells) = use_cells(topology, cells, all_codes.len(), &used)?;
+        millis.extend(of_cells);
 
-        let (features, functions, views) = prepare(topology, &codes);
-        let trainer = Trainer::new(&functions, &millis);
+        let (features, functions, views) = prepare(topology, &codes, &cells);
+        let trainer = Trainer::new(&functions, codes.len(), &cells, millis);
         let (experts, mut left_out) = trainer.fit_all(&views)?;
         if codes.len() <= MAX_FOLDED {
             for fold in 0..FOLDS {
                 trainer.leave_out(&views, fold, &mut left_out)?;
             }
         }
-        let fitted = Self::assemble(features, codes, functions, experts, floor_of(&millis));
+        let fitted = Self::assemble(features, codes, cells, functions, experts, floor);
         // What is stored has the precision of the state; so has this one.
         let fitted = Self::from_state(topology, &fitted.state()).expect("a state of its own");
 
@@ -316,6 +385,7 @@ impl Structured {
     fn assemble(
         features: Features,
         codes: Vec<Vec<f32>>,
+        cells: Vec<Row>,
         functions: Vec<Function>,
         experts: Vec<Expert>,
         floor: f64,
@@ -353,6 +423,7 @@ impl Structured {
         Self {
             features,
             codes,
+            cells,
             functions,
             experts,
             coefficients,
@@ -368,7 +439,8 @@ impl Structured {
     }
 
     /// The candidates whose measurement would tell most about all of them, as indices, in the order of what they tell: each
-    /// takes most off the expected squared relative error that those before it leave, by the expert that counts most.
+    /// takes most off the expected squared relative error that those before it leave, by the expert that counts most. What timed
+    /// cells tell is not counted.
     ///
     /// # Errors
     /// If the covariance of the architectures cannot be inverted.
@@ -387,7 +459,8 @@ impl Structured {
         for (function, &variance) in self.functions.iter().zip(&expert.variances) {
             if variance > 0.0 {
                 let new = values.iter().flat_map(|values| function.scaled(values));
-                let rows: Vec<f64> = function.rows.iter().copied().chain(new).collect();
+                let known = &function.rows[..n_known * function.gates.len()];
+                let rows: Vec<f64> = known.iter().copied().chain(new).collect();
                 let gram = function.gram(&rows);
                 let pairs = covariance.iter_mut().zip(&gram);
                 pairs.for_each(|(sum, k)| *sum += variance * k);
@@ -410,7 +483,7 @@ impl Structured {
             .iter()
             .map(|code| noise(self.predict_millis(code)))
             .collect();
-        add_noise(&mut known, 1.0, &noises);
+        add_noise(&mut known, &noises);
         let factor = Cholesky::new(known, n_known).ok_or(FitError::Singular)?;
         // What is known explains of each candidate.
         let mut told: Vec<f64> = part(n_known, 0..n_known).collect();
@@ -480,11 +553,12 @@ impl Structured {
         (millis, grad_code)
     }
 
-    /// The numbers of the model: the `codes` of its architectures, of each expert `alphas` (with what 32 bits leave
-    /// of them in `alphas_rest`), `means`, `variances` (experts by functions), `noises`,
-    /// `relative_noises`, `weights` and `left_out_mapes`, and the `floor`.
+    /// The numbers of the model: the `codes` of its architectures, `cells` if some were timed (which architecture, which of its
+    /// cells), of each expert `alphas` of both (with what 32 bits leave of them in `alphas_rest`), `means`, `variances` (experts by
+    /// functions), `noises`, `relative_noises`, `weights` and `left_out_mapes`, and the `floor`.
     pub fn state(&self) -> State {
-        let (n, n_experts) = (self.codes.len(), self.experts.len());
+        let (n_codes, n_experts) = (self.codes.len(), self.experts.len());
+        let n = n_codes + self.cells.len();
         let per_expert = |of: &dyn Fn(&Expert) -> f64| {
             StateTensor::vector(self.experts.iter().map(|e| of(e) as f32).collect())
         };
@@ -495,11 +569,11 @@ impl Structured {
             .map(|(a, &high)| (a - f64::from(high)) as f32)
             .collect();
         let variances = self.experts.iter().flat_map(|e| &e.variances);
-        State::from(
+        let mut state = State::from(
             [
                 (
                     "codes",
-                    StateTensor::new(vec![n, self.features.code_len()], self.codes.concat()),
+                    StateTensor::new(vec![n_codes, self.features.code_len()], self.codes.concat()),
                 ),
                 ("alphas", StateTensor::new(vec![n_experts, n], high)),
                 ("alphas_rest", StateTensor::new(vec![n_experts, n], rest)),
@@ -518,7 +592,14 @@ impl Structured {
                 ("floor", StateTensor::scalar(self.floor as f32)),
             ]
             .map(|(name, tensor)| (name.to_owned(), tensor)),
-        )
+        );
+        if !self.cells.is_empty() {
+            let cells = self.cells.iter();
+            let cells = cells.flat_map(|row| [row.architecture as f32, row.cell as f32]);
+            let cells = StateTensor::new(vec![self.cells.len(), 2], cells.collect());
+            state.insert("cells".to_owned(), cells);
+        }
+        state
     }
 
     /// The model of a state, for codes of the space that it was fitted in.
@@ -531,9 +612,26 @@ impl Structured {
             Ok::<_, StateError>((tensor.expect_axes(name, axes)?, tensor.shape[0]))
         };
         let code_len = topology.code_len();
-        let (codes, n) = find("codes", &[None, Some(code_len)])?;
+        let (codes, n_codes) = find("codes", &[None, Some(code_len)])?;
         let codes: Vec<Vec<f32>> = codes.chunks_exact(code_len).map(<[f32]>::to_vec).collect();
-        let (features, functions, _) = prepare(topology, &codes);
+        let mut cells = Vec::new();
+        if state.contains_key("cells") {
+            for place in find("cells", &[None, Some(2)])?.0.chunks_exact(2) {
+                let [architecture, cell] = [(place[0], n_codes), (place[1], topology.n_cells)]
+                    .map(|(place, n)| (place >= 0.0 && place < n as f32).then_some(place as usize));
+                let (Some(architecture), Some(cell)) = (architecture, cell) else {
+                    return Err(StateError::Unfit {
+                        reason: format!(
+                            "there is no cell {} of architecture {}",
+                            place[1], place[0]
+                        ),
+                    });
+                };
+                cells.push(Row { architecture, cell });
+            }
+        }
+        let n = n_codes + cells.len();
+        let (features, functions, _) = prepare(topology, &codes, &cells);
         let (weights, n_experts) = find("weights", &[None])?;
         let one = [Some(n_experts)];
         let (means, _) = find("means", &one)?;
@@ -572,7 +670,9 @@ impl Structured {
                 weight: f64::from(weights[expert]),
             })
             .collect();
-        Ok(Self::assemble(features, codes, functions, experts, floor))
+        Ok(Self::assemble(
+            features, codes, cells, functions, experts, floor,
+        ))
     }
 }
 
@@ -623,14 +723,54 @@ fn evenly(n: usize, max: usize) -> Vec<usize> {
     (0..m).map(|index| index * n / m).collect()
 }
 
+/// The cells that a fit uses, by their places among the architectures used, and what they take.
+fn use_cells(
+    topology: &Topology,
+    cells: &[TimedCell],
+    n_all: usize,
+    used: &[usize],
+) -> Result<(Vec<Row>, Vec<f64>), FitError> {
+    let mut of_architecture = vec![vec![]; n_all];
+    for &timed in cells {
+        let TimedCell {
+            architecture,
+            cell,
+            millis,
+        } = timed;
+        let is_there = architecture < n_all && cell < topology.n_cells;
+        if !(is_there && millis > 0.0 && millis.is_finite()) {
+            return Err(FitError::Cell {
+                architecture,
+                cell,
+                millis,
+            });
+        }
+        of_architecture[architecture].push((cell, millis));
+    }
+    let timed: Vec<usize> = (0..used.len())
+        .filter(|&place| !of_architecture[used[place]].is_empty())
+        .collect();
+    let n_kept = MAX_TIMED.saturating_sub(used.len()) / topology.n_cells;
+    let kept = evenly(timed.len(), n_kept).into_iter().map(|i| timed[i]);
+    let rows = kept.flat_map(|architecture| {
+        let of_architecture = of_architecture[used[architecture]].iter();
+        of_architecture.map(move |&(cell, millis)| (Row { architecture, cell }, millis))
+    });
+    Ok(rows.unzip())
+}
+
 /// The features of a space, the functions that it has, and the functions of each expert.
-fn prepare(topology: &Topology, codes: &[Vec<f32>]) -> (Features, Vec<Function>, Vec<Vec<usize>>) {
+fn prepare(
+    topology: &Topology,
+    codes: &[Vec<f32>],
+    cells: &[Row],
+) -> (Features, Vec<Function>, Vec<Vec<usize>>) {
     let features = Features::new(topology);
     let values: Vec<Vec<f64>> = codes.iter().map(|code| features.values(code)).collect();
     let mut places = [None; TERMS.len()];
     let mut functions = Vec::new();
     for (term, place) in TERMS.into_iter().zip(&mut places) {
-        if let Some(function) = Function::new(&features, term, &values) {
+        if let Some(function) = Function::new(topology, &features, term, &values, cells) {
             *place = Some(functions.len());
             functions.push(function);
         }
@@ -690,11 +830,15 @@ fn weigh(experts: &mut [Expert]) {
 
 /// What the fits of all experts to the same architectures share.
 struct Trainer {
+    /// What each architecture and each cell took, architectures first.
     millis: Vec<f64>,
+    n_architectures: usize,
+    cells: Vec<Row>,
+    /// Of the latencies of architectures.
     variance: f64,
-    /// The kernel of each function between all architectures.
+    /// The kernel of each function between all of them.
     grams: Vec<Vec<f64>>,
-    /// The architectures that variances are learnt on.
+    /// Those that variances are learnt on.
     few: Vec<usize>,
 }
 
@@ -702,27 +846,89 @@ struct Trainer {
 struct Solution {
     mean: f64,
     alphas: Vec<f64>,
-    /// The diagonal of the precision, the mean taken out.
+    /// The diagonal of the precision, the means taken out.
     precisions: Vec<f64>,
+    /// The error on each architecture when it is left out with its cells.
+    errors: Vec<f64>,
 }
 
 impl Trainer {
-    fn new(functions: &[Function], millis: &[f64]) -> Self {
+    fn new(
+        functions: &[Function],
+        n_architectures: usize,
+        cells: &[Row],
+        millis: Vec<f64>,
+    ) -> Self {
         let grams = functions.iter().map(|f| f.gram(&f.rows)).collect();
-        Self::of(grams, millis.to_vec(), VARIANCE_ARCHITECTURES)
+        Self::of(
+            grams,
+            n_architectures,
+            cells.to_vec(),
+            millis,
+            VARIANCE_TIMED,
+        )
     }
 
-    fn of(grams: Vec<Vec<f64>>, millis: Vec<f64>, n_few: usize) -> Self {
-        let n = millis.len() as f64;
-        let mean = millis.iter().sum::<f64>() / n;
-        let variance = millis.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / n;
+    fn of(
+        grams: Vec<Vec<f64>>,
+        n_architectures: usize,
+        cells: Vec<Row>,
+        millis: Vec<f64>,
+        n_few: usize,
+    ) -> Self {
+        let n = n_architectures as f64;
+        let of_architectures = &millis[..n_architectures];
+        let mean = of_architectures.iter().sum::<f64>() / n;
+        let variance = of_architectures
+            .iter()
+            .map(|y| (y - mean).powi(2))
+            .sum::<f64>()
+            / n;
+        let mut few = evenly(n_architectures, n_few * n_architectures / millis.len());
+        let of_few = (n_architectures..).zip(&cells);
+        let of_few: Vec<usize> = of_few
+            .filter(|(_, row)| few.contains(&row.architecture))
+            .map(|(index, _)| index)
+            .collect();
+        few.extend(of_few);
         Self {
             // Latencies that are all the same are a model, too.
             variance: variance.max(1e-12 * mean * mean),
-            few: evenly(millis.len(), n_few),
+            few,
             grams,
+            n_architectures,
+            cells,
             millis,
         }
+    }
+
+    /// What the architectures took.
+    fn of_architectures(&self) -> &[f64] {
+        &self.millis[..self.n_architectures]
+    }
+
+    /// The group of a timing, whose mean it shares: architectures, and then each cell.
+    fn group(&self, index: usize) -> usize {
+        let cell = index.checked_sub(self.n_architectures);
+        cell.map_or(0, |place| 1 + self.cells[place].cell)
+    }
+
+    /// Which noise a timing has: that of architectures, or that of cells.
+    fn kind(&self, index: usize) -> usize {
+        usize::from(index >= self.n_architectures)
+    }
+
+    fn n_kinds(&self) -> usize {
+        1 + usize::from(!self.cells.is_empty())
+    }
+
+    /// The noise of each timing, given the variances and factors.
+    fn noises(&self, variances: &[f64], factors: &[f64]) -> Vec<f64> {
+        let of_kinds = &variances[variances.len() - self.n_kinds()..];
+        let factors = factors.iter().enumerate();
+        factors
+            .map(|(index, factor)| of_kinds[self.kind(index)] * factor)
+            .collect()
     }
 
     /// All experts with their weights, and what they say together of each architecture left out.
@@ -735,8 +941,8 @@ impl Trainer {
             }
         }
         weigh(&mut experts);
-        let floor = floor_of(&self.millis);
-        let together = (0..self.millis.len()).map(|place| {
+        let floor = floor_of(self.of_architectures());
+        let together = (0..self.n_architectures).map(|place| {
             let said: Vec<f64> = said.iter().map(|of_expert| of_expert[place]).collect();
             agree(&experts, floor, &said)
         });
@@ -752,15 +958,31 @@ impl Trainer {
         left_out: &mut [Said],
     ) -> Result<(), FitError> {
         let n = self.millis.len();
-        let (out, rest): (Vec<usize>, Vec<usize>) = (0..n).partition(|i| i % FOLDS == fold);
+        let architecture = |index: usize| {
+            let cell = index.checked_sub(self.n_architectures);
+            cell.map_or(index, |place| self.cells[place].architecture)
+        };
+        let (out, rest): (Vec<usize>, Vec<usize>) =
+            (0..n).partition(|&index| architecture(index) % FOLDS == fold);
+        let n_rest = rest.partition_point(|&index| index < self.n_architectures);
+        let cells = rest[n_rest..].iter().map(|&index| {
+            let row = self.cells[index - self.n_architectures];
+            let architecture = rest[..n_rest].binary_search(&row.architecture);
+            Row {
+                architecture: architecture.expect("a cell is left out with its architecture"),
+                ..row
+            }
+        });
+        let cells = cells.collect();
         let grams = self.grams.iter().map(|gram| {
             let rows = rest.iter().map(|&i| &gram[i * n..][..n]);
             rows.flat_map(|row| rest.iter().map(|&j| row[j])).collect()
         });
         let millis = rest.iter().map(|&i| self.millis[i]).collect();
-        let others = Self::of(grams.collect(), millis, FOLD_VARIANCE_ARCHITECTURES);
+        let grams = grams.collect();
+        let others = Self::of(grams, n_rest, cells, millis, FOLD_VARIANCE_TIMED);
         let (experts, _) = others.fit_all(views)?;
-        for i in out {
+        for i in out.into_iter().filter(|&i| i < self.n_architectures) {
             let said = experts.iter().map(|expert| {
                 let functions = self.grams.iter().zip(&expert.variances);
                 let functions = functions.filter(|(_, variance)| **variance > 0.0);
@@ -772,7 +994,7 @@ impl Trainer {
                 expert.mean + sums.sum::<f64>()
             });
             let said: Vec<f64> = said.collect();
-            left_out[i] = agree(&experts, floor_of(&others.millis), &said);
+            left_out[i] = agree(&experts, floor_of(others.of_architectures()), &said);
         }
         Ok(())
     }
@@ -783,7 +1005,7 @@ impl Trainer {
         let n = self.millis.len();
         let few = Learner::new(self, view);
         let mut variances = vec![self.variance / view.len() as f64; view.len()];
-        variances.push(0.1 * self.variance);
+        variances.resize(view.len() + self.n_kinds(), 0.1 * self.variance);
         few.learn(&mut variances, &vec![1.0; n], STEPS[0])?;
         let solution = self.solve(view, &variances, &vec![1.0; n])?;
         let reweighted =
@@ -795,8 +1017,9 @@ impl Trainer {
 
     /// The geometric mean of all latencies.
     fn typical(&self) -> f64 {
-        let logarithms = self.millis.iter().map(|y| y.ln()).sum::<f64>();
-        (logarithms / self.millis.len() as f64).exp()
+        let millis = self.of_architectures();
+        let logarithms = millis.iter().map(|y| y.ln()).sum::<f64>();
+        (logarithms / millis.len() as f64).exp()
     }
 
     /// Goes on from a solution: outliers are given more noise and, where there is a unit, every latency noise in
@@ -811,18 +1034,20 @@ impl Trainer {
     ) -> Result<(Expert, Vec<f64>), FitError> {
         let mut variances = variances.to_vec();
         let mut noise_factors = vec![1.0; self.millis.len()];
-        let floor = floor_of(&self.millis);
+        let (architectures, cells) = self.millis.split_at(self.n_architectures);
+        let floors = [floor_of(architectures), floor_of(cells)];
         let mut reweighted = None;
         for _ in 0..REWEIGHTINGS {
             let Solution {
                 alphas, precisions, ..
             } = reweighted.as_ref().unwrap_or(solution);
-            let noise = variances[view.len()];
             for (index, factor) in noise_factors.iter_mut().enumerate() {
+                let kind = self.kind(index);
+                let noise = variances[view.len() + kind];
                 let precision = precisions[index];
                 let error = alphas[index] / precision;
                 // What the others say of it.
-                let said = (self.millis[index] - error).max(floor);
+                let said = (self.millis[index] - error).max(floors[kind]);
                 let expected = unit_millis.map_or(1.0, |unit| (said / unit).powi(2));
                 // The variance of the error if the latency were no outlier.
                 let variance = (1.0 / precision - noise * *factor).max(0.0) + noise * expected;
@@ -850,15 +1075,47 @@ impl Trainer {
                 row.for_each(|(sum, k)| *sum += variance * k);
             }
         }
-        let noise = variances[view.len()];
-        add_noise(&mut covariance, noise, noise_factors);
-        let precision = Precision::new(covariance, n).ok_or(FitError::Singular)?;
+        add_noise(&mut covariance, &self.noises(variances, noise_factors));
+        let groups = (0..n).map(|index| self.group(index)).collect();
+        let precision = Precision::grouped(covariance, groups).ok_or(FitError::Singular)?;
         let (mean, alphas) = precision.apply(&self.millis);
+        let precisions: Vec<f64> = (0..n).map(|i| precision.centred(i, i)).collect();
+        let errors = self.errors(&precision, &alphas, &precisions)?;
         Ok(Solution {
             mean,
             alphas,
-            precisions: (0..n).map(|i| precision.centred(i, i)).collect(),
+            precisions,
+            errors,
         })
+    }
+
+    /// The error on each architecture left out with its cells: of one without cells its coefficient over its precision, of
+    /// others the same with a block of the precision.
+    fn errors(
+        &self,
+        precision: &Precision,
+        alphas: &[f64],
+        precisions: &[f64],
+    ) -> Result<Vec<f64>, FitError> {
+        let mut blocks: Vec<Vec<usize>> = (0..self.n_architectures).map(|i| vec![i]).collect();
+        for (index, row) in (self.n_architectures..).zip(&self.cells) {
+            blocks[row.architecture].push(index);
+        }
+        let error = |block: &Vec<usize>| {
+            let first = block[0];
+            if block.len() == 1 {
+                return Ok(alphas[first] / precisions[first]);
+            }
+            let pairs = block
+                .iter()
+                .flat_map(|&i| block.iter().map(move |&j| (i, j)));
+            let of_block = pairs.map(|(i, j)| precision.centred(i, j)).collect();
+            let factor = Cholesky::new(of_block, block.len()).ok_or(FitError::Singular)?;
+            let mut errors: Vec<f64> = block.iter().map(|&i| alphas[i]).collect();
+            factor.solve(&mut errors);
+            Ok(errors[0])
+        };
+        blocks.iter().map(error).collect()
     }
 
     fn expert(
@@ -872,12 +1129,8 @@ impl Trainer {
         for (&function, &variance) in view.iter().zip(variances) {
             all[function] = variance;
         }
-        // The error on an architecture left out is its coefficient over its precision.
-        let errors = solution.alphas.iter().zip(&solution.precisions);
-        let left_out: Vec<f64> = errors
-            .zip(&self.millis)
-            .map(|((a, p), y)| y - a / p)
-            .collect();
+        let errors = solution.errors.iter().zip(&self.millis);
+        let left_out: Vec<f64> = errors.map(|(error, y)| y - error).collect();
         let noise = variances[view.len()];
         let (noise, relative_noise) = match unit_millis {
             None => (noise, 0.0),
@@ -889,7 +1142,7 @@ impl Trainer {
             relative_noise,
             alphas: solution.alphas.clone(),
             mean: solution.mean,
-            left_out_mape: mape(&left_out, &self.millis),
+            left_out_mape: mape(&left_out, self.of_architectures()),
             weight: 0.0,
         };
         (expert, left_out)
@@ -898,8 +1151,9 @@ impl Trainer {
 
 /// Finds the variances of a view.
 struct Learner<'a> {
-    few: &'a [usize],
+    trainer: &'a Trainer,
     millis: Vec<f64>,
+    groups: Vec<usize>,
     /// The smallest variance that is told from none.
     least: f64,
     n_functions: usize,
@@ -918,25 +1172,30 @@ impl<'a> Learner<'a> {
             }
         }
         Self {
-            few,
+            trainer,
             millis: few.iter().map(|&i| trainer.millis[i]).collect(),
+            groups: few.iter().map(|&i| trainer.group(i)).collect(),
             least: 1e-9 * trainer.variance,
             n_functions: view.len(),
             triangles,
         }
     }
 
-    /// Moves the variances, the noise's last, towards the most likely ones. The factors are those of all
-    /// architectures.
+    /// Moves the variances, those of the noises last, towards the most likely ones. The factors are those of all
+    /// timings.
     fn learn(
         &self,
         variances: &mut [f64],
         noise_factors: &[f64],
         n_steps: usize,
     ) -> Result<(), FitError> {
-        let n = self.few.len();
+        let few = &self.trainer.few;
+        let n = few.len();
         let n_pairs = n * (n + 1) / 2;
-        let factors: Vec<f64> = self.few.iter().map(|&i| noise_factors[i]).collect();
+        let mut of_kinds = vec![vec![0.0; n]; self.trainer.n_kinds()];
+        for (place, &index) in few.iter().enumerate() {
+            of_kinds[self.trainer.kind(index)][place] = noise_factors[index];
+        }
         let triangles = Matrix::new(&self.triangles, self.n_functions, n_pairs);
         for _ in 0..n_steps {
             let weights = Matrix::new(&variances[..self.n_functions], 1, self.n_functions);
@@ -947,8 +1206,14 @@ impl<'a> Learner<'a> {
                 row[..=i].copy_from_slice(&rest[..=i]);
                 rest = &rest[i + 1..];
             }
-            add_noise(&mut covariance, variances[self.n_functions], &factors);
-            let precision = Precision::new(covariance, n).ok_or(FitError::Singular)?;
+            let mut noises = vec![0.0; n];
+            for (factors, variance) in of_kinds.iter().zip(&variances[self.n_functions..]) {
+                let factors = noises.iter_mut().zip(factors);
+                factors.for_each(|(noise, factor)| *noise += variance * factor);
+            }
+            add_noise(&mut covariance, &noises);
+            let precision = Precision::grouped(covariance, self.groups.clone());
+            let precision = precision.ok_or(FitError::Singular)?;
             let (_, alphas) = precision.apply(&self.millis);
             // Of each function αᵀ K α, the data's side, and the trace of (precision K), the model's.
             let mut sides = Vec::with_capacity(2 * n_pairs);
@@ -972,24 +1237,26 @@ impl<'a> Learner<'a> {
             for (side, variance) in sides.chunks_exact(2).zip(&mut *variances) {
                 update(variance, side[0], side[1]);
             }
-            let (mut data, mut model) = (0.0, 0.0);
-            for i in 0..n {
-                data += factors[i] * alphas[i] * alphas[i];
-                model += factors[i] * precision.centred(i, i);
+            for (factors, variance) in of_kinds.iter().zip(&mut variances[self.n_functions..]) {
+                let (mut data, mut model) = (0.0, 0.0);
+                for i in 0..n {
+                    data += factors[i] * alphas[i] * alphas[i];
+                    model += factors[i] * precision.centred(i, i);
+                }
+                update(variance, data, model);
             }
-            update(&mut variances[self.n_functions], data, model);
         }
         Ok(())
     }
 }
 
-/// Adds the noise of each architecture to a covariance, and as much as keeps its factor exact.
-fn add_noise(covariance: &mut [f64], noise: f64, factors: &[f64]) {
-    let n = factors.len();
+/// Adds the noise of each timing to a covariance, and as much as keeps its factor exact.
+fn add_noise(covariance: &mut [f64], noises: &[f64]) {
+    let n = noises.len();
     let trace: f64 = covariance.iter().step_by(n + 1).sum();
     let jitter = 1e-10 * trace / n as f64;
-    for (c, factor) in covariance.iter_mut().step_by(n + 1).zip(factors) {
-        *c += noise * factor + jitter;
+    for (c, noise) in covariance.iter_mut().step_by(n + 1).zip(noises) {
+        *c += noise + jitter;
     }
 }
 
@@ -1089,10 +1356,11 @@ mod tests {
     fn check_gradients(model: &Structured) {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         for _ in 0..5 {
-            let code: Vec<f32> = (0..30).map(|_| rng.random_range(0.05..0.4)).collect();
+            let code_len = model.code_len();
+            let code: Vec<f32> = (0..code_len).map(|_| rng.random_range(0.05..0.4)).collect();
             let (value, grad) = model.gradient(&code);
             assert!((value - model.predict_millis(&code)).abs() < 1e-9 * value);
-            for index in 0..30 {
+            for index in 0..code_len {
                 let step = 1.0 / 128.0;
                 let [low, high] = [-step, step].map(|step| {
                     let mut code = code.clone();
@@ -1112,8 +1380,8 @@ mod tests {
     #[test]
     fn leaving_out_by_precision_is_leaving_out_for_real() {
         let (codes, millis) = measure(24, 0.05);
-        let (_, functions, views) = prepare(&Topology::nas_bench_201(), &codes);
-        let trainer = Trainer::new(&functions, &millis);
+        let (_, functions, views) = prepare(&Topology::nas_bench_201(), &codes, &[]);
+        let trainer = Trainer::new(&functions, 24, &[], millis);
         let view = views.last().unwrap();
         let [(expert, left_out), ..] = trainer.fit(view).unwrap();
         let mut variances: Vec<f64> = view.iter().map(|&f| expert.variances[f]).collect();
@@ -1161,6 +1429,182 @@ mod tests {
             })
             .count();
         assert!((820..970).contains(&n_covered), "{n_covered}");
+    }
+
+    /// DARTS networks and their cells: what a cell takes grows faster than the work of its edges, and measuring adds noise.
+    fn networks(n: usize) -> (Vec<Vec<f32>>, Vec<f64>, Vec<TimedCell>) {
+        let mut rng = ChaCha8Rng::seed_from_u64(21);
+        let space = space::SearchSpace::darts();
+        let (mut codes, mut millis, mut cells) = (vec![], vec![], vec![]);
+        for architecture in 0..n {
+            let code = space.encode(&space.sample(&mut rng));
+            let mut sum = 5.0;
+            for (cell, half) in code.chunks_exact(112).enumerate() {
+                let edges = half.chunks_exact(8).enumerate();
+                let work: f64 = edges
+                    .map(|(edge, kept)| {
+                        let costs = [0.0, 0.3, 0.4, 0.1, 2.0, 3.0, 1.0, 1.6];
+                        let kept = kept.iter().zip(costs).map(|(k, c)| f64::from(*k) * c);
+                        (1.0 + 0.03 * edge as f64) * kept.sum::<f64>()
+                    })
+                    .sum();
+                let took = 0.5 * work + 0.03 * work * work;
+                sum += took;
+                let normal: f64 = StandardNormal.sample(&mut rng);
+                cells.push(TimedCell {
+                    architecture,
+                    cell,
+                    millis: 0.9 * took + 0.5 + 0.05 * normal,
+                });
+            }
+            let normal: f64 = StandardNormal.sample(&mut rng);
+            codes.push(code);
+            millis.push(sum + 0.1 * normal);
+        }
+        (codes, millis, cells)
+    }
+
+    #[test]
+    fn timed_cells_tell_of_networks() {
+        let (codes, millis, cells) = networks(240);
+        let topology = Topology::darts();
+        let error = |cells: &[TimedCell]| {
+            let fitted =
+                Structured::fit_with_cells(&topology, &codes[..40], &millis[..40], cells).unwrap();
+            let said: Vec<f64> = codes[40..]
+                .iter()
+                .map(|code| fitted.0.predict_millis(code))
+                .collect();
+            let said_of_left_out = mape(&fitted.1.predicted, &millis[..40]);
+            (mape(&said, &millis[40..]), said_of_left_out)
+        };
+        let (alone, _) = error(&[]);
+        let (together, left_out) = error(&cells[..80]);
+        assert!(together < 0.75 * alone, "{together} {alone}");
+        // Left out with its cells, a network is as hard to predict as a new one.
+        assert!(
+            left_out > 0.8 * together && left_out < 2.0 * together,
+            "{left_out} {together}"
+        );
+    }
+
+    #[test]
+    fn what_is_said_of_a_network_left_out_owes_nothing_to_its_cells() {
+        let (codes, millis, mut cells) = networks(30);
+        let topology = Topology::darts();
+        let fit = |cells: &[TimedCell]| {
+            let fitted = Structured::fit_with_cells(&topology, &codes, &millis, cells);
+            fitted.unwrap().1
+        };
+        let before = fit(&cells);
+        for timed in cells.iter_mut().filter(|timed| timed.architecture == 3) {
+            timed.millis *= 3.0;
+        }
+        let after = fit(&cells);
+        let is_same = |i: usize| {
+            (before.predicted[i], before.spread[i]) == (after.predicted[i], after.spread[i])
+        };
+        assert!((3..30).step_by(FOLDS).all(is_same));
+        assert!((0..30).any(|i| !is_same(i)));
+    }
+
+    #[test]
+    fn leaving_out_a_block_of_the_precision_is_leaving_out_for_real() {
+        let (codes, mut millis, timed) = networks(20);
+        let topology = Topology::darts();
+        // Some have both cells timed, some one, some none.
+        let timed: Vec<TimedCell> = timed.into_iter().filter(|t| t.architecture < 15).collect();
+        let used: Vec<usize> = (0..20).collect();
+        let (cells, of_cells) = use_cells(&topology, &timed[..25], 20, &used).unwrap();
+        millis.extend(of_cells);
+        let (_, functions, views) = prepare(&topology, &codes, &cells);
+        let trainer = Trainer::new(&functions, 20, &cells, millis);
+        let view = views.last().unwrap();
+        let [(expert, left_out), ..] = trainer.fit(view).unwrap();
+        let mut variances: Vec<f64> = view.iter().map(|&f| expert.variances[f]).collect();
+        // Any noise of cells will do.
+        let noises = [expert.noise, 0.7 * expert.noise];
+        variances.extend(noises);
+        let whole = trainer.solve(view, &variances, &[1.0; 45]).unwrap();
+        assert_eq!(left_out.len(), 20);
+        for out in [2, 12, 17] {
+            // The same process, with so much noise on the network and its cells that they say nothing.
+            let mut factors = vec![1.0; 45];
+            let own = (20..45).filter(|&i| cells[i - 20].architecture == out);
+            for index in own.chain([out]) {
+                factors[index] = 1e9 * trainer.variance / noises[trainer.kind(index)];
+            }
+            let solution = trainer.solve(view, &variances, &factors).unwrap();
+            let of_function = |&f: &usize| {
+                let row = &trainer.grams[f][out * 45..][..45];
+                expert.variances[f] * dot(row, &solution.alphas)
+            };
+            let said = solution.mean + view.iter().map(of_function).sum::<f64>();
+            let left_out = trainer.millis[out] - whole.errors[out];
+            assert!((said - left_out).abs() < 1e-4 * said, "{said} {left_out}");
+        }
+    }
+
+    #[test]
+    fn cells_have_their_part_in_state_and_gradient() {
+        let (codes, millis, cells) = networks(30);
+        let topology = Topology::darts();
+        let fitted = Structured::fit_with_cells(&topology, &codes, &millis, &cells[..50]);
+        let (model, _) = fitted.unwrap();
+        let state = model.state();
+        assert_eq!(state["cells"].shape, [50, 2]);
+        let again = Structured::from_state(&topology, &state).unwrap();
+        for code in &codes[..5] {
+            assert_eq!(model.gradient(code), again.gradient(code));
+            assert_eq!(model.spread(code), again.spread(code));
+        }
+        assert_eq!(state, again.state());
+        let broken = |cell: [f32; 2]| {
+            let mut state = state.clone();
+            state.get_mut("cells").unwrap().values[..2].copy_from_slice(&cell);
+            let error = Structured::from_state(&topology, &state).err();
+            error.unwrap().to_string()
+        };
+        for cell in [[30.0, 0.0], [0.0, 2.0], [-1.0, 0.0]] {
+            let [architecture, cell] = cell;
+            assert_eq!(
+                broken([architecture, cell]),
+                format!(
+                    "the numbers make no model: there is no cell {cell} of architecture {architecture}"
+                )
+            );
+        }
+        check_gradients(&model);
+        // Which networks to time next is asked of networks alone.
+        assert_eq!(model.choose(&codes[..9], 3).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn cells_are_used_while_they_are_few() {
+        let topology = Topology::darts();
+        let timed = |architecture, cell| TimedCell {
+            architecture,
+            cell,
+            millis: 1.0 + architecture as f64,
+        };
+        let all: Vec<TimedCell> = (0..900).flat_map(|i| [timed(i, 0), timed(i, 1)]).collect();
+        let used: Vec<usize> = (0..900).collect();
+        let (rows, millis) = use_cells(&topology, &all, 900, &used).unwrap();
+        assert_eq!((rows.len(), millis.len()), (100, 100));
+        assert!(
+            rows.iter()
+                .zip(&millis)
+                .all(|(row, y)| 1.0 + row.architecture as f64 == *y)
+        );
+        // Places are among the architectures that are used.
+        let (rows, millis) = use_cells(&topology, &all, 900, &[0, 4, 8]).unwrap();
+        assert_eq!((rows.last().unwrap().architecture, millis[5]), (2, 9.0));
+        let refused = use_cells(&topology, &[timed(3, 2)], 900, &used).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "cell 2 of architecture 3 takes 4 ms; it must be a cell of an architecture that is fitted, and its latency \
+             positive and finite"
+        );
     }
 
     #[test]

@@ -347,9 +347,9 @@ impl LatencyModel for Transferred {
         let shared = product(rows, Matrix::new(&features, features.len(), 1));
         let weights = self.precision.times(&shared);
         // The mean latency is not known either.
-        let unknown = 1.0 - dot(&self.precision.sums, &shared);
+        let unknown = 1.0 - dot(&self.precision.mean().sums, &shared);
         let variance = dot(&features, &features) - dot(&shared, &weights)
-            + unknown * unknown / self.precision.total
+            + unknown * unknown / self.precision.mean().total
             + NOISE;
         let millis = self.mean + dot(&self.slopes, &features);
         relative(self.variance * variance, positive(millis, self.floor).0)

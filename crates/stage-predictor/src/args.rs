@@ -78,6 +78,10 @@ pub(crate) struct TableArgs {
     /// The column of the cost
     #[arg(long, value_name = "COLUMN", default_value = "latency_median_millis")]
     target: String,
+    /// Cells of its architectures, timed on their own, that the structured model is fitted to as well: the cells.parquet
+    /// beside the samples.parquet of a latency data set
+    #[arg(long, value_name = "FILE")]
+    cells: Option<PathBuf>,
     /// How many rows to fit, drawn with the seed [default: 80 % in a bench, all in a fit]
     #[arg(long, value_name = "N")]
     train: Option<usize>,
@@ -105,7 +109,7 @@ pub(crate) struct TableArgs {
 #[derive(clap::Args)]
 pub(crate) struct FitArgs {
     /// The stage's config, a TOML file: fits a latency data set into the store, as run does
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "cells")]
     config: Option<PathBuf>,
     /// With --config: where artifacts are kept
     #[arg(long, value_name = "DIR", default_value = "data/artifacts")]
@@ -150,6 +154,7 @@ impl TableArgs {
         let result = run(&BenchConfig {
             data: &self.data,
             topology: &self.space,
+            cells: self.cells.as_deref(),
             target: &self.target,
             n_train: self.train,
             seed: self.seed,

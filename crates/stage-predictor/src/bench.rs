@@ -3,19 +3,21 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use artifact::CostTable;
+use artifact::{CellSample, CostTable, LatencyDataset};
 use latency::{Conformal, Figures, LatencyModel, MlpConfig, Ridge, Structured, Transfer};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
-use space::Topology;
+use space::{CellKind, Genotype, SearchSpace, Topology};
 
 use crate::Error;
 use crate::candidates::{self, Candidate};
+use crate::cells::Cells;
 use crate::config::Model;
 
 /// What a model is to be fitted on, and judged by.
@@ -25,6 +27,8 @@ pub struct BenchConfig<'a> {
     pub data: &'a Path,
     /// The space of its architectures.
     pub topology: &'a Topology,
+    /// The cells of its architectures, timed on their own: the `cells.parquet` of a latency data set.
+    pub cells: Option<&'a Path>,
     /// The column of the cost.
     pub target: &'a str,
     /// How many architectures to fit, drawn with the seed; all if `None`.
@@ -374,6 +378,7 @@ fn fit_on(
         &Ridge::L2_GRID,
         &train.codes,
         &train.costs,
+        &train.cells.of(train.rows.iter().copied()),
         || {},
     )?;
     let (chosen, reason) = candidates::choose(&candidates, config.model, &train.costs);
@@ -382,10 +387,34 @@ fn fit_on(
     Ok((candidates, chosen.expect("one of them"), reason))
 }
 
+/// The timed cells of a file, each of the architecture of DARTS whose code stands in its row.
+fn read_cells(file: &Path, codes: &[Vec<f32>]) -> Result<Vec<CellSample>, Error> {
+    let space = SearchSpace::darts();
+    let cells = LatencyDataset::read_cells(file)?;
+    let stranger = cells.iter().find(|sample| {
+        let [normal, reduction] = [sample.cell.clone(), sample.cell.clone()];
+        let code = space.encode(&Genotype { normal, reduction });
+        let half = code.len() / CellKind::ALL.len();
+        let half = sample.kind.index() * half..(sample.kind.index() + 1) * half;
+        let row = codes.get(sample.sample_index as usize);
+        row.and_then(|row| row.get(half.clone())) != Some(&code[half])
+    });
+    match stranger {
+        Some(sample) => Err(Error::OtherCells {
+            file: file.to_owned(),
+            row: sample.sample_index,
+        }),
+        None => Ok(cells),
+    }
+}
+
 /// Architectures and what they cost.
 pub(crate) struct Rows {
     pub(crate) codes: Vec<Vec<f32>>,
     pub(crate) costs: Vec<f64>,
+    /// Their rows in the table.
+    rows: Vec<usize>,
+    cells: Rc<Cells>,
 }
 
 impl Rows {
@@ -393,14 +422,22 @@ impl Rows {
     fn read(config: &BenchConfig<'_>) -> Result<Self, Error> {
         let table = CostTable::read_parquet(config.data, config.topology)?;
         let costs = table.costs(config.target)?;
-        let (codes, costs) = table
-            .codes()
-            .iter()
-            .zip(costs)
-            .filter_map(|(code, cost)| Some((code.clone(), cost?)))
+        let cells = match config.cells {
+            Some(file) => Cells::new(&read_cells(file, table.codes())?),
+            None => Cells::default(),
+        };
+        let (rows, costs): (Vec<usize>, Vec<f64>) = costs
+            .into_iter()
+            .enumerate()
+            .filter_map(|(row, cost)| Some((row, cost?)))
             .filter(|(_, cost)| config.min_value.is_none_or(|least| *cost >= least))
             .unzip();
-        Ok(Self { codes, costs })
+        Ok(Self {
+            codes: rows.iter().map(|&row| table.codes()[row].clone()).collect(),
+            costs,
+            rows,
+            cells: Rc::new(cells),
+        })
     }
 
     /// `n` rows drawn with the seed, or the first ones, and the others.
@@ -421,6 +458,8 @@ impl Rows {
         Self {
             codes: indices.iter().map(|&i| self.codes[i].clone()).collect(),
             costs: indices.iter().map(|&i| self.costs[i]).collect(),
+            rows: indices.iter().map(|&i| self.rows[i]).collect(),
+            cells: self.cells.clone(),
         }
     }
 
@@ -430,7 +469,7 @@ impl Rows {
         let mut rest = self.order(config);
         let mut chosen: Vec<usize> = rest.drain(..n.min(FIRST_ROUND)).collect();
         while chosen.len() < n {
-            let Self { codes, costs } = self.part(&chosen);
+            let Self { codes, costs, .. } = self.part(&chosen);
             let model = Structured::fit(config.topology, &codes, &costs)?;
             let n_drawn = (ROUND / 2).min(n - chosen.len());
             chosen.extend(rest.drain(..n_drawn));

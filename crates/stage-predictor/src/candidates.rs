@@ -5,7 +5,7 @@ use std::time::Instant;
 use artifact::{FloatTensor, FloatTensors};
 use latency::{
     Conformal, FitError, LatencyModel, LeftOut, Mlp, MlpConfig, Ridge, State, StateTensor,
-    Structured, mape,
+    Structured, TimedCell, mape,
 };
 use space::Topology;
 
@@ -66,7 +66,12 @@ pub(crate) fn coverage_90(
     n_covered as f64 / measured.len() as f64
 }
 
-/// Fits the structured model, the regressor and the additive ridge, in this order, or the only one that is asked for.
+/// Fits the structured model, the regressor and the additive ridge, in this order, or the only one that is asked for. The
+/// structured model makes use of timed cells, too.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what each of three models is fitted to"
+)]
 pub(crate) fn fit_all(
     asked: Model,
     topology: &Topology,
@@ -74,6 +79,7 @@ pub(crate) fn fit_all(
     l2: &[f64],
     codes: &[Vec<f32>],
     millis: &[f64],
+    cells: &[TimedCell],
     mut fitted: impl FnMut(),
 ) -> Result<Vec<Candidate>, FitError> {
     let mut candidates = Vec::new();
@@ -85,7 +91,7 @@ pub(crate) fn fit_all(
             Model::Structured => Candidate::fit(
                 kind,
                 millis,
-                || Structured::fit_left_out(topology, codes, millis),
+                || Structured::fit_with_cells(topology, codes, millis, cells),
                 Structured::state,
             )?,
             Model::Mlp => Candidate::fit(

@@ -6,10 +6,11 @@
 //! the noise floor: the error that a perfect model would still have, from architectures that were timed
 //! twice. The models that are stored are the models that were judged; they are not fitted again on all
 //! architectures, so that the figures are theirs. Architectures whose timing was disturbed take no
-//! part. Found networks whose latency was measured (`--more`) are fitted with the rest. The same data set, config and seed give the same bytes.
+//! part. Where cells were timed on their own, the structured model is fitted to those of the training architectures as well. Found networks whose latency was measured (`--more`) are fitted with the rest. The same data set, config and seed give the same bytes.
 
 mod bench;
 mod candidates;
+mod cells;
 mod config;
 mod split;
 mod table;
@@ -27,6 +28,7 @@ use space::{Genotype, SearchSpace, Topology};
 
 pub use crate::bench::{BenchConfig, BenchResult, TransferConfig, bench, fit, transfer};
 use crate::candidates::Candidate;
+use crate::cells::Cells;
 pub use crate::config::{Config, MlpSettings, Model, RidgeSettings};
 use crate::split::{Split, split};
 pub use crate::transfer::{SourceModels, choose, run_transfer};
@@ -91,19 +93,23 @@ impl Inputs {
 }
 
 impl Inputs {
-    /// The undisturbed architectures with what they cost, and how many are left out.
+    /// The undisturbed architectures with what they cost and their row, and how many are left out.
     fn undisturbed(
         self,
         metric: Metric,
         needed: usize,
-    ) -> Result<(Vec<(LatencySample, f64)>, usize), Error> {
+    ) -> Result<(Vec<Architecture>, usize), Error> {
         let n_all = self.dataset.samples.len();
-        let samples = self.dataset.samples.into_iter();
-        let samples: Vec<LatencySample> = samples.filter(|sample| !sample.disturbed).collect();
+        let samples = self.dataset.samples.into_iter().enumerate();
+        let samples: Vec<(usize, LatencySample)> =
+            samples.filter(|(_, sample)| !sample.disturbed).collect();
         let n_disturbed = n_all - samples.len();
         let samples = samples.into_iter();
-        let samples: Vec<(LatencySample, f64)> = samples
-            .filter_map(|sample| metric.of(&sample).map(|cost| (sample, cost)))
+        let samples: Vec<Architecture> = samples
+            .filter_map(|(row, sample)| {
+                let cost = metric.of(&sample)?;
+                Some(Architecture { row, sample, cost })
+            })
             .collect();
         if samples.is_empty() && n_all > n_disturbed {
             return Err(Error::NotMeasured { metric });
@@ -119,6 +125,14 @@ impl Inputs {
     }
 }
 
+/// An architecture that takes part.
+struct Architecture {
+    /// Its row in the data set.
+    row: usize,
+    sample: LatencySample,
+    cost: f64,
+}
+
 /// Fits all models, chooses one, and judges them.
 ///
 /// # Errors
@@ -132,9 +146,13 @@ pub fn run(
     config.check()?;
     let settings = inputs.dataset.settings.clone();
     let more = std::mem::take(&mut inputs.more);
+    let cells = match config.metric {
+        Metric::Latency => Cells::new(&inputs.dataset.cells),
+        _ => Cells::default(),
+    };
     let (samples, n_disturbed) = inputs.undisturbed(config.metric, MIN_ARCHITECTURES)?;
 
-    let genotypes: Vec<&Genotype> = samples.iter().map(|(s, _)| &s.genotype).collect();
+    let genotypes: Vec<&Genotype> = samples.iter().map(|a| &a.sample.genotype).collect();
     let Split { train, held_out } = split(&genotypes, config.held_out, config.seed);
     if train.is_empty() {
         return Err(Error::NothingToFit {
@@ -145,7 +163,7 @@ pub fn run(
     let part = |indices: &[usize]| -> (Vec<Vec<f32>>, Vec<f64>) {
         let samples = indices.iter().map(|&index| &samples[index]);
         samples
-            .map(|(sample, cost)| (space.encode(&sample.genotype), *cost))
+            .map(|a| (space.encode(&a.sample.genotype), a.cost))
             .unzip()
     };
     let (mut train_codes, mut train_millis) = part(&train);
@@ -156,6 +174,7 @@ pub fn run(
         }
     }
     let (held_out_codes, measured) = part(&held_out);
+    let train_cells = cells.of(train.iter().map(|&index| samples[index].row));
 
     let bar = context.progress.bar("fitting models", 3);
     let candidates = candidates::fit_all(
@@ -165,6 +184,7 @@ pub fn run(
         &config.ridge.l2,
         &train_codes,
         &train_millis,
+        &train_cells,
         || bar.inc(1),
     )?;
     bar.finish();
@@ -240,12 +260,12 @@ pub fn run(
 }
 
 /// What architectures cost that were measured twice: of other metrics than latency, none.
-fn timed_twice(metric: Metric, samples: &[(LatencySample, f64)]) -> Vec<(f64, f64)> {
+fn timed_twice(metric: Metric, samples: &[Architecture]) -> Vec<(f64, f64)> {
     if metric != Metric::Latency {
         return Vec::new();
     }
     let pairs = samples.iter();
-    let pairs = pairs.filter_map(|(sample, cost)| Some((*cost, sample.repeat_median_millis?)));
+    let pairs = pairs.filter_map(|a| Some((a.cost, a.sample.repeat_median_millis?)));
     pairs.collect()
 }
 
@@ -350,6 +370,17 @@ pub enum Error {
         /// Rows with a cost.
         found: usize,
     },
+    /// Timed cells are not those of the architectures of a table.
+    #[error(
+        "{file} holds a cell of the architecture in row {row} which is none of the table's in that row; give the cells.parquet \
+         beside the table"
+    )]
+    OtherCells {
+        /// The file of the cells.
+        file: PathBuf,
+        /// The row of the table.
+        row: u32,
+    },
     /// The data set does not hold what is to be modelled.
     #[error(
         "the data set holds no {metric}; profile with metrics = [\"{metric}\"] in profile.toml, or model another metric"
@@ -381,6 +412,7 @@ impl StageError for Error {
             Self::TooFew { .. }
             | Self::Source { .. }
             | Self::NotMeasured { .. }
+            | Self::OtherCells { .. }
             | Self::OtherSettings { .. } => ExitCode::Input,
             Self::Fit(error) => match error {
                 FitError::Setting { .. } => ExitCode::Usage,
@@ -389,7 +421,8 @@ impl StageError for Error {
                 | FitError::Unpaired { .. }
                 | FitError::CodeLength { .. }
                 | FitError::Code { .. }
-                | FitError::Latency { .. } => ExitCode::Input,
+                | FitError::Latency { .. }
+                | FitError::Cell { .. } => ExitCode::Input,
             },
         }
     }

@@ -111,7 +111,7 @@ pub fn run_transfer(
     let space = SearchSpace::darts();
     let (codes, millis): (Vec<Vec<f32>>, Vec<f64>) = samples
         .iter()
-        .map(|(sample, cost)| (space.encode(&sample.genotype), *cost))
+        .map(|a| (space.encode(&a.sample.genotype), a.cost))
         .unzip();
     let transfer = Arc::new(sources.transfer(&pool(config.seed).1)?);
     let (model, left_out) = transfer.fit(&codes, &millis)?;

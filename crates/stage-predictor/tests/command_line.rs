@@ -9,8 +9,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Metric, Opened, Store,
-    open, stage,
+    CellSample, Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Metric,
+    Opened, Store, open, stage,
 };
 use latency::{LatencyModel, Mlp, Ridge, State, StateTensor, Structured, Transferred};
 use parquet::arrow::ArrowWriter;
@@ -139,23 +139,27 @@ fn answer(command: &mut Command) -> Answer {
     }
 }
 
+/// What a primitive takes, in milliseconds.
+fn cost(primitive: Primitive) -> f64 {
+    match primitive {
+        Primitive::SepConv5x5 => 0.21,
+        Primitive::SepConv3x3 => 0.15,
+        Primitive::DilConv5x5 => 0.13,
+        Primitive::DilConv3x3 => 0.09,
+        Primitive::MaxPool3x3 | Primitive::AvgPool3x3 => 0.03,
+        Primitive::SkipConnect | Primitive::None => 0.01,
+    }
+}
+
 /// An additive law with 1 % of noise. Row 5 is disturbed and ten times as slow; the first twelve are timed
 /// twice.
 fn dataset(n: usize) -> LatencyDataset {
     let law = |genotype: &Genotype| {
-        let millis = |primitive| match primitive {
-            Primitive::SepConv5x5 => 0.21,
-            Primitive::SepConv3x3 => 0.15,
-            Primitive::DilConv5x5 => 0.13,
-            Primitive::DilConv3x3 => 0.09,
-            Primitive::MaxPool3x3 | Primitive::AvgPool3x3 => 0.03,
-            Primitive::SkipConnect | Primitive::None => 0.01,
-        };
         let genes = CellKind::ALL.map(|kind| genotype.cell(kind).genes());
         0.6 + genes
             .into_iter()
             .flatten()
-            .map(|(_, gene)| millis(gene.primitive))
+            .map(|(_, gene)| cost(gene.primitive))
             .sum::<f64>()
     };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
@@ -624,6 +628,106 @@ fn a_few_timings_and_the_model_of_another_device_make_a_model() {
 
 fn source_model(model: &LatencyModelArtifact) -> Structured {
     Structured::from_state(&Topology::darts(), &state(model, "structured/")).unwrap()
+}
+
+/// The cells of a data set, timed on their own at two positions, the second of which a network has twice: a law of their own
+/// latencies.
+fn cells(dataset: &LatencyDataset) -> Vec<CellSample> {
+    let of = |(row, sample): (usize, &LatencySample)| {
+        let cells = CellKind::ALL.map(|kind| (kind, sample.genotype.cell(kind).clone()));
+        let row = u32::try_from(row).unwrap();
+        cells.into_iter().flat_map(move |(kind, cell)| {
+            let millis: f64 = cell.genes().map(|(_, gene)| cost(gene.primitive)).sum();
+            [(14, 1, 0.4), (7, 2, 0.3)].map(|(size, n_uses, share)| CellSample {
+                sample_index: row,
+                kind,
+                cell: cell.clone(),
+                reduction_prev: false,
+                channels_prev_prev: 16,
+                channels_prev: 16,
+                channels: 16,
+                size_prev_prev: size,
+                size_prev: size,
+                n_uses,
+                median_millis: share * millis,
+                p10_millis: share * millis,
+                p90_millis: share * millis,
+                n_repeats: 15,
+                anchor_ratio: 1.0,
+            })
+        })
+    };
+    dataset.samples.iter().enumerate().flat_map(of).collect()
+}
+
+#[test]
+fn timed_cells_are_fitted_with_their_networks() {
+    let mut data = dataset(60);
+    let alone = Place::with(data.clone());
+    data.cells = cells(&data);
+    let place = Place::with(data);
+    let model = place.run(&[]).model().value;
+    let without = alone.run(&[]).model().value;
+    let shape = |model: &LatencyModelArtifact, name: &str| {
+        let tensor = model.tensors.get(&format!("structured/{name}"))?;
+        Some(tensor.shape.clone())
+    };
+    // 59 are undisturbed, a quarter of them is held out.
+    assert_eq!(shape(&model, "codes"), Some(vec![44, 224]));
+    assert_eq!(shape(&model, "cells"), Some(vec![88, 2]));
+    assert_eq!(shape(&model, "alphas").unwrap()[1], 44 + 88);
+    assert_eq!(shape(&without, "cells"), None);
+    let error = |model: &LatencyModelArtifact| model.validation.models["structured"].mape;
+    assert!(
+        error(&model) < 0.8 * error(&without),
+        "{} {}",
+        error(&model),
+        error(&without)
+    );
+    // The controls know nothing of cells.
+    for control in ["ridge", "mlp"] {
+        assert_eq!(
+            model.validation.models[control],
+            without.validation.models[control]
+        );
+    }
+
+    let table = place.dataset.join("samples.parquet");
+    let beside = place.dataset.join("cells.parquet");
+    let beside = beside.to_str().unwrap();
+    let bench = |more: &[&str]| {
+        let arguments = ["bench", "--train", "40", "--model", "structured", "--json"];
+        predictor(&[&arguments, more].concat(), &table)
+    };
+    let mape = |more: &[&str]| -> f64 {
+        let output = bench(more);
+        assert!(output.status.success(), "{output:?}");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        answer["median_ape"].as_f64().unwrap()
+    };
+    assert!(mape(&["--cells", beside]) < mape(&[]));
+
+    // Cells of other architectures, and of another space.
+    let mut others = dataset(60);
+    others.samples.swap(0, 7);
+    others.cells = cells(&others);
+    let others = publish(&place.path("others"), others).join("cells.parquet");
+    let strangers = bench(&["--cells", others.to_str().unwrap()]);
+    let stderr = String::from_utf8_lossy(&strangers.stderr);
+    assert_eq!(strangers.status.code(), Some(3), "{stderr}");
+    assert!(
+        stderr.contains("a cell of the architecture in row 0"),
+        "{stderr}"
+    );
+    let costs = place.path("costs.parquet");
+    write_costs(&costs);
+    let space = ["--space", "nas-bench-201", "--target", "a_ms"];
+    let arguments = [&["bench", "--cells", beside], &space[..]].concat();
+    assert_eq!(predictor(&arguments, &costs).status.code(), Some(3));
+    let config = place.path("predictor.toml");
+    let config = config.to_str().unwrap();
+    let arguments = ["fit", "--config", config, "--cells", beside];
+    assert_eq!(predictor(&arguments, &table).status.code(), Some(2));
 }
 
 /// A table of 400 architectures of NAS-Bench-201 and three devices, one with gaps.
