@@ -128,8 +128,10 @@ const STEPS: [StepRow; 7] = [
 ];
 
 /// What `compare` runs besides: a genotype drawn at random within 2 % of a prediction, in the unit of its metric, and its evaluation.
-pub(crate) fn random_steps(predicted: f64, metric: Metric) -> [Step; 2] {
+/// Each `seed` draws another.
+pub(crate) fn random_steps(predicted: f64, metric: Metric, seed: u64) -> [Step; 2] {
     let draw = [
+        format!("seed={seed}"),
         "method=random".to_owned(),
         "objective=penalty".to_owned(),
         // Half of the networks of a predicted latency take less, half more.
