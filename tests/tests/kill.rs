@@ -14,7 +14,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use tempfile::TempDir;
 
 /// Kills that must have hit a stage at work.
-const N_KILLS: usize = 6;
+const N_KILLS: usize = 4;
 /// Runs of a stage after which that many must have hit.
 const MAX_RUNS: usize = 100;
 

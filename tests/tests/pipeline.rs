@@ -255,7 +255,11 @@ fn a_comparison_trains_first_and_times_later() {
     let searches = ["baseline", "latency-aware", "random", "random"];
     assert_eq!(column(&later, "search"), searches);
     assert_ne!(rows(&later)[2]["genotype"], rows(&later)[3]["genotype"]);
-    assert!(rows(&later).iter().all(|row| row["measured_millis"].is_null()));
+    assert!(
+        rows(&later)
+            .iter()
+            .all(|row| row["measured_millis"].is_null())
+    );
     assert!(later["against_random"]["latency"].is_null());
     let n_sets = folders(&store, "latency-dataset").len();
 

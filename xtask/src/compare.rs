@@ -252,7 +252,12 @@ fn table(comparison: &Comparison) -> Result<String, std::fmt::Error> {
         );
         writeln!(text, "{}", line.trim_end())?;
     }
-    let of = |search| comparison.rows.iter().filter(move |row| row.search == search);
+    let of = |search| {
+        comparison
+            .rows
+            .iter()
+            .filter(move |row| row.search == search)
+    };
     let n_seeds = of(LATENCY_AWARE).count();
     for (search, other, differences) in [
         (BASELINE, "lambda = 0", &comparison.against_baseline),
