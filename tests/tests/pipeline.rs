@@ -238,6 +238,46 @@ fn a_sweep_is_timed_the_predictor_learns_from_it_and_a_front_comes_out() {
 }
 
 #[test]
+fn a_comparison_trains_first_and_times_later() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("store");
+    let compare = |more: &[&str]| -> Value {
+        let args = ["compare", "--seeds", "1", "--randoms", "2", "--json"];
+        let target = ["--target", "9x", "--set", "search.target.probability=0.5"];
+        let said = stdout(xtask(&store, &[&args[..], &target, more].concat()));
+        serde_json::from_str(&said).unwrap()
+    };
+    let later = compare(&["--timing", "later"]);
+    let rows = |of: &Value| of["rows"].as_array().unwrap().clone();
+    let column = |of: &Value, name: &str| -> Vec<Value> {
+        rows(of).iter().map(|row| row[name].clone()).collect()
+    };
+    let searches = ["baseline", "latency-aware", "random", "random"];
+    assert_eq!(column(&later, "search"), searches);
+    assert_ne!(rows(&later)[2]["genotype"], rows(&later)[3]["genotype"]);
+    assert!(
+        rows(&later)
+            .iter()
+            .all(|row| row["measured_millis"].is_null())
+    );
+    assert!(later["against_random"]["latency"].is_null());
+    let n_sets = folders(&store, "latency-dataset").len();
+
+    let now = compare(&[]);
+    for name in ["genotype", "test_accuracy", "predicted_millis"] {
+        assert_eq!(column(&later, name), column(&now, name));
+    }
+    let n_measured = rows(&now)
+        .iter()
+        .filter(|row| row["measured_millis"].as_f64() > Some(0.0))
+        .count();
+    assert_eq!(n_measured, 4);
+    assert!(now["against_random"]["latency"]["mean"].is_f64());
+    assert_eq!(folders(&store, "latency-dataset").len(), n_sets + 1);
+    assert_eq!(folders(&store, "evaluation").len(), 4);
+}
+
+#[test]
 fn a_network_that_misses_its_target_teaches_the_predictor() {
     let dir = TempDir::new().unwrap();
     let store = dir.path().join("store");

@@ -1,15 +1,15 @@
 //! `compare`: is the latency-aware search better than search without latency, and than chance?
 //!
-//! For each seed three networks are trained by one recipe: of the search with lambda = 0, of the latency-aware
-//! search, and a genotype drawn at random whose predicted latency is that of the latter. Differences are taken
-//! within a seed; their mean has a bootstrap interval over seeds.
+//! For each seed networks are trained by one recipe: of the search with lambda = 0, of the latency-aware search, and
+//! genotypes drawn at random whose predicted latency is that of the latter. Then all are timed, one after the other.
+//! Differences are taken within a seed; their mean has a bootstrap interval over seeds.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use artifact::{Evaluation, SearchResult, Verdict};
+use artifact::{Evaluation, Metric, Opened, SearchResult};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -22,9 +22,34 @@ use crate::stage;
 /// Resamples of a bootstrap.
 const N_RESAMPLES: usize = 10_000;
 
+/// How often what is compared.
+#[derive(clap::Args)]
+pub(crate) struct CompareArgs {
+    /// Seeds, from --seed (0 by default) on
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    seeds: u64,
+    /// Genotypes drawn at random for each seed
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    randoms: u64,
+    /// Whether the networks are timed at the end, or another time: `later` leaves that to the same command without it, in
+    /// a quiet minute
+    #[arg(long, value_name = "WHEN", default_value = "now")]
+    timing: Timing,
+    /// Print the result as one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Timing {
+    Now,
+    Later,
+}
+
 /// Everything that was found; field names are a contract of `--json`.
 #[derive(Serialize)]
 struct Comparison {
+    metric: Metric,
     rows: Vec<Row>,
     /// Latency-aware less lambda = 0.
     against_baseline: Differences,
@@ -37,18 +62,23 @@ struct Comparison {
 struct Row {
     seed: u64,
     search: &'static str,
+    genotype: String,
     test_accuracy: f64,
-    latency_median_millis: f64,
-    verdict: Verdict,
+    predicted_millis: f64,
+    /// `None` where networks are timed later.
+    measured_millis: Option<f64>,
+    /// Whether the machine was restless meanwhile.
+    disturbed: Option<bool>,
+    target_millis: Option<f64>,
 }
 
-/// Of the latency-aware network less another of the same seed.
+/// Of the latency-aware network less the others of the same seed.
 #[derive(Serialize)]
 struct Differences {
     /// Of test accuracies, ratios.
     test_accuracy: Interval,
     /// latency / other latency - 1.
-    latency: Interval,
+    latency: Option<Interval>,
 }
 
 /// A mean over seeds and its 95 % bootstrap interval.
@@ -59,41 +89,61 @@ struct Interval {
     high: f64,
 }
 
-/// Runs what is not cached and prints a table, or with `json` the object, on stdout.
-pub(crate) fn run(args: &PipelineArgs, n_seeds: u64, json: bool) -> Result<()> {
-    if n_seeds == 0 {
-        return Err(usage("--seeds 0: expected at least 1".to_owned()));
+/// Runs what is not cached and prints a table, or with `--json` the object, on stdout.
+pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
+    for (name, n) in [("--seeds", compare.seeds), ("--randoms", compare.randoms)] {
+        if n == 0 {
+            return Err(usage(format!("{name} 0: expected at least 1")));
+        }
     }
     let bin_dir = stage::build_for(args)?;
-    let mut rows = Vec::new();
+    let (mut rows, mut searches) = (Vec::new(), Vec::new());
     let first = args.seed.unwrap_or(0);
-    for seed in first..first + n_seeds {
+    for seed in first..first + compare.seeds {
         eprintln!("seed {seed}");
         let args = PipelineArgs {
             seed: Some(seed),
             ..args.clone()
         };
         let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
+        let mut add = |search: &'static str, artifacts: &BTreeMap<String, PathBuf>| {
+            let found = artifact::open::<SearchResult>(&artifacts[&format!("search ({search})")])?;
+            let evaluation = &artifacts[&format!("evaluate ({search})")];
+            rows.push(Row::read(seed, search, &found, evaluation)?);
+            searches.push(found);
+            anyhow::Ok(())
+        };
         let mut steps = steps(&args)?;
         steps.retain(|step| step.stage.name != "report");
         run_steps(&bin_dir, &args, &steps, &mut artifacts)?;
+        add(BASELINE, &artifacts)?;
+        add(LATENCY_AWARE, &artifacts)?;
         let found = &artifacts[&format!("search ({LATENCY_AWARE})")];
         let found = artifact::open::<SearchResult>(found)?.value;
-        let random = random_steps(found.predicted_latency_millis, found.metric);
-        for step in random {
-            run_steps(&bin_dir, &args, &[step], &mut artifacts)?;
+        for draw in 0..compare.randoms {
+            // No two seeds draw the same.
+            let draw = seed * compare.randoms + draw;
+            for step in random_steps(found.predicted_latency_millis, found.metric, draw) {
+                run_steps(&bin_dir, &args, &[step], &mut artifacts)?;
+            }
+            add(RANDOM, &artifacts)?;
         }
-        for search in [BASELINE, LATENCY_AWARE, RANDOM] {
-            let dir = &artifacts[&format!("evaluate ({search})")];
-            rows.push(Row::read(seed, search, dir)?);
+    }
+    if compare.timing == Timing::Now {
+        let searches: Vec<&Opened<SearchResult>> = searches.iter().collect();
+        let measured = stage::time(&bin_dir, args, &searches)?;
+        for (row, (cost, disturbed)) in rows.iter_mut().zip(measured.costs) {
+            row.measured_millis = Some(cost);
+            row.disturbed = Some(disturbed);
         }
     }
     let comparison = Comparison {
+        metric: searches[0].value.metric,
         against_baseline: Differences::between(&rows, BASELINE),
         against_random: Differences::between(&rows, RANDOM),
         rows,
     };
-    if json {
+    if compare.json {
         println!("{}", serde_json::to_string(&comparison)?);
     } else {
         print!("{}", table(&comparison)?);
@@ -102,34 +152,52 @@ pub(crate) fn run(args: &PipelineArgs, n_seeds: u64, json: bool) -> Result<()> {
 }
 
 impl Row {
-    fn read(seed: u64, search: &'static str, dir: &Path) -> Result<Self> {
-        let evaluation = artifact::open::<Evaluation>(dir)
-            .with_context(|| format!("cannot open {}", dir.display()))?
+    fn read(
+        seed: u64,
+        search: &'static str,
+        found: &Opened<SearchResult>,
+        evaluation: &Path,
+    ) -> Result<Self> {
+        let evaluation = artifact::open::<Evaluation>(evaluation)
+            .with_context(|| format!("cannot open {}", evaluation.display()))?
             .value;
+        let found = &found.value;
         Ok(Self {
             seed,
             search,
+            genotype: found.genotype.to_string(),
             test_accuracy: evaluation.test_accuracy,
-            latency_median_millis: evaluation.latency.median_millis,
-            verdict: evaluation.verdict(),
+            predicted_millis: found.predicted_latency_millis,
+            measured_millis: None,
+            disturbed: None,
+            // A random genotype is drawn about a latency; no promise was made.
+            target_millis: found
+                .target
+                .as_ref()
+                .filter(|_| search == LATENCY_AWARE)
+                .map(|target| target.target_millis),
         })
     }
 }
 
 impl Differences {
     fn between(rows: &[Row], other: &str) -> Self {
-        let of = |search: &str, value: fn(&Row) -> f64| -> Vec<f64> {
-            let own = rows.iter().filter(|row| row.search == search);
-            own.map(value).collect()
+        let pairs = |value: fn(&Row) -> Option<f64>, difference: fn(f64, f64) -> f64| {
+            let aware = rows.iter().filter(|row| row.search == LATENCY_AWARE);
+            let differences = aware.map(|aware| {
+                let others = rows.iter().filter(|row| row.search == other);
+                let others = others.filter(|row| row.seed == aware.seed);
+                let own = others.map(|other| Some(difference(value(aware)?, value(other)?)));
+                let own: Vec<f64> = own.collect::<Option<_>>()?;
+                Some(own.iter().sum::<f64>() / own.len() as f64)
+            });
+            let differences: Option<Vec<f64>> = differences.collect();
+            differences.map(|differences| Interval::bootstrap(&differences))
         };
-        let pairs = |value: fn(&Row) -> f64, difference: fn(f64, f64) -> f64| {
-            let (aware, other) = (of(LATENCY_AWARE, value), of(other, value));
-            let pairs = aware.into_iter().zip(other);
-            Interval::bootstrap(&pairs.map(|(a, b)| difference(a, b)).collect::<Vec<f64>>())
-        };
+        let accuracy = pairs(|row| Some(row.test_accuracy), |a, b| a - b);
         Self {
-            test_accuracy: pairs(|row| row.test_accuracy, |a, b| a - b),
-            latency: pairs(|row| row.verdict.measured_millis, |a, b| a / b - 1.0),
+            test_accuracy: accuracy.expect("every network was tested"),
+            latency: pairs(|row| row.measured_millis, |a, b| a / b - 1.0),
         }
     }
 }
@@ -154,49 +222,74 @@ impl Interval {
 }
 
 fn table(comparison: &Comparison) -> Result<String, std::fmt::Error> {
+    let unit = comparison.metric.unit();
+    let cost = |value: Option<f64>| value.map_or("–".to_owned(), |x| format!("{x:.4} {unit}"));
     let mut text = String::new();
     writeln!(
         text,
-        "{:>4}  {:<14} {:>13} {:>11}  target",
-        "seed", "search", "test accuracy", "latency"
+        "{:>4}  {:<14} {:>13} {:>10} {:>10} {:>10} {:>10}",
+        "seed", "search", "test accuracy", "predicted", "measured", "target", "measured/T"
     )?;
     for row in &comparison.rows {
-        writeln!(
-            text,
-            "{:>4}  {:<14} {:>11.2} % {:>8.3} {}  {}",
+        let ratio = row.measured_millis.zip(row.target_millis);
+        let ratio = ratio.map_or(String::new(), |(measured, target)| {
+            let verdict = if measured <= target { "PASS" } else { "FAIL" };
+            format!("{:>10.3}  {verdict}", measured / target)
+        });
+        let restless = match row.disturbed {
+            Some(true) => "  (disturbed)",
+            _ => "",
+        };
+        let line = format!(
+            "{:>4}  {:<14} {:>11.2} % {:>10} {:>10} {:>10} {ratio}{restless}",
             row.seed,
             row.search,
             100.0 * row.test_accuracy,
-            row.verdict.measured_millis,
-            row.verdict.metric.unit(),
-            // A random genotype is drawn about a latency; no promise was made.
-            row.verdict
-                .word()
-                .filter(|_| row.search == LATENCY_AWARE)
-                .unwrap_or("")
-        )?;
+            cost(Some(row.predicted_millis)),
+            cost(row.measured_millis),
+            row.target_millis
+                .map_or(String::new(), |target| cost(Some(target))),
+        );
+        writeln!(text, "{}", line.trim_end())?;
     }
-    let n_seeds = comparison.rows.len() / 3;
-    for (other, differences) in [
-        ("lambda = 0", &comparison.against_baseline),
-        ("random at its latency", &comparison.against_random),
+    let of = |search| {
+        comparison
+            .rows
+            .iter()
+            .filter(move |row| row.search == search)
+    };
+    let n_seeds = of(LATENCY_AWARE).count();
+    for (search, other, differences) in [
+        (BASELINE, "lambda = 0", &comparison.against_baseline),
+        (RANDOM, "random at its latency", &comparison.against_random),
     ] {
         let Differences {
             test_accuracy,
             latency,
         } = differences;
+        let n_each = of(search).count() / n_seeds;
+        let n_each = match n_each {
+            1 => String::new(),
+            n => format!(" ({n} for each seed)"),
+        };
         writeln!(
             text,
-            "\nlatency-aware against {other}, mean of {n_seeds} [95 % by bootstrap]\n  \
-             test accuracy {:+.2} points [{:+.2}, {:+.2}]\n  \
-             latency {:+.1} % [{:+.1}, {:+.1}]",
+            "\nlatency-aware against {other}{n_each}, mean over {n_seeds} seeds [95 % by bootstrap]\n  \
+             test accuracy {:+.2} points [{:+.2}, {:+.2}]",
             100.0 * test_accuracy.mean,
             100.0 * test_accuracy.low,
             100.0 * test_accuracy.high,
-            100.0 * latency.mean,
-            100.0 * latency.low,
-            100.0 * latency.high,
         )?;
+        if let Some(latency) = latency {
+            writeln!(
+                text,
+                "  {} {:+.1} % [{:+.1}, {:+.1}]",
+                comparison.metric.name(),
+                100.0 * latency.mean,
+                100.0 * latency.low,
+                100.0 * latency.high,
+            )?;
+        }
     }
     Ok(text)
 }
@@ -219,30 +312,30 @@ mod tests {
         assert_eq!(few, Interval::bootstrap(&[-1.0, 0.0, 1.0]));
     }
 
-    #[test]
-    fn differences_are_taken_within_a_seed() {
-        let row = |seed, search, test_accuracy, latency_median_millis| Row {
+    fn row(seed: u64, search: &'static str, test_accuracy: f64, measured_millis: f64) -> Row {
+        Row {
             seed,
             search,
+            genotype: String::new(),
             test_accuracy,
-            latency_median_millis,
-            verdict: Verdict {
-                metric: artifact::Metric::Latency,
-                predicted_millis: 1.0,
-                interval_millis: None,
-                measured_millis: latency_median_millis,
-                target_millis: None,
-                is_in_interval: None,
-                is_target_met: None,
-            },
-        };
-        let rows = [
+            predicted_millis: measured_millis,
+            measured_millis: Some(measured_millis),
+            disturbed: Some(false),
+            target_millis: (search == LATENCY_AWARE).then_some(1.5),
+        }
+    }
+
+    #[test]
+    fn differences_are_taken_within_a_seed() {
+        let mut rows = vec![
             row(0, BASELINE, 0.5, 2.0),
             row(0, LATENCY_AWARE, 0.6, 1.0),
-            row(0, RANDOM, 0.7, 1.0),
+            row(0, RANDOM, 0.8, 1.0),
+            row(0, RANDOM, 0.6, 1.0),
             row(1, BASELINE, 0.8, 4.0),
             row(1, LATENCY_AWARE, 0.9, 2.0),
-            row(1, RANDOM, 0.8, 2.0),
+            row(1, RANDOM, 0.9, 2.0),
+            row(1, RANDOM, 0.7, 2.0),
         ];
         let Differences {
             test_accuracy,
@@ -251,11 +344,31 @@ mod tests {
         assert!(
             (test_accuracy.low - 0.1).abs() < 1e-12 && (test_accuracy.high - 0.1).abs() < 1e-12
         );
+        let latency = latency.unwrap();
         assert_eq!(
             (latency.mean, latency.low, latency.high),
             (-0.5, -0.5, -0.5)
         );
         let random = Differences::between(&rows, RANDOM).test_accuracy;
         assert!(random.mean.abs() < 1e-12 && random.low < 0.0 && random.high > 0.0);
+
+        let comparison = |rows: Vec<Row>| Comparison {
+            metric: Metric::Latency,
+            against_baseline: Differences::between(&rows, BASELINE),
+            against_random: Differences::between(&rows, RANDOM),
+            rows,
+        };
+        rows[3].measured_millis = None;
+        let table = table(&comparison(rows)).unwrap();
+        for text in [
+            "0.667  PASS",
+            "1.333  FAIL",
+            "(2 for each seed), mean over 2 seeds",
+            "latency -50.0 %",
+        ] {
+            assert!(table.contains(text), "{text} is not in\n{table}");
+        }
+        // One of the random ones was not timed.
+        assert_eq!(table.matches("latency -").count(), 1, "{table}");
     }
 }

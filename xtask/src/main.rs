@@ -50,12 +50,8 @@ enum Command {
     Compare {
         #[command(flatten)]
         args: PipelineArgs,
-        /// Seeds, from --seed (0 by default) on
-        #[arg(long, value_name = "N", default_value_t = 3)]
-        seeds: u64,
-        /// Print the result as one JSON object on stdout
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        compare: compare::CompareArgs,
     },
     /// Search with several targets or lambdas, and train or only time what is found: a front of networks, and how well
     /// targets are kept
@@ -118,7 +114,7 @@ fn main() -> ExitCode {
             attempts,
             json,
         } => pipeline::run(&args, attempts, json),
-        Command::Compare { args, seeds, json } => compare::run(&args, seeds, json),
+        Command::Compare { args, compare } => compare::run(&args, &compare),
         Command::Sweep { args, sweep } => sweep::run(&args, &sweep),
         Command::Plan { args } => plan::run(&args),
         Command::Run { stage, args } => pipeline::run_stage(&stage, &args),

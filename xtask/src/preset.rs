@@ -115,12 +115,12 @@ type StepRow = (
     &'static [&'static str],
 );
 
-/// The pipeline in the order in which it runs.
+/// The pipeline in the order in which it runs. The baseline's loss has no latency, whatever the bridge: one serves all.
 #[rustfmt::skip]
 const STEPS: [StepRow; 7] = [
     ("profile",   None,                &[],                           &[]),
     ("predictor", None,                &["profile"],                  &[]),
-    ("search",    Some(BASELINE),      &["predictor"],                &["objective=penalty", "lambda=0.0", "target.latency=none"]),
+    ("search",    Some(BASELINE),      &["predictor"],                &["objective=penalty", "lambda=0.0", "target.latency=none", "bridge=soft"]),
     ("search",    Some(LATENCY_AWARE), &["predictor"],                &[]),
     ("evaluate",  Some(BASELINE),      &["search (baseline)"],        &[]),
     ("evaluate",  Some(LATENCY_AWARE), &["search (latency-aware)"],   &[]),
@@ -128,8 +128,10 @@ const STEPS: [StepRow; 7] = [
 ];
 
 /// What `compare` runs besides: a genotype drawn at random within 2 % of a prediction, in the unit of its metric, and its evaluation.
-pub(crate) fn random_steps(predicted: f64, metric: Metric) -> [Step; 2] {
+/// Each `seed` draws another.
+pub(crate) fn random_steps(predicted: f64, metric: Metric, seed: u64) -> [Step; 2] {
     let draw = [
+        format!("seed={seed}"),
         "method=random".to_owned(),
         "objective=penalty".to_owned(),
         // Half of the networks of a predicted latency take less, half more.

@@ -11,13 +11,13 @@ use images::{Augmentation, Batch, ImageSet, Normalization};
 use nn::architecture::AlphaNumbers;
 use nn::bilevel::{dominant_eigenvalue, unrolled_gradient};
 use nn::loss::{Tally, cross_entropy, hits, n_correct, scalar};
-use nn::memory::Path;
+use nn::memory::{Path, StepMemory};
 use nn::optimizer::{Adam, Gradients, Sgd};
 use nn::parameters::Builder;
 use nn::schedule::Schedule;
 use nn::{Architecture, Candidates, ChannelRatio, Pass, Readback, Rng, Supernet, Upload, Uploads};
 use rand_chacha::rand_core::SeedableRng;
-use space::{CellKind, Genotype, NetworkSpec, SearchSpace, Stem};
+use space::{CellKind, Genotype, NetworkSpec, Primitive, SearchSpace, Stem};
 
 use crate::config::{Config, Method, Order};
 use crate::error::Error;
@@ -304,27 +304,24 @@ impl<'a> Search<'a> {
         Ok(search)
     }
 
-    /// What a step will keep in memory, and on the processor the images.
+    /// What a step will keep in memory, and on the processor the images; of several stages in the one that needs most.
     pub(crate) fn memory(
         &self,
         data: &Data<'_>,
         spec: DeviceSpec,
         n_ranks: usize,
     ) -> Result<MemoryPlan, Error> {
-        // Dropout behind skips is for cells operation by operation.
-        let stages = self.config.progressive.as_ref();
-        let path = if stages.is_some_and(|stages| stages.skip_dropout.iter().any(|&p| p > 0.0)) {
-            Path::Operations
-        } else {
-            Path::of(&self.device, n_ranks)
-        };
         let n_images = self.config.batch_size.div_ceil(n_ranks);
-        let step = self
-            .network
-            .step_memory(&network_spec(&self.config, data.set)?, n_images, path);
+        let path = Path::of(&self.device, n_ranks);
         let mut plan = MemoryPlan::on(spec);
-        for (what, bytes) in step.parts() {
-            plan = plan.with(what, bytes);
+        for stage in 0..self.config.n_stages() {
+            let mut own = MemoryPlan::on(spec);
+            for (what, bytes) in self.step_memory(stage, n_images, path)?.parts() {
+                own = own.with(what, bytes);
+            }
+            if own.total_bytes() > plan.total_bytes() {
+                plan = own;
+            }
         }
         if self.device.is_cpu() {
             let pixels = data.set.n_channels() * data.set.height() * data.set.width();
@@ -337,6 +334,31 @@ impl<'a> Search<'a> {
                 .with("program", nn::memory::PROGRAM_BYTES);
         }
         Ok(plan)
+    }
+
+    /// What a step of a stage will keep in memory, before the first has begun. Which primitives are left then is not known:
+    /// those that need most.
+    fn step_memory(&self, stage: usize, n_images: usize, path: Path) -> Result<StepMemory, Error> {
+        let Some(stages) = &self.config.progressive else {
+            return Ok(self.network.step_memory(&self.spec, n_images, path));
+        };
+        // Dropout behind skips is for cells operation by operation.
+        let path = match stages.skip_dropout[stage] {
+            0.0 => path,
+            _ => Path::Operations,
+        };
+        let needs = Primitive::ALL.map(|primitive| match primitive {
+            Primitive::None => 0.0,
+            Primitive::MaxPool3x3 | Primitive::AvgPool3x3 | Primitive::SkipConnect => 1.0,
+            Primitive::DilConv3x3 | Primitive::DilConv5x5 => 2.0,
+            Primitive::SepConv3x3 | Primitive::SepConv5x5 => 3.0,
+        });
+        let space = SearchSpace::darts();
+        let mut candidates = Candidates::all(space);
+        let needs = needs.repeat(space.n_edges());
+        candidates.keep_largest([&needs, &needs], stages.n_primitives[stage]);
+        let (network, _) = networks(&self.config, &self.spec, stage, &candidates, &self.device)?;
+        Ok(network.step_memory(&self.spec, n_images, path))
     }
 
     /// This rank's part of a batch.

@@ -637,6 +637,23 @@ fn p_darts_drops_primitives_between_its_stages_and_resumes_in_any() {
         );
         assert!(entropies[2 * stage + 1] < n.ln() - 1e-3, "{entropies:?}");
     }
+    // Memory is planned for the stage that needs most.
+    let planned = |text: &str| {
+        stages(text);
+        place.run(&["--dry-run", "--json"]).json()["total_bytes"].as_u64()
+    };
+    let all =
+        planned("n_layers = [3, 4, 5]\nn_primitives = [8, 4, 2]\nskip_dropout = [0.0, 0.4, 0.7]");
+    let each = [
+        planned("n_layers = [3]\nn_primitives = [8]\nskip_dropout = [0.0]"),
+        planned("n_layers = [4]\nn_primitives = [4]\nskip_dropout = [0.4]"),
+        planned("n_layers = [5]\nn_primitives = [2]\nskip_dropout = [0.7]"),
+    ];
+    assert!(
+        each[0] < all && all == each.into_iter().max().flatten(),
+        "{each:?} {all:?}"
+    );
+
     // Dropout is on: without it the search goes another way.
     stages("n_layers = [3, 4, 5]\nn_primitives = [8, 4, 2]\nskip_dropout = [0.0, 0.0, 0.0]");
     let other = search_result(&place.run(&sets).json());
