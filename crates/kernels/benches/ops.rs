@@ -8,7 +8,7 @@ use std::time::Duration;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use kernels::image::{self, Maps, PaddedMaps};
-use kernels::planes::{Buffer, NormGrad, Stencil, Target, Unit, dots};
+use kernels::planes::{Buffer, NormGrad, Source, Stencil, Target, Unit, dots};
 use kernels::{Conv2dGeometry, Pool2dGeometry, Window};
 
 #[global_allocator]
@@ -230,8 +230,14 @@ fn fused_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
     let (depthwise, pointwise) = (numbers(c * kernel * kernel), numbers(c * c));
     let (z, grad): (Vec<&[f32]>, Vec<&[f32]>) =
         (z.chunks(len).collect(), grad.chunks(len).collect());
-    let forward =
-        |y: &mut [f32]| unit.forward(&z, &depthwise, &pointwise, y.chunks_mut(len).collect());
+    let forward = |y: &mut [f32]| {
+        unit.forward(
+            Source::activated(&z),
+            &depthwise,
+            &pointwise,
+            y.chunks_mut(len).collect(),
+        )
+    };
     let mut group = criterion.benchmark_group("fused_unit");
     let label = format!("c{c} {size}x{size} k{kernel}");
     group.bench_function(BenchmarkId::new("forward", &label), |bencher| {
@@ -249,7 +255,14 @@ fn fused_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
             let chain = NormGrad::new(grad.clone(), y, &moments, 1e-5, &sums, &vec![1.0; c]);
             let mut grad_z = Buffer::any(c * len);
             let target = Target::new(grad_z.chunks_mut(len).collect());
-            unit.backward(&z, &depthwise, &pointwise, &chain, target, true)
+            unit.backward(
+                Source::activated(&z),
+                &depthwise,
+                &pointwise,
+                &chain,
+                target,
+                true,
+            )
         })
     });
 }
