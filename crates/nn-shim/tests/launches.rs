@@ -3,7 +3,7 @@
 //! has to do.
 //!
 //! ```text
-//! cargo test --release -p nn-shim --test launches -- --nocapture
+//! cargo test --release --workspace --test launches -- --nocapture
 //! ```
 
 use candle_core::{DType, Device, Result, Tensor};
