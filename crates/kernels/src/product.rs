@@ -1,9 +1,12 @@
 //! Small matrix products on rows of numbers, at the speed of the processor: `y[o] = bias[o] + Σ w[o, c] x[c]`, and the
 //! gradient of `w`.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::Element;
+use crate::planes::Buffer;
 use crate::simd::Vectorised;
 
 /// Rows of a result that are worked on at a time: with two vectors each they fill the registers.
@@ -39,6 +42,16 @@ impl<'a, T> Rows<'a, T> {
             stride,
             n,
             len,
+        }
+    }
+
+    /// Some columns.
+    pub(crate) fn columns(&self, range: Range<usize>) -> Self {
+        assert!(range.end <= self.len);
+        Self {
+            numbers: &self.numbers[range.start.min(self.numbers.len())..],
+            len: range.len(),
+            ..*self
         }
     }
 
@@ -86,77 +99,153 @@ impl<T: Vectorised> Panels<T> {
 
     /// Writes the rows `y` from those of `x`.
     pub(crate) fn product(&self, x: Rows<'_, T>, y: &mut [&mut [T]]) {
-        assert_eq!([y.len(), x.n], self.dims());
         assert!(y.iter().all(|y| y.len() == x.len));
-        Arch::new().dispatch(Product { panels: self, x, y });
+        self.product_at(x, y, 0);
+    }
+
+    /// Writes the columns of the rows `y` from `start` on, as many as `x` has.
+    pub(crate) fn product_at(&self, x: Rows<'_, T>, y: &mut [&mut [T]], start: usize) {
+        assert_eq!([y.len(), x.n], self.dims());
+        Arch::new().dispatch(Product {
+            panels: self,
+            x,
+            y,
+            start,
+        });
     }
 }
 
 /// `grad_w[o * C + c] += Σ grad_y[o] * x[c]`.
 pub(crate) fn add_outer<T: Element>(grad_w: &mut [f64], grad_y: Rows<'_, T>, x: Rows<'_, T>) {
-    assert_eq!((grad_w.len(), grad_y.len), (grad_y.n * x.n, x.len));
-    Arch::new().dispatch(Outer { grad_w, grad_y, x });
+    OuterSums::default().add(grad_w, grad_y, x, true);
+}
+
+/// Scalar products of rows whose columns come part by part.
+#[derive(Debug)]
+pub(crate) struct OuterSums<T: Element> {
+    /// Of each product a vector of partial sums; nothing before the first part.
+    sums: Buffer<T>,
+    is_begun: bool,
+}
+
+impl<T: Element> Default for OuterSums<T> {
+    fn default() -> Self {
+        Self {
+            sums: Buffer::default(),
+            is_begun: false,
+        }
+    }
+}
+
+impl<T: Element> OuterSums<T> {
+    /// Takes some columns; with the last ones `grad_w[o * C + c] += Σ grad_y[o] * x[c]` over all.
+    pub(crate) fn add(
+        &mut self,
+        grad_w: &mut [f64],
+        grad_y: Rows<'_, T>,
+        x: Rows<'_, T>,
+        is_last: bool,
+    ) {
+        assert_eq!((grad_w.len(), grad_y.len), (grad_y.n * x.n, x.len));
+        if !is_last && self.sums.is_empty() {
+            // No vector holds more than a cache line.
+            self.sums = Buffer::any(grad_w.len() * LINE);
+        }
+        Arch::new().dispatch(Outer {
+            grad_w,
+            grad_y,
+            x,
+            sums: &mut self.sums,
+            is_first: !self.is_begun,
+            is_last,
+        });
+        self.is_begun = !is_last;
+    }
 }
 
 struct Outer<'a, T> {
     grad_w: &'a mut [f64],
     grad_y: Rows<'a, T>,
     x: Rows<'a, T>,
+    sums: &'a mut [T],
+    is_first: bool,
+    is_last: bool,
 }
 
 impl<T: Element> WithSimd for Outer<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { grad_w, grad_y, x } = self;
+    fn with_simd<S: Simd>(mut self, simd: S) {
         let sides = |n: usize| {
             let whole = (0..n / SQUARE).map(|index| (index * SQUARE, true));
             whole.chain((n - n % SQUARE..n).map(|index| (index, false)))
         };
-        for (row, rows) in sides(grad_y.n) {
-            for (column, columns) in sides(x.n) {
+        for (row, rows) in sides(self.grad_y.n) {
+            for (column, columns) in sides(self.x.n) {
                 let at = [row, column];
                 match (rows, columns) {
-                    (true, true) => outer::<T, S, SQUARE, SQUARE>(simd, grad_w, grad_y, x, at),
-                    (true, false) => outer::<T, S, SQUARE, 1>(simd, grad_w, grad_y, x, at),
-                    (false, true) => outer::<T, S, 1, SQUARE>(simd, grad_w, grad_y, x, at),
-                    (false, false) => outer::<T, S, 1, 1>(simd, grad_w, grad_y, x, at),
+                    (true, true) => self.products::<S, SQUARE, SQUARE>(simd, at),
+                    (true, false) => self.products::<S, SQUARE, 1>(simd, at),
+                    (false, true) => self.products::<S, 1, SQUARE>(simd, at),
+                    (false, false) => self.products::<S, 1, 1>(simd, at),
                 }
             }
         }
     }
 }
 
-/// The scalar products of some rows with some columns.
-#[inline(always)]
-fn outer<T: Element, S: Simd, const R: usize, const C: usize>(
-    simd: S,
-    grad_w: &mut [f64],
-    grad_y: Rows<'_, T>,
-    x: Rows<'_, T>,
-    [row, column]: [usize; 2],
-) {
-    let rows: [&[T]; R] = std::array::from_fn(|r| grad_y.row(row + r));
-    let columns: [&[T]; C] = std::array::from_fn(|c| x.row(column + c));
-    let lanes = T::lanes::<S>();
-    let mut sums = [[T::splat(simd, T::zero()); C]; R];
-    for at in (0..x.len).step_by(lanes) {
-        let part = at..x.len.min(at + lanes);
-        let mut own = [sums[0][0]; R];
-        for r in 0..R {
-            own[r] = T::load(simd, &rows[r][part.clone()]);
-        }
-        for c in 0..C {
-            let x = T::load(simd, &columns[c][part.clone()]);
+impl<T: Element> Outer<'_, T> {
+    /// The scalar products of some rows with some others.
+    #[inline(always)]
+    fn products<S: Simd, const R: usize, const C: usize>(
+        &mut self,
+        simd: S,
+        [row, column]: [usize; 2],
+    ) {
+        let lanes = T::lanes::<S>();
+        let place = |r: usize, c: usize| (row + r) * self.x.n + column + c;
+        let mut sums = [[T::splat(simd, T::zero()); C]; R];
+        if !self.is_first {
             for r in 0..R {
-                sums[r][c] = T::mul_add(simd, own[r], x, sums[r][c]);
+                for c in 0..C {
+                    sums[r][c] = T::load(simd, &self.sums[place(r, c) * lanes..][..lanes]);
+                }
             }
         }
-    }
-    for r in 0..R {
-        for c in 0..C {
-            grad_w[(row + r) * x.n + column + c] += T::sum(simd, sums[r][c]).to_f64();
+        let rows: [&[T]; R] = std::array::from_fn(|r| self.grad_y.row(row + r));
+        let columns: [&[T]; C] = std::array::from_fn(|c| self.x.row(column + c));
+        let n_whole = self.x.len / lanes;
+        let whole_rows = rows.map(|row| &T::vectors::<S>(row).0[..n_whole]);
+        let whole_columns = columns.map(|column| &T::vectors::<S>(column).0[..n_whole]);
+        for index in 0..n_whole {
+            let own = whole_rows.map(|row| row[index]);
+            for c in 0..C {
+                let x = whole_columns[c][index];
+                for r in 0..R {
+                    sums[r][c] = T::mul_add(simd, own[r], x, sums[r][c]);
+                }
+            }
+        }
+        let rest = n_whole * lanes..self.x.len;
+        if !rest.is_empty() {
+            for c in 0..C {
+                let x = T::load(simd, &columns[c][rest.clone()]);
+                for r in 0..R {
+                    let own = T::load(simd, &rows[r][rest.clone()]);
+                    sums[r][c] = T::mul_add(simd, own, x, sums[r][c]);
+                }
+            }
+        }
+        for r in 0..R {
+            for c in 0..C {
+                let at = place(r, c);
+                if self.is_last {
+                    self.grad_w[at] += T::sum(simd, sums[r][c]).to_f64();
+                } else {
+                    T::store(simd, &mut self.sums[at * lanes..][..lanes], sums[r][c]);
+                }
+            }
         }
     }
 }
@@ -165,6 +254,8 @@ struct Product<'a, 'b, T> {
     panels: &'a Panels<T>,
     x: Rows<'a, T>,
     y: &'a mut [&'b mut [T]],
+    /// The first column of `y` that is written.
+    start: usize,
 }
 
 impl<T: Vectorised> WithSimd for Product<'_, '_, T> {
@@ -181,7 +272,7 @@ impl<T: Vectorised> WithSimd for Product<'_, '_, T> {
                     panel,
                     x: &self.x.numbers[at.min(self.x.numbers.len())..],
                     stride: self.x.stride,
-                    at,
+                    at: self.start + at,
                     len,
                 };
                 match y.len() {
@@ -202,6 +293,7 @@ struct Tile<'a, T> {
     panel: &'a [T],
     x: &'a [T],
     stride: usize,
+    /// The column of the result.
     at: usize,
     len: usize,
 }
@@ -269,7 +361,10 @@ mod tests {
             let mut y = vec![f64::NAN; n_out * len];
             let mut rows: Vec<&mut [f64]> = y.chunks_mut(len.max(1)).collect();
             rows.resize_with(n_out, || &mut []);
-            panels.product(Rows::new(&x, stride, n_in, len), &mut rows);
+            let x_rows = Rows::new(&x, stride, n_in, len);
+            for part in [0..len / 3, len / 3..len] {
+                panels.product_at(x_rows.columns(part.clone()), &mut rows, part.start);
+            }
             for (o, row) in y.chunks(len.max(1)).enumerate() {
                 for (k, &y) in row.iter().enumerate() {
                     let sum: f64 = (0..n_in).map(|c| weight(o, c) * x[c * stride + k]).sum();
@@ -292,7 +387,12 @@ mod tests {
                 Rows::new(&x, stride, n_in, len),
             );
             let mut grad_w = vec![1.0; n_out * n_in];
-            add_outer(&mut grad_w, y, x);
+            // In parts, of which one is empty.
+            let mut sums = OuterSums::default();
+            for (part, is_last) in [(0..len / 3, false), (0..0, false), (len / 3..len, true)] {
+                let [y, x] = [y, x].map(|rows| rows.columns(part.clone()));
+                sums.add(&mut grad_w, y, x, is_last);
+            }
             for (index, grad) in grad_w.iter().enumerate() {
                 let pairs = y.row(index / n_in).iter().zip(x.row(index % n_in));
                 let sum: f64 = pairs.map(|(y, x)| y * x).sum();
@@ -323,12 +423,16 @@ mod tests {
                 panels: &panels,
                 x,
                 y: &mut rows,
+                start: 0,
             });
             let mut grad_w = vec![0.0; n_out * n_in];
             simd.vectorize(Outer {
                 grad_w: &mut grad_w,
                 grad_y: Rows::new(&grad, stride, n_out, len),
                 x,
+                sums: &mut [],
+                is_first: true,
+                is_last: true,
             });
             y.iter().map(|y| y.to_f64()).chain(grad_w).collect()
         }

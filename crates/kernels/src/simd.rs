@@ -16,6 +16,9 @@ pub trait Vectorised: Copy + Send + Sync + 'static {
     /// A vector of one number.
     fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
 
+    /// The whole vectors of a slice, and what is left of it.
+    fn vectors<S: Simd>(slice: &[Self]) -> (&[Self::Vector<S>], &[Self]);
+
     /// The vector at the start of a slice, filled up with zeros where the slice is shorter.
     fn load<S: Simd>(simd: S, slice: &[Self]) -> Self::Vector<S>;
 
@@ -47,6 +50,11 @@ macro_rules! impl_vectorised {
             #[inline(always)]
             fn splat<S: Simd>(simd: S, value: Self) -> S::$V {
                 simd.$splat(value)
+            }
+
+            #[inline(always)]
+            fn vectors<S: Simd>(slice: &[Self]) -> (&[S::$V], &[Self]) {
+                S::$cast(slice)
             }
 
             #[inline(always)]

@@ -195,6 +195,7 @@ impl<'a> Cell<'a> {
                 * self.node_len
                 * match &operation.kind {
                     OperationKind::Pool { .. } | OperationKind::Identity => 0,
+                    OperationKind::Conv(units) if self.plan.keeps_hidden() => units.len() as u64,
                     // Of a convolution the last unit's.
                     OperationKind::Halve { .. } | OperationKind::Conv(_) => 1,
                 };

@@ -33,17 +33,57 @@ impl<'a, T: Element> Term<'a, T> {
     }
 }
 
+/// Planes that are to be written, and beside them what a ReLU makes of the first of them.
+pub struct Outputs<'a, T> {
+    /// All.
+    pub planes: Vec<&'a mut [T]>,
+    /// Those behind a ReLU, as many as are wanted.
+    pub activated: Vec<&'a mut [T]>,
+}
+
+impl<'a, T: Element> Outputs<'a, T> {
+    /// Planes without a ReLU.
+    pub fn new(planes: Vec<&'a mut [T]>) -> Self {
+        Self {
+            planes,
+            activated: Vec::new(),
+        }
+    }
+
+    /// Calls `write` for each piece of each plane, with its channel and the place of its first number.
+    fn write(self, write: impl Fn(usize, usize, &mut [T]) + Sync + Send) {
+        // The first planes are the first pieces.
+        let activated = parts_mut(self.activated, PIECE).into_iter();
+        let mut activated = activated.map(|(_, _, part)| part);
+        let parts = parts_mut(self.planes, PIECE).into_iter();
+        let items = parts.map(|part| (part, activated.next())).collect();
+        for_each(
+            items,
+            || (),
+            |(), _, ((channel, start, part), activated)| {
+                write(channel, start, part);
+                if let Some(activated) = activated {
+                    rectify(activated, part);
+                }
+            },
+        );
+    }
+}
+
 /// `planes[i] = bias[i] + Σ factor * (plane - mean)` over the terms of each, in one pass.
-pub fn combine<T: Element>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
-    assert_eq!([terms.len(), bias.len()], [planes.len(); 2]);
-    for_each(
-        parts_mut(planes, PIECE),
-        || (),
-        |(), _, (channel, start, part)| {
-            let (terms, bias) = (&terms[channel], bias[channel]);
-            weighted_sum(part, terms, start, bias);
-        },
-    );
+pub fn combine<T: Element>(outputs: Outputs<'_, T>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
+    assert_eq!([terms.len(), bias.len()], [outputs.planes.len(); 2]);
+    outputs.write(|channel, start, part| {
+        weighted_sum(part, &terms[channel], start, bias[channel]);
+    });
+}
+
+/// `z = max(x, 0)`; what is no number goes on.
+#[multiversion(targets = "simd")]
+pub(super) fn rectify<T: Element>(z: &mut [T], x: &[T]) {
+    for (z, &x) in z.iter_mut().zip(x) {
+        *z = if x <= T::zero() { T::zero() } else { x };
+    }
 }
 
 #[multiversion(targets = "simd")]
@@ -237,34 +277,19 @@ impl Affine<f64> {
     }
 }
 
-/// `y = factor * (x - mean) + bias` per plane: batch normalisation; and with `RELU` that, or 0 if it is less.
-pub fn normalise<T: Element, const RELU: bool>(
-    planes: Vec<&mut [T]>,
-    x: &[&[T]],
-    affine: &[Affine<T>],
-) {
-    assert_eq!([x.len(), affine.len()], [planes.len(); 2]);
-    for_each(
-        parts_mut(planes, PIECE),
-        || (),
-        |(), _, (channel, start, y)| {
-            let x = &x[channel][start..start + y.len()];
-            normalise_part::<T, RELU>(y, x, affine[channel]);
-        },
-    );
+/// `y = factor * (x - mean) + bias` per plane: batch normalisation.
+pub fn normalise<T: Element>(outputs: Outputs<'_, T>, x: &[&[T]], affine: &[Affine<T>]) {
+    assert_eq!([x.len(), affine.len()], [outputs.planes.len(); 2]);
+    outputs.write(|channel, start, y| {
+        let x = &x[channel][start..start + y.len()];
+        normalise_part::<T, false>(y, x, affine[channel]);
+    });
 }
 
 /// [`normalise`] in place.
-pub fn normalise_in_place<T: Element, const RELU: bool>(
-    planes: Vec<&mut [T]>,
-    affine: &[Affine<T>],
-) {
-    assert_eq!(affine.len(), planes.len());
-    for_each(
-        parts_mut(planes, PIECE),
-        || (),
-        |(), _, (channel, _, y)| normalise_own::<T, RELU>(y, affine[channel]),
-    );
+pub fn normalise_in_place<T: Element>(outputs: Outputs<'_, T>, affine: &[Affine<T>]) {
+    assert_eq!(affine.len(), outputs.planes.len());
+    outputs.write(|channel, _, y| normalise_own(y, affine[channel]));
 }
 
 /// `y = mask[image] * (factor * (x - mean) + bias)` per plane, pixel by pixel: what drop path leaves of each image.
@@ -295,7 +320,7 @@ fn drop_pixel<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>, mask: &[T]) {
     }
 }
 
-/// [`normalise`] of a part of a plane.
+/// [`normalise`] of a part of a plane; and with `RELU` that, or 0 if it is less.
 #[multiversion(targets = "simd")]
 pub(super) fn normalise_part<T: Element, const RELU: bool>(
     y: &mut [T],
@@ -308,27 +333,31 @@ pub(super) fn normalise_part<T: Element, const RELU: bool>(
 }
 
 #[multiversion(targets = "simd")]
-fn normalise_own<T: Element, const RELU: bool>(y: &mut [T], affine: Affine<T>) {
+fn normalise_own<T: Element>(y: &mut [T], affine: Affine<T>) {
     for y in y {
-        *y = affine.of::<RELU>(*y);
+        *y = affine.of::<false>(*y);
     }
 }
 
-/// `y += x <= 0 ? 0 : grad`: adds the gradient of a ReLU whose output (or input) is `x`.
-pub fn accumulate_masked<T: Element>(y: Vec<&mut [T]>, grads: &[&[T]], x: &[&[T]]) {
-    assert_eq!([x.len(), grads.len()], [y.len(); 2]);
+/// `y += grad`.
+pub fn accumulate<T: Element>(y: Vec<&mut [T]>, grads: &[&[T]]) {
+    assert_eq!(grads.len(), y.len());
     for_each(
         parts_mut(y, PIECE),
         || (),
-        |(), _, (channel, start, y)| {
-            let range = start..start + y.len();
-            let (grad, x) = (&grads[channel][range.clone()], &x[channel][range]);
-            write_where_positive::<T, true>(y, grad, x);
-        },
+        |(), _, (channel, start, y)| add(y, &grads[channel][start..start + y.len()]),
     );
 }
 
-/// `y (+)= x <= 0 ? 0 : grad`.
+/// `y += grad`.
+#[multiversion(targets = "simd")]
+pub(super) fn add<T: Element>(y: &mut [T], grad: &[T]) {
+    for (y, &grad) in y.iter_mut().zip(grad) {
+        *y += grad;
+    }
+}
+
+/// `y (+)= x <= 0 ? 0 : grad`: the gradient of a ReLU whose output (or input) is `x`.
 #[multiversion(targets = "simd")]
 pub(super) fn write_where_positive<T: Element, const ADD: bool>(y: &mut [T], grad: &[T], x: &[T]) {
     for ((y, &grad), &x) in y.iter_mut().zip(grad).zip(x) {
@@ -368,15 +397,11 @@ pub(super) struct PartMoments {
 }
 
 impl PartMoments {
-    /// Of a piece that is in the cache: two passes.
+    /// Of some numbers.
     pub(super) fn of<T: Element>(part: &[T]) -> Self {
-        let n = part.len() as f64;
-        let mean = sum_of(part) / n.max(1.0);
-        Self {
-            n,
-            mean,
-            squares: deviation(part, T::from_f64(mean)),
-        }
+        let mut sums = MomentSums::default();
+        sums.add(part);
+        sums.end()
     }
 
     /// Of all pieces together (Chan et al.), in their order.
@@ -396,20 +421,69 @@ impl PartMoments {
     }
 }
 
-/// Σ (x - mean)².
-#[multiversion(targets = "simd")]
-fn deviation<T: Element>(part: &[T], mean: T) -> f64 {
-    let (blocks, rest) = part.as_chunks::<LANES>();
-    let mut lanes = [T::zero(); LANES];
-    for block in blocks {
-        for (lane, &x) in lanes.iter_mut().zip(block) {
-            let delta = x - mean;
-            *lane += delta * delta;
+/// The moments of numbers that come part by part: sums of what they differ from one that is near their mean.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MomentSums<T> {
+    n: usize,
+    pivot: T,
+    sums: [T; LANES],
+    squares: [T; LANES],
+}
+
+impl<T: Element> Default for MomentSums<T> {
+    fn default() -> Self {
+        Self {
+            n: 0,
+            pivot: T::zero(),
+            sums: [T::zero(); LANES],
+            squares: [T::zero(); LANES],
         }
     }
-    total(lanes)
-        + rest
-            .iter()
-            .map(|&x| (x - mean).to_f64().powi(2))
-            .sum::<f64>()
+}
+
+impl<T: Element> MomentSums<T> {
+    /// Takes some more numbers.
+    pub(super) fn add(&mut self, part: &[T]) {
+        if self.n == 0 {
+            let first = &part[..part.len().min(LANES)];
+            self.pivot = T::from_f64(sum_of(first) / first.len().max(1) as f64);
+        }
+        self.n += part.len();
+        add_differences(part, self.pivot, &mut self.sums, &mut self.squares);
+    }
+
+    /// The moments of all.
+    pub(super) fn end(&self) -> PartMoments {
+        let (n, sum, squares) = (self.n as f64, total(self.sums), total(self.squares));
+        PartMoments {
+            n,
+            mean: self.pivot.to_f64() + sum / n.max(1.0),
+            squares: (squares - sum * sum / n.max(1.0)).max(0.0),
+        }
+    }
+}
+
+/// Adds `x - pivot` and its square.
+#[multiversion(targets = "simd")]
+fn add_differences<T: Element>(
+    part: &[T],
+    pivot: T,
+    sums: &mut [T; LANES],
+    squares: &mut [T; LANES],
+) {
+    let (mut own_sums, mut own_squares) = (*sums, *squares);
+    let (blocks, rest) = part.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            let difference = block[lane] - pivot;
+            own_sums[lane] += difference;
+            own_squares[lane] += difference * difference;
+        }
+    }
+    for (lane, &x) in rest.iter().enumerate() {
+        let difference = x - pivot;
+        own_sums[lane] += difference;
+        own_squares[lane] += difference * difference;
+    }
+    (*sums, *squares) = (own_sums, own_squares);
 }

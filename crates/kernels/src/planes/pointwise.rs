@@ -1,6 +1,6 @@
 //! Pointwise convolutions of planes, with the batch normalisation behind them.
 
-use super::combine::{PartMoments, write_where_positive};
+use super::combine::{PartMoments, add, rectify, write_where_positive};
 use multiversion::multiversion;
 
 use super::{Buffer, Moments, PIECE, for_each, pieces_mut};
@@ -136,22 +136,6 @@ impl<'a, T: Element> NormGrad<'a, T> {
 fn affine<T: Element>(y: &mut [T], grad: &[T], raw: &[T], [a, b, c, mean]: [T; 4]) {
     for ((y, &grad), &raw) in y.iter_mut().zip(grad).zip(raw) {
         *y = a * grad + b * (raw - mean) + c;
-    }
-}
-
-/// `z = max(x, 0)`; what is no number goes on.
-#[multiversion(targets = "simd")]
-fn rectify<T: Element>(z: &mut [T], x: &[T]) {
-    for (z, &x) in z.iter_mut().zip(x) {
-        *z = if x <= T::zero() { T::zero() } else { x };
-    }
-}
-
-/// `grad += product`.
-#[multiversion(targets = "simd")]
-fn add<T: Element>(grad: &mut [T], product: &[T]) {
-    for (grad, &product) in grad.iter_mut().zip(product) {
-        *grad += product;
     }
 }
 

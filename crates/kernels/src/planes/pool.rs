@@ -208,7 +208,7 @@ pub fn average_backward<T: Element>(
         |(), _, (grad_x, grad_y): (&mut [T], &mut [T])| {
             scale_pixels(grad_y, &factors, n);
             let grad_y = Held::new(grad_y, stencil.output().h);
-            stencil.backward_rows(grad_y, &ones, 0, (grad_x, true));
+            stencil.add_backward(grad_y, &ones, grad_x);
         },
     );
 }

@@ -7,8 +7,8 @@ use pulp::{Arch, Simd, WithSimd};
 use super::Grid;
 use crate::{Element, Window};
 
-/// Vectors that are summed at a time.
-const BLOCK: usize = 4;
+/// Vectors that are summed at a time: half of the registers.
+const BLOCK: usize = 8;
 
 /// A window over planes of `n` images, prepared as shifts of rows.
 ///
@@ -162,45 +162,38 @@ impl Stencil {
         self.forward.gather::<T, false>(self, x, w, first, y);
     }
 
-    /// The gradient of input rows `first..` of one plane that comes from the output's: added to `grad_x`, or in
-    /// its place.
+    /// The gradient of input rows `first..` of one plane that comes from the output's.
     pub(super) fn backward_rows<T: Element>(
         &self,
         grad_y: Held<'_, T>,
         w: &[T],
         first: usize,
-        (grad_x, adds): (&mut [T], bool),
+        grad_x: &mut [T],
     ) {
-        let direction = &self.backward;
-        if adds {
-            direction.gather::<T, true>(self, grad_y, w, first, grad_x);
-        } else {
-            direction.gather::<T, false>(self, grad_y, w, first, grad_x);
-        }
+        self.backward
+            .gather::<T, false>(self, grad_y, w, first, grad_x);
     }
 
-    /// Adds to `sums`, one entry per tap, the products of an output row's gradient with what the tap read.
+    /// Adds the gradient of all input rows of one plane that comes from the output's.
+    pub(super) fn add_backward<T: Element>(&self, grad_y: Held<'_, T>, w: &[T], grad_x: &mut [T]) {
+        self.backward.gather::<T, true>(self, grad_y, w, 0, grad_x);
+    }
+
+    /// Adds to `sums`, one entry per tap, the products of some output rows' gradients with what the tap read.
     pub(super) fn add_tap_products<T: Element>(
         &self,
         x: Held<'_, T>,
         grad_y: Held<'_, T>,
-        row: usize,
+        rows: Range<usize>,
         sums: &mut [f64],
     ) {
-        let (n, [_, n_v]) = (self.n, self.window.kernel);
-        let width = self.forward.width;
-        let grad_row = grad_y.row(row, self.output().row_len());
-        for run in &self.forward.runs {
-            let (len, n_parts) = run.parts(n);
-            for &(u, source_row) in &self.forward.rows[row] {
-                let x = x.row(source_row, width * n);
-                for part in 0..n_parts {
-                    let grad = &grad_row[(run.start + part * run.step) * n..][..len];
-                    let shift = part * run.source_step;
-                    correlate_run(x, grad, &run.taps, n, shift, &mut sums[u * n_v..][..n_v]);
-                }
-            }
-        }
+        Arch::new().dispatch(Correlate {
+            stencil: self,
+            x,
+            grad_y,
+            rows,
+            sums,
+        });
     }
 }
 
@@ -278,22 +271,53 @@ impl Direction {
         first: usize,
         rows: &mut [T],
     ) {
-        let (n, [_, n_v]) = (stencil.n, stencil.window.kernel);
-        let columns: usize = self.runs.iter().map(|run| run.count).sum();
-        let mut taps: Vec<(T, usize)> = Vec::with_capacity(stencil.kernel_len());
-        for (index, row) in rows.chunks_mut((columns * n).max(1)).enumerate() {
-            for run in &self.runs {
+        Arch::new().dispatch(Gather::<T, ADD> {
+            direction: self,
+            stencil,
+            source,
+            w,
+            first,
+            rows,
+        });
+    }
+}
+
+/// [`Direction::gather`].
+struct Gather<'a, T, const ADD: bool> {
+    direction: &'a Direction,
+    stencil: &'a Stencil,
+    source: Held<'a, T>,
+    w: &'a [T],
+    first: usize,
+    rows: &'a mut [T],
+}
+
+impl<T: Element, const ADD: bool> WithSimd for Gather<'_, T, ADD> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            direction, source, ..
+        } = self;
+        let (n, [_, n_v]) = (self.stencil.n, self.stencil.window.kernel);
+        let columns: usize = direction.runs.iter().map(|run| run.count).sum();
+        let mut taps: Vec<(T, usize)> = Vec::with_capacity(self.w.len());
+        for (index, row) in self.rows.chunks_mut((columns * n).max(1)).enumerate() {
+            for run in &direction.runs {
                 taps.clear();
-                for &(u, source_row) in &self.rows[first + index] {
-                    for &(v, column) in &run.taps {
-                        let offset = (source_row % source.n * self.width + column) * n;
-                        taps.push((w[u * n_v + v], offset));
-                    }
+                for &(u, source_row) in &direction.rows[self.first + index] {
+                    let start = source_row % source.n * direction.width;
+                    let of_row = run.taps.iter();
+                    taps.extend(
+                        of_row.map(|&(v, column)| (self.w[u * n_v + v], (start + column) * n)),
+                    );
                 }
                 let (len, n_parts) = run.parts(n);
                 for part in 0..n_parts {
                     let y = &mut row[(run.start + part * run.step) * n..][..len];
-                    weigh::<T, ADD>(source.numbers, &taps, part * run.source_step * n, y);
+                    let shift = part * run.source_step * n;
+                    weigh::<T, S, ADD>(simd, source.numbers, &taps, shift, y);
                 }
             }
         }
@@ -301,58 +325,65 @@ impl Direction {
 }
 
 /// `y (+)= Σ weight * x[offset + shift..]`.
-fn weigh<T: Element, const ADD: bool>(x: &[T], taps: &[(T, usize)], shift: usize, y: &mut [T]) {
-    Arch::new().dispatch(Weigh::<T, ADD> { x, taps, shift, y });
-}
-
-struct Weigh<'a, T, const ADD: bool> {
-    x: &'a [T],
-    taps: &'a [(T, usize)],
+#[inline(always)]
+fn weigh<T: Element, S: Simd, const ADD: bool>(
+    simd: S,
+    x: &[T],
+    taps: &[(T, usize)],
     shift: usize,
-    y: &'a mut [T],
-}
-
-impl<T: Element, const ADD: bool> WithSimd for Weigh<'_, T, ADD> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let lanes = T::lanes::<S>();
-        let Self { x, taps, shift, y } = self;
-        let whole = y.len() / (BLOCK * lanes) * (BLOCK * lanes);
-        let (blocks, rest) = y.split_at_mut(whole);
-        for (index, y) in blocks.chunks_exact_mut(BLOCK * lanes).enumerate() {
-            let at = shift + index * BLOCK * lanes;
-            weigh_block::<T, S, ADD, BLOCK>(simd, x, taps, at, y);
-        }
-        for (index, y) in rest.chunks_mut(lanes).enumerate() {
-            let at = shift + whole + index * lanes;
-            weigh_block::<T, S, ADD, 1>(simd, x, taps, at, y);
-        }
+    y: &mut [T],
+) {
+    let lanes = T::lanes::<S>();
+    let mut at = 0;
+    while y.len() - at >= BLOCK * lanes {
+        weigh_block::<T, S, ADD, BLOCK>(simd, x, taps, shift, at, y);
+        at += BLOCK * lanes;
+    }
+    while y.len() - at >= BLOCK / 2 * lanes {
+        weigh_block::<T, S, ADD, { BLOCK / 2 }>(simd, x, taps, shift, at, y);
+        at += BLOCK / 2 * lanes;
+    }
+    while at < y.len() {
+        weigh_block::<T, S, ADD, 1>(simd, x, taps, shift, at, y);
+        at += lanes;
     }
 }
 
-/// Some vectors of [`weigh`].
+/// Some vectors of [`weigh`], or what is left.
 #[inline(always)]
 fn weigh_block<T: Element, S: Simd, const ADD: bool, const N: usize>(
     simd: S,
     x: &[T],
     taps: &[(T, usize)],
+    shift: usize,
     at: usize,
     y: &mut [T],
 ) {
     let lanes = T::lanes::<S>();
+    let y = &mut y[at..];
+    let len = y.len().min(N * lanes);
+    let y = &mut y[..len];
     let mut sums = [T::splat(simd, T::zero()); N];
     if ADD {
         for (sum, y) in sums.iter_mut().zip(y.chunks(lanes)) {
             *sum = T::load(simd, y);
         }
     }
-    for &(weight, offset) in taps {
-        let weight = T::splat(simd, weight);
-        let x = &x[offset + at..][..y.len()];
-        for (sum, x) in sums.iter_mut().zip(x.chunks(lanes)) {
-            *sum = T::mul_add(simd, weight, T::load(simd, x), *sum);
+    let x = &x[shift + at..];
+    if len == N * lanes {
+        for &(weight, offset) in taps {
+            let weight = T::splat(simd, weight);
+            let x = &T::vectors::<S>(&x[offset..][..N * lanes]).0[..N];
+            for (sum, &x) in sums.iter_mut().zip(x) {
+                *sum = T::mul_add(simd, weight, x, *sum);
+            }
+        }
+    } else {
+        for &(weight, offset) in taps {
+            let weight = T::splat(simd, weight);
+            for (sum, x) in sums.iter_mut().zip(x[offset..][..len].chunks(lanes)) {
+                *sum = T::mul_add(simd, weight, T::load(simd, x), *sum);
+            }
         }
     }
     for (y, sum) in y.chunks_mut(lanes).zip(sums) {
@@ -360,31 +391,12 @@ fn weigh_block<T: Element, S: Simd, const ADD: bool, const N: usize>(
     }
 }
 
-/// `sums[v] += grad * x` under the taps of one row of windows.
-fn correlate_run<T: Element>(
-    x: &[T],
-    grad: &[T],
-    taps: &[(usize, usize)],
-    n: usize,
-    shift: usize,
-    sums: &mut [f64],
-) {
-    Arch::new().dispatch(Correlate {
-        x,
-        grad,
-        taps,
-        n,
-        shift,
-        sums,
-    });
-}
-
+/// [`Stencil::add_tap_products`].
 struct Correlate<'a, T> {
-    x: &'a [T],
-    grad: &'a [T],
-    taps: &'a [(usize, usize)],
-    n: usize,
-    shift: usize,
+    stencil: &'a Stencil,
+    x: Held<'a, T>,
+    grad_y: Held<'a, T>,
+    rows: Range<usize>,
     sums: &'a mut [f64],
 }
 
@@ -392,48 +404,88 @@ impl<T: Element> WithSimd for Correlate<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        match *self.taps {
-            [a, b, c, d, e] => self.taps(simd, [a, b, c, d, e]),
-            [a, b, c, d] => self.taps(simd, [a, b, c, d]),
-            [a, b, c] => self.taps(simd, [a, b, c]),
-            [a, b] => self.taps(simd, [a, b]),
-            _ => {
-                for &tap in self.taps {
-                    self.taps(simd, [tap]);
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { stencil, x, .. } = self;
+        let (n, [_, n_v]) = (stencil.n, stencil.window.kernel);
+        let (row_len, width) = (stencil.output().row_len(), stencil.forward.width);
+        let mut sums = vec![[T::splat(simd, T::zero()); 2]; self.sums.len()];
+        for row in self.rows {
+            let grad_row = self.grad_y.row(row, row_len);
+            for run in &stencil.forward.runs {
+                let (len, n_parts) = run.parts(n);
+                for &(u, source_row) in &stencil.forward.rows[row] {
+                    let x = x.row(source_row, width * n);
+                    let sums = &mut sums[u * n_v..][..n_v];
+                    for part in 0..n_parts {
+                        let grad = &grad_row[(run.start + part * run.step) * n..][..len];
+                        let x = &x[part * run.source_step * n..];
+                        correlate_taps(simd, x, grad, &run.taps, n, sums);
+                    }
                 }
+            }
+        }
+        for (sum, [even, odd]) in self.sums.iter_mut().zip(sums) {
+            *sum += T::sum(simd, even).to_f64() + T::sum(simd, odd).to_f64();
+        }
+    }
+}
+
+/// `sums[v] += grad * x` under the taps of one row of windows.
+#[inline(always)]
+fn correlate_taps<T: Element, S: Simd>(
+    simd: S,
+    x: &[T],
+    grad: &[T],
+    taps: &[(usize, usize)],
+    n: usize,
+    sums: &mut [[T::Vector<S>; 2]],
+) {
+    match *taps {
+        [a, b, c, d, e] => correlate(simd, x, grad, [a, b, c, d, e], n, sums),
+        [a, b, c, d] => correlate(simd, x, grad, [a, b, c, d], n, sums),
+        [a, b, c] => correlate(simd, x, grad, [a, b, c], n, sums),
+        [a, b] => correlate(simd, x, grad, [a, b], n, sums),
+        _ => {
+            for &tap in taps {
+                correlate(simd, x, grad, [tap], n, sums);
             }
         }
     }
 }
 
-impl<T: Element> Correlate<'_, T> {
-    #[inline(always)]
-    fn taps<S: Simd, const N: usize>(&mut self, simd: S, taps: [(usize, usize); N]) {
-        let lanes = T::lanes::<S>();
-        let sources =
-            taps.map(|(_, column)| &self.x[(self.shift + column) * self.n..][..self.grad.len()]);
-        // Two sums per tap, so that one addition need not wait for the other.
-        let mut sums = [[T::splat(simd, T::zero()); 2]; N];
-        for at in (0..self.grad.len()).step_by(2 * lanes) {
-            let split = self.grad.len().min(at + lanes);
-            let end = self.grad.len().min(at + 2 * lanes);
-            let grads = [
-                T::load(simd, &self.grad[at..split]),
-                T::load(simd, &self.grad[split..end]),
-            ];
-            for (sums, source) in sums.iter_mut().zip(sources) {
-                let xs = [
-                    T::load(simd, &source[at..split]),
-                    T::load(simd, &source[split..end]),
-                ];
-                for ((sum, grad), x) in sums.iter_mut().zip(grads).zip(xs) {
-                    *sum = T::mul_add(simd, grad, x, *sum);
-                }
+/// [`correlate_taps`] for `N` of them.
+#[inline(always)]
+fn correlate<T: Element, S: Simd, const N: usize>(
+    simd: S,
+    x: &[T],
+    grad: &[T],
+    taps: [(usize, usize); N],
+    n: usize,
+    all: &mut [[T::Vector<S>; 2]],
+) {
+    let lanes = T::lanes::<S>();
+    let sources = taps.map(|(_, column)| &x[column * n..][..grad.len()]);
+    // Two sums per tap, so that one addition need not wait for the other.
+    let mut sums = taps.map(|(v, _)| all[v]);
+    let pairs = T::vectors::<S>(grad).0.as_chunks::<2>().0;
+    let source_pairs =
+        sources.map(|source| &T::vectors::<S>(source).0.as_chunks::<2>().0[..pairs.len()]);
+    for (index, grads) in pairs.iter().enumerate() {
+        for (sums, source) in sums.iter_mut().zip(source_pairs) {
+            let xs = source[index];
+            for half in 0..2 {
+                sums[half] = T::mul_add(simd, grads[half], xs[half], sums[half]);
             }
         }
-        for ((v, _), [even, odd]) in taps.into_iter().zip(sums) {
-            self.sums[v] += T::sum(simd, even).to_f64() + T::sum(simd, odd).to_f64();
+    }
+    for at in (pairs.len() * 2 * lanes..grad.len()).step_by(lanes) {
+        let part = at..grad.len().min(at + lanes);
+        let grad = T::load(simd, &grad[part.clone()]);
+        for (sums, source) in sums.iter_mut().zip(sources) {
+            sums[0] = T::mul_add(simd, grad, T::load(simd, &source[part.clone()]), sums[0]);
         }
+    }
+    for ((v, _), sums) in taps.into_iter().zip(sums) {
+        all[v] = sums;
     }
 }

@@ -89,12 +89,10 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
                 stencil.forward_rows(x, w, 0, planes_mut(&mut y, c).remove(channel));
                 let grad_x = planes_mut(&mut grad_x, c).remove(channel);
                 // What is there is replaced, then added to.
-                stencil.backward_rows(grad, w, 0, (grad_x, false));
-                stencil.backward_rows(grad, w, 0, (grad_x, true));
+                stencil.backward_rows(grad, w, 0, grad_x);
+                stencil.add_backward(grad, w, grad_x);
                 let mut sums = vec![0.0; n_taps];
-                for row in 0..window.output()[0] {
-                    stencil.add_tap_products(x, grad, row, &mut sums);
-                }
+                stencil.add_tap_products(x, grad, 0..window.output()[0], &mut sums);
                 grad_w.extend(sums);
             }
             let expected = depthwise_conv2d::naive::forward(&x, &w, &shape);
@@ -122,8 +120,12 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
             factor: 1.5,
             bias: 0.1,
         });
-        let mut z = vec![0.0; c * in_len];
-        normalise::<_, true>(planes_mut(&mut z, c), &raw, &affine);
+        let (mut x, mut z) = (vec![0.0; c * in_len], vec![0.0; c * in_len]);
+        let outputs = Outputs {
+            planes: planes_mut(&mut x, c),
+            activated: planes_mut(&mut z, c),
+        };
+        normalise(outputs, &raw, &affine);
         let z = planes(&z, c);
         let sources = [Source::activated(&z), Source::raw(&raw, &affine)];
         let depthwise = numbers(c * window.kernel_len(), 2);
@@ -138,18 +140,44 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
         });
         assert_close(&found, &activated);
 
-        let [(mut expected, of_activated), (found, of_raw)] = sources.map(|source| {
+        let [(expected, of_activated), (found, of_raw)] = sources.map(|source| {
             let mut grad_z = vec![f64::NAN; c * in_len];
             let target = Target::new(planes_mut(&mut grad_z, c));
             let grad_y = given(planes(&grad, c_out));
             let grads = unit.backward(source, &depthwise, &pointwise, &grad_y, target, true);
             (grad_z, grads)
         });
-        for (grad, z) in planes_mut(&mut expected, c).into_iter().zip(&z) {
-            let off = grad.iter_mut().zip(*z).filter(|(_, z)| **z <= 0.0);
-            off.for_each(|(grad, _)| *grad = 0.0);
-        }
         assert_close(&found, &expected);
+        // Added to what is there, the gradient is there twice.
+        let mut twice = expected.clone();
+        let target = Target {
+            planes: planes_mut(&mut twice, c),
+            adds: true,
+        };
+        let grad_y = given(planes(&grad, c_out));
+        unit.backward(sources[0], &depthwise, &pointwise, &grad_y, target, false);
+        let doubled: Vec<f64> = expected.iter().map(|grad| 2.0 * grad).collect();
+        assert_close(&twice, &doubled);
+        // And it is that of the convolutions one by one, where the ReLU lets it through.
+        let mut between = vec![0.0; c * out_len];
+        for (channel, between) in planes_mut(&mut between, c).into_iter().enumerate() {
+            for (o, grad) in planes(&grad, c_out).into_iter().enumerate() {
+                let sums = between.iter_mut().zip(grad);
+                sums.for_each(|(sum, grad)| *sum += pointwise[o * c + channel] * grad);
+            }
+        }
+        for channel in 0..c {
+            let w = &depthwise[channel * window.kernel_len()..][..window.kernel_len()];
+            let between = Held::new(planes(&between, c)[channel], window.output()[0]);
+            let mut grad_z = vec![0.0; in_len];
+            unit.stencil().backward_rows(between, w, 0, &mut grad_z);
+            let off = grad_z
+                .iter_mut()
+                .zip(z[channel])
+                .filter(|(_, z)| **z <= 0.0);
+            off.for_each(|(grad, _)| *grad = 0.0);
+            assert_close(planes(&expected, c)[channel], &grad_z);
+        }
         let [expected_weights, weights] =
             [of_activated.weights, of_raw.weights].map(|weights| weights.expect("wanted"));
         assert_close(&weights.depthwise, &expected_weights.depthwise);
@@ -279,8 +307,13 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         mean: 0.5,
         plane,
     };
+    let mut activated = vec![2.0; len];
+    let outputs = Outputs {
+        planes: vec![&mut y],
+        activated: vec![&mut activated],
+    };
     combine(
-        vec![&mut y],
+        outputs,
         &[vec![term(0.5, &a[..]), term(-3.0, &b[..])]],
         &[0.25],
     );
@@ -290,6 +323,8 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         .map(|(a, b)| 0.25 + 0.5 * (a - 0.5) - 3.0 * (b - 0.5))
         .collect();
     assert_close(&y, &expected);
+    let expected: Vec<f64> = y.iter().map(|y| y.max(0.0)).collect();
+    assert_eq!(activated, expected);
 
     let found = dots(&[&a], &[vec![&a[..], &b[..]]]);
     let sum: f64 = a.iter().sum();
@@ -316,7 +351,7 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
     let expected: f64 = masked.iter().zip(&b).map(|(x, y)| x * y).sum();
     assert_close(&[sum_left, product], &[masked.iter().sum(), expected]);
     let mut y = b.clone();
-    accumulate_masked(vec![&mut y], &[&a], &[&b]);
+    accumulate(vec![&mut y], &[&masked]);
     let expected: Vec<f64> = b.iter().zip(&masked).map(|(x, y)| x + y).collect();
     assert_close(&y, &expected);
 
@@ -343,8 +378,12 @@ fn subsampling_and_its_gradient_pick_every_second_pixel() {
 #[test]
 fn what_is_no_number_goes_on_to_the_loss() {
     let x = [1.0, f64::NAN, 3.0, -1.0];
-    let mut y = [0.0; 4];
-    normalise::<_, true>(vec![&mut y], &[&x], &[Affine::identity()]);
+    let (mut x_again, mut y) = ([0.0; 4], [0.0; 4]);
+    let outputs = Outputs {
+        planes: vec![&mut x_again],
+        activated: vec![&mut y],
+    };
+    normalise(outputs, &[&x], &[Affine::identity()]);
     assert_eq!([y[0], y[2], y[3]], [1.0, 3.0, 0.0]);
     assert!(y[1].is_nan());
     let mut y = [0.0; 4];

@@ -6,12 +6,14 @@
 
 use std::ops::Range;
 
-use super::combine::{Affine, PartMoments, mask_and_dot, normalise_part};
+use super::combine::{
+    Affine, MomentSums, PartMoments, mask_and_dot, normalise_part, write_where_positive,
+};
 use super::pointwise::{NormGrad, Target, merge, sum};
 use super::stencil::{Held, Stencil};
 use super::{Buffer, Moments, for_each, pieces_mut};
 use crate::Element;
-use crate::product::{Panels, Rows, add_outer, row_stride};
+use crate::product::{OuterSums, Panels, Rows, row_stride};
 
 /// Numbers that are worked on at a time, all channels together.
 const GROUP: usize = 1 << 16;
@@ -33,7 +35,7 @@ pub struct Source<'a, T> {
 }
 
 impl<'a, T> Source<'a, T> {
-    /// Planes that have been through their ReLU.
+    /// Planes that have been through their ReLU: what is not positive is 0.
     pub fn activated(planes: &'a [&'a [T]]) -> Self {
         Self {
             planes,
@@ -100,33 +102,6 @@ impl Unit {
         pointwise: &[T],
         y: Vec<&mut [T]>,
     ) -> Vec<Moments> {
-        let n_out = y.len();
-        let n_groups = self.stencil.output().h.div_ceil(self.group(z.planes.len()));
-        let mut moments = vec![vec![PartMoments::default(); n_out]; n_groups];
-        self.run(z, depthwise, pointwise, y, Some(&mut moments));
-        merge(&moments, n_out)
-    }
-
-    /// The `y` of [`forward`](Self::forward) alone.
-    pub fn outputs<T: Element>(
-        &self,
-        z: Source<'_, T>,
-        depthwise: &[T],
-        pointwise: &[T],
-        y: Vec<&mut [T]>,
-    ) {
-        self.run(z, depthwise, pointwise, y, None);
-    }
-
-    /// Writes `y` group by group, and the moments of each where they are wanted.
-    fn run<T: Element>(
-        &self,
-        z: Source<'_, T>,
-        depthwise: &[T],
-        pointwise: &[T],
-        y: Vec<&mut [T]>,
-        moments: Option<&mut Vec<Vec<PartMoments>>>,
-    ) {
         let (n_channels, n_out) = (z.planes.len(), y.len());
         let row_len = self.stencil.output().row_len();
         let group = self.group(n_channels);
@@ -134,35 +109,37 @@ impl Unit {
         let stride = row_stride(len);
         let weight = |o: usize, c: usize| pointwise[o * n_channels + c];
         let panels = Panels::new([n_out, n_channels], weight, |_| T::zero());
-        let mut slots: Vec<&mut [Vec<PartMoments>]> = match moments {
-            Some(moments) => moments.chunks_mut((half / group).max(1)).collect(),
-            None => Vec::new(),
-        };
+        let n_groups = self.stencil.output().h.div_ceil(group);
+        let mut moments = vec![vec![PartMoments::default(); n_out]; n_groups];
         let pieces = pieces_mut(y, (half * row_len).max(1));
-        slots.resize_with(pieces.len(), Default::default);
+        let slots = moments.chunks_mut((half / group).max(1));
         let items = pieces.into_iter().zip(slots).collect();
         for_each(
             items,
             || {
                 let scratch = Buffer::<T>::any(n_channels * stride);
-                (Reader::new(&self.stencil, z, group), scratch)
+                let sums = vec![MomentSums::default(); n_out];
+                (Reader::new(&self.stencil, z, group), scratch, sums)
             },
-            |(reader, scratch), index, (y, slots)| {
+            |(reader, scratch, sums), index, (y, moments): (_, &mut [_])| {
                 reader.restart();
                 let groups = pieces_mut(y, len.max(1)).into_iter().enumerate();
                 for (number, mut y) in groups {
                     let first = index * half + number * group;
                     let rows = first..self.stencil.output().h.min(first + group);
                     let d = self.depthwise_rows(reader, depthwise, rows, scratch, stride);
-                    panels.product(d, &mut y);
-                    if let Some(slots) = slots.get_mut(number) {
-                        for (moments, y) in slots.iter_mut().zip(&y) {
-                            *moments = PartMoments::of(y);
+                    sums.fill(MomentSums::default());
+                    for part in chunks(y.first().map_or(0, |y| y.len()), n_channels.max(n_out)) {
+                        panels.product_at(d.columns(part.clone()), &mut y, part.start);
+                        for (sums, y) in sums.iter_mut().zip(&y) {
+                            sums.add(&y[part.clone()]);
                         }
                     }
+                    moments[number] = sums.iter().map(MomentSums::end).collect();
                 }
             },
         );
+        merge(&moments, n_out)
     }
 
     /// What lies between the two convolutions in some output rows, in rows of `scratch`, one per channel.
@@ -187,8 +164,8 @@ impl Unit {
         Rows::new(scratch, stride, n_channels, len)
     }
 
-    /// Writes the gradient of `z` to `grad_z`, of a raw source that behind its batch normalisation; the gradients of
-    /// the weights are returned if they are wanted.
+    /// Writes the gradient of what the ReLU in front reads to `grad_z`, of a raw source behind its batch normalisation; the
+    /// gradients of the weights are returned if they are wanted.
     pub fn backward<T: Element>(
         &self,
         z: Source<'_, T>,
@@ -213,7 +190,7 @@ impl Unit {
         };
         assert!(
             z.affine.is_none() || !grad_z.adds,
-            "the gradient of a raw source is masked as a whole"
+            "of the gradient of a raw source sums are taken as a whole"
         );
         // What comes from each half of the rows is summed for itself, so that two threads can share the work; on one thread
         // both halves are one piece, for at their border two pieces compute some rows twice.
@@ -342,6 +319,14 @@ impl<'a, T: Element> Reader<'a, T> {
     }
 }
 
+/// Parts of `len` numbers in each of `n` channels: so short that they stay in the nearest cache, but where channels are
+/// many long enough for what is summed over them.
+fn chunks(len: usize, n: usize) -> impl Iterator<Item = Range<usize>> {
+    let chunk = (16 * n).max(256);
+    let starts = (0..len).step_by(chunk);
+    starts.map(move |start| start..len.min(start + chunk))
+}
+
 /// From the first to the last of some ranges.
 fn all(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
     let ranges = ranges.filter(|range| !range.is_empty());
@@ -380,13 +365,15 @@ struct Backward<'a, T: Element> {
 /// What a thread needs for it.
 struct Scratch<'a, T: Element> {
     reader: Reader<'a, T>,
-    /// Output rows of all channels: of the gradient of `y`, and of what lies between the convolutions.
+    /// Of all channels: a chunk of the gradient of `y`, and output rows of what lies between the convolutions.
     y: Buffer<T>,
     d: Buffer<T>,
     stride: usize,
     /// Output rows of the gradient of what lies between the convolutions, channel by channel.
     between: Buffer<T>,
     n_held: usize,
+    /// An input row of the gradient of one channel, before its ReLU.
+    behind: Buffer<T>,
 }
 
 impl<'a, T: Element> Scratch<'a, T> {
@@ -406,6 +393,10 @@ impl<'a, T: Element> Scratch<'a, T> {
             stride,
             between: Buffer::any(n_channels * n_held * row_len),
             n_held,
+            behind: Buffer::any(match backward.z.affine {
+                None => stencil.input().row_len(),
+                Some(_) => 0,
+            }),
         }
     }
 }
@@ -458,31 +449,41 @@ impl<T: Element> Backward<'_, T> {
             stride,
             between,
             n_held,
+            ..
         } = scratch;
-        self.grad_y.fill(rows.start * row_len, len, y, *stride);
-        let y = Rows::new(y, *stride, self.grad_y.len(), len);
         let (place, held_len) = (rows.start % *n_held * row_len, (*n_held * row_len).max(1));
         let planes = between.chunks_mut(held_len);
         let mut parts: Vec<&mut [T]> = planes.map(|plane| &mut plane[place..][..len]).collect();
-        self.transposed.product(y, &mut parts);
-        let Some(found) = wanted else {
+        let mut wanted = wanted.map(|found| {
+            let d = unit.depthwise_rows(reader, self.depthwise, rows.clone(), d, *stride);
+            (found, d, OuterSums::default())
+        });
+        let n_out = self.grad_y.len();
+        for part in chunks(len, n_out.max(self.z.planes.len())) {
+            let y_stride = row_stride(part.len());
+            let start = rows.start * row_len + part.start;
+            self.grad_y.fill(start, part.len(), y, y_stride);
+            let y = Rows::new(y, y_stride, n_out, part.len());
+            self.transposed.product_at(y, &mut parts, part.start);
+            if let Some((found, d, sums)) = &mut wanted {
+                let is_last = part.end == len;
+                sums.add(&mut found.pointwise, y, d.columns(part), is_last);
+            }
+        }
+        let Some((found, ..)) = wanted else {
             return;
         };
-        let d = unit.depthwise_rows(reader, self.depthwise, rows.clone(), d, *stride);
-        add_outer(&mut found.pointwise, y, d);
         let sums = found.depthwise.chunks_mut(stencil.kernel_len().max(1));
         for (channel, (sums, between)) in sums.zip(between.chunks(held_len)).enumerate() {
             let (z, between) = (reader.plane(channel), Held::new(between, *n_held));
-            for row in rows.clone() {
-                stencil.add_tap_products(z, between, row, sums);
-            }
+            stencil.add_tap_products(z, between, rows.clone(), sums);
         }
     }
 
     /// The gradients of some input rows; `grad_z` begins with the row `origin`.
     fn input_rows(
         &self,
-        scratch: &Scratch<'_, T>,
+        scratch: &mut Scratch<'_, T>,
         rows: Range<usize>,
         origin: usize,
         grad_z: &mut [&mut [T]],
@@ -497,12 +498,17 @@ impl<T: Element> Backward<'_, T> {
             let w = &self.depthwise[channel * n_taps..][..n_taps];
             let between = &scratch.between[channel * held_len..][..held_len];
             let between = Held::new(between, scratch.n_held.max(1));
-            stencil.backward_rows(between, w, rows.start, (grad_z, self.adds));
-            let Some(affine) = self.z.affine else {
-                continue;
-            };
             for (row, grad_z) in rows.clone().zip(grad_z.chunks_mut(len.max(1))) {
                 let raw = &self.z.planes[channel][row * len..][..len];
+                let Some(affine) = self.z.affine else {
+                    stencil.backward_rows(between, w, row, &mut scratch.behind);
+                    match self.adds {
+                        true => write_where_positive::<T, true>(grad_z, &scratch.behind, raw),
+                        false => write_where_positive::<T, false>(grad_z, &scratch.behind, raw),
+                    }
+                    continue;
+                };
+                stencil.backward_rows(between, w, row, grad_z);
                 let found = &mut found[usize::from(row >= half)].sums;
                 for (sum, own) in found[2 * channel..][..2].iter_mut().zip(mask_and_dot(
                     grad_z,

@@ -4,12 +4,12 @@ use std::ops::{Deref, Range};
 
 use kernels::Element;
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, NormGrad, PointwiseGrads, Source, Stencil, Target,
-    Term, Unit, accumulate_masked, average_backward, combine, dots, drop_images,
+    Affine, Buffer, Grid, MaxPool, Moments, NormGrad, Outputs, PointwiseGrads, Source, Stencil,
+    Target, Term, Unit, accumulate, average_backward, combine, dots, drop_images,
     pointwise_backward, subsample_backward,
 };
 
-use super::forward::{Saved, SavedInput, SavedState, affine, norm_weights, source_of};
+use super::forward::{Raw, Saved, SavedInput, SavedState, affine, norm_weights, source_of};
 use super::plan::{Norm, OperationKind, OperationPlan, Plan, UnitPlan};
 use super::{CellRun, planes, planes_mut};
 use crate::candidate::PoolKind;
@@ -36,6 +36,7 @@ impl<T: Element> Deref for StateGrad<'_, T> {
 
 /// The gradients of a run of a cell.
 pub(super) struct CellGrads<T: Element> {
+    /// With what was pending.
     pub(super) inputs: [Option<Buffer<T>>; 2],
     pub(super) parameters: Vec<f64>,
     pub(super) mixing: Vec<f64>,
@@ -68,10 +69,16 @@ pub(super) struct Backward<'a, T: Element> {
     sums: Vec<Vec<Vec<[f64; 2]>>>,
     grad_parameters: Vec<f64>,
     grad_mixing: Vec<f64>,
+    /// Of the inputs as they come, what cells behind this one have found.
+    pending: [Option<Buffer<T>>; 2],
 }
 
 impl<'a, T: Element> Backward<'a, T> {
-    pub(super) fn new(run: CellRun<'a, T>, given: Vec<&'a [T]>) -> Self {
+    pub(super) fn new(
+        run: CellRun<'a, T>,
+        given: Vec<&'a [T]>,
+        pending: [Option<Buffer<T>>; 2],
+    ) -> Self {
         let plan = run.op.plan;
         Self {
             given,
@@ -81,6 +88,7 @@ impl<'a, T: Element> Backward<'a, T> {
             sums: plan.edges.iter().map(|_| Vec::new()).collect(),
             grad_parameters: vec![0.0; run.parameters.len()],
             grad_mixing: vec![0.0; run.mixing.len()],
+            pending,
             run,
         }
     }
@@ -162,7 +170,8 @@ impl<'a, T: Element> Backward<'a, T> {
         let no_bias = vec![T::zero(); plan.channels];
         let mut grad_x = Buffer::any(state_len);
         if edges.is_empty() {
-            combine(planes_mut(&mut grad_x, grid.len()), &direct, &no_bias);
+            let sum = Outputs::new(planes_mut(&mut grad_x, grid.len()));
+            combine(sum, &direct, &no_bias);
             return StateGrad::Own(grad_x);
         }
         let (n_partial, x) = (plan.n_partial(), self.x(state));
@@ -231,16 +240,21 @@ impl<'a, T: Element> Backward<'a, T> {
                 }
             }
         }
-        combine(planes_mut(&mut grad_x, grid.len()), &direct, &no_bias);
+        // Where nothing but units reads the state, they write what others would add to.
+        let is_written = saved.pooled.iter().any(Option::is_some)
+            || saved.bypass.is_some()
+            || saved.activated.is_none()
+            || direct.iter().any(|terms| !terms.is_empty());
+        if is_written {
+            let sum = Outputs::new(planes_mut(&mut grad_x, grid.len()));
+            combine(sum, &direct, &no_bias);
+        }
         for kind in [PoolKind::Max, PoolKind::Average] {
             let terms = &pooled[kind as usize];
             if let Some(raw) = &saved.pooled[kind as usize] {
                 let mut grad = Buffer::any(raw.len());
-                combine(
-                    planes_mut(&mut grad, node_len),
-                    terms,
-                    &no_bias[..n_partial],
-                );
+                let sum = Outputs::new(planes_mut(&mut grad, node_len));
+                combine(sum, terms, &no_bias[..n_partial]);
                 let grad =
                     self.unnormalise_pool(state, kind, raw, grad, &pooled_sums[kind as usize]);
                 let partial = planes_mut(&mut grad_x[..n_partial * grid.len()], grid.len());
@@ -249,11 +263,8 @@ impl<'a, T: Element> Backward<'a, T> {
         }
         if let Some(raw) = &saved.bypass {
             let mut grad = Buffer::any(raw.len());
-            combine(
-                planes_mut(&mut grad, node_len),
-                &bypass,
-                &no_bias[..plan.channels - n_partial],
-            );
+            let sum = Outputs::new(planes_mut(&mut grad, node_len));
+            combine(sum, &bypass, &no_bias[..plan.channels - n_partial]);
             MaxPool::halving(grid).add_backward(
                 &x[n_partial..],
                 &planes(raw, node_len),
@@ -261,7 +272,7 @@ impl<'a, T: Element> Backward<'a, T> {
                 planes_mut(&mut grad_x[n_partial * grid.len()..], grid.len()),
             );
         }
-        self.gather_units(state, &edges, &mut grad_x);
+        self.gather_units(state, &edges, &mut grad_x, is_written);
         StateGrad::Own(grad_x)
     }
 
@@ -343,8 +354,8 @@ impl<'a, T: Element> Backward<'a, T> {
         }
     }
 
-    /// What comes from convolutions and halvings, through the ReLU that they share.
-    fn gather_units(&mut self, state: usize, edges: &[usize], grad_x: &mut [T]) {
+    /// What comes from convolutions and halvings, through the ReLU that they share: added to what is there, if anything is.
+    fn gather_units(&mut self, state: usize, edges: &[usize], grad_x: &mut [T], is_written: bool) {
         let saved: &'a SavedState<T> = &self.run.saved.states[state];
         let Some(z) = &saved.activated else {
             return;
@@ -364,46 +375,50 @@ impl<'a, T: Element> Backward<'a, T> {
                 }
             }
         }
-        // Every second convolution, with a gradient of their own.
-        let lane = |first: usize| {
+        // Every second convolution.
+        let lane = |first: usize, grad: &mut [T], mut adds: bool| {
             let mut found = Found::default();
-            let mut grad_z: Option<Buffer<T>> = None;
             for &(index, number, units) in convolutions.iter().skip(first).step_by(2) {
-                let adds = grad_z.is_some();
-                let grad_z = grad_z.get_or_insert_with(|| Buffer::any(z.len()));
                 let target = Target {
-                    planes: planes_mut(grad_z, grid.len()),
+                    planes: planes_mut(grad, grid.len()),
                     adds,
                 };
                 self.with_grad_of(index, number, |grads, weight| {
                     let place = [index, number];
                     self.conv(units, place, grads, weight, &z_planes, target, &mut found);
                 });
+                adds = true;
             }
-            (grad_z, found)
+            found
         };
-        let ((mut first, found), (second, more)) = rayon::join(|| lane(0), || lane(1));
+        let partial = &mut grad_x[..z.len()];
+        // The second half has a gradient of its own.
+        let mut second = Buffer::any(if convolutions.len() > 1 { z.len() } else { 0 });
+        let (found, more) = rayon::join(
+            || lane(0, partial, is_written),
+            || lane(1, &mut second, false),
+        );
         let mut found = found.and(more);
+        if !second.is_empty() {
+            accumulate(
+                planes_mut(partial, grid.len()),
+                &planes(&second, grid.len()),
+            );
+        }
         if let Some(halves) = &saved.halves {
             let mut grads = halves.each_ref().map(|half| Buffer::zeros(half.len()));
             for (index, number, kernels, norm) in halvings {
                 self.with_grad_of(index, number, |own, weight| {
-                    let raw = &self.run.saved.edges[index][number];
+                    let raw = &self.run.saved.edges[index][number].output;
                     let chain = self.chain(norm, own, raw, &self.sums[index][number], weight);
                     let target = Some((&mut grads, true));
-                    self.unhalve(halves, kernels, &chain, false, target, &mut found);
+                    self.unhalve(halves, kernels, &chain, target, &mut found);
                 });
             }
-            let grad_z = first.get_or_insert_with(|| Buffer::zeros(z.len()));
-            add_halves(&grads, grid, grad_z);
-        }
-        let partial = &mut grad_x[..plan.n_partial() * grid.len()];
-        for grad_z in [first, second].into_iter().flatten() {
-            accumulate_masked(
-                planes_mut(partial, grid.len()),
-                &planes(&grad_z, grid.len()),
-                &z_planes,
-            );
+            if convolutions.is_empty() && !is_written {
+                partial.fill(T::zero());
+            }
+            add_halves(&grads, grid, partial);
         }
         self.add(found);
     }
@@ -463,11 +478,11 @@ impl<'a, T: Element> Backward<'a, T> {
     ) {
         let plan = self.plan();
         let source = self.grid(plan.edges[edge].source);
-        let output: &'a Buffer<T> = &self.run.saved.edges[edge][number];
+        let saved: &'a Raw<T> = &self.run.saved.edges[edge][number];
         let sums = &self.sums[edge][number];
         let (first, second) = match units {
             [only] => {
-                let chain = self.chain(&only.norm, grads, output, sums, weight);
+                let chain = self.chain(&only.norm, grads, &saved.output, sums, weight);
                 let z = Source::activated(z);
                 self.unit(only, source, z, &chain, grad_z, found);
                 return;
@@ -475,27 +490,31 @@ impl<'a, T: Element> Backward<'a, T> {
             [first, second] => (first, second),
             _ => unreachable!("a convolution has one unit or two"),
         };
-        let chain = self.chain(&second.norm, grads, output, sums, weight);
-        // What the second unit read, computed again.
+        let chain = self.chain(&second.norm, grads, &saved.output, sums, weight);
         let grid = self.run.sizes.node;
         let moments = &self.run.saved.statistics[first.norm.index].moments;
         let affine = affine(&first.norm, self.run.parameters, moments);
         let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
-        let mut raw = Buffer::any(plan.n_partial() * grid.len());
-        Unit::new(plan.stencil(first.geometry, first.kernel, source)).outputs(
-            Source::activated(z),
-            &self.run.parameters[first.depthwise.clone()],
-            &self.run.parameters[first.pointwise.clone()],
-            planes_mut(&mut raw, grid.len()),
-        );
+        // What the second unit read.
+        let again = (!plan.keeps_hidden()).then(|| {
+            let mut raw = Buffer::any(plan.n_partial() * grid.len());
+            Unit::new(plan.stencil(first.geometry, first.kernel, source)).forward(
+                Source::activated(z),
+                &self.run.parameters[first.depthwise.clone()],
+                &self.run.parameters[first.pointwise.clone()],
+                planes_mut(&mut raw, grid.len()),
+            );
+            raw
+        });
+        let raw = again.as_ref().unwrap_or(&saved.hidden);
         let mut grad_hidden = Buffer::any(raw.len());
-        let hidden = planes(&raw, grid.len());
+        let hidden = planes(raw, grid.len());
         let target = Target::new(planes_mut(&mut grad_hidden, grid.len()));
         let hidden = Source::raw(&hidden, &affine);
         let sums = self.unit(second, grid, hidden, &chain, target, found);
         self.affine_grads(&first.norm, &sums, 1.0, found);
         let grad_hidden = planes(&grad_hidden, grid.len());
-        let chain = self.chain(&first.norm, &grad_hidden, &raw, &sums, 1.0);
+        let chain = self.chain(&first.norm, &grad_hidden, raw, &sums, 1.0);
         self.unit(first, source, Source::activated(z), &chain, grad_z, found);
     }
 
@@ -525,14 +544,13 @@ impl<'a, T: Element> Backward<'a, T> {
         grads.sums
     }
 
-    /// Backward through two kernels on even and odd pixels. The gradients of these are added to what is there, or take
-    /// its place.
+    /// Backward through two kernels on even and odd pixels, and the ReLU in front. The gradients of the pixels are added
+    /// to what is there, or take its place.
     fn unhalve(
         &self,
         halves: &[Buffer<T>; 2],
         kernels: &[Range<usize>; 2],
         grad_y: &NormGrad<'_, T>,
-        activates: bool,
         mut grad_halves: Option<(&mut [Buffer<T>; 2], bool)>,
         found: &mut Found,
     ) {
@@ -550,7 +568,7 @@ impl<'a, T: Element> Backward<'a, T> {
             };
             let grad_w = pointwise_backward(
                 &planes(half, len),
-                activates,
+                true,
                 &self.run.parameters[kernel.clone()],
                 &grad_y.channels(first..first + n_out),
                 grads,
@@ -688,7 +706,7 @@ impl<'a, T: Element> Backward<'a, T> {
         self.grads[node] = grads;
     }
 
-    /// Backward through the preprocessing of an input; its gradient is returned if it is wanted.
+    /// Backward through the preprocessing of an input; its gradient, with what was pending, is returned if it is wanted.
     fn input(&mut self, index: usize) -> Option<Buffer<T>> {
         let wants = self.run.op.wants;
         if !wants.inputs[index] && !wants.weights {
@@ -697,7 +715,10 @@ impl<'a, T: Element> Backward<'a, T> {
         let plan = &self.plan().inputs[index];
         let saved: &'a SavedInput<T> = &self.run.saved.inputs[index];
         let s = self.run.s[index];
-        let mut grad_s = wants.inputs[index].then(|| Buffer::any(s.len()));
+        let pending = self.pending[index].take();
+        let adds = pending.is_some();
+        let mut grad_s =
+            wants.inputs[index].then(|| pending.unwrap_or_else(|| Buffer::any(s.len())));
         let (raw_grid, len) = (self.run.sizes.raw[index], self.run.sizes.input.len());
         let grads = std::mem::replace(&mut self.grads[index], StateGrad::Given(&[]));
         let grads = planes(&grads, len);
@@ -723,17 +744,20 @@ impl<'a, T: Element> Backward<'a, T> {
                 let kernels = [even.clone(), odd.clone()];
                 let mut grads = halves.each_ref().map(|half| Buffer::any(half.len()));
                 let wanted = grad_s.is_some().then_some((&mut grads, false));
-                self.unhalve(halves, &kernels, &chain, true, wanted, &mut found);
+                self.unhalve(halves, &kernels, &chain, wanted, &mut found);
                 if let Some(grad_s) = &mut grad_s {
-                    grad_s.fill(T::zero());
+                    if !adds {
+                        grad_s.fill(T::zero());
+                    }
                     add_halves(&grads, raw_grid, grad_s);
                 }
             }
             (_, kernels) => {
                 let grads = PointwiseGrads {
-                    x: grad_s
-                        .as_deref_mut()
-                        .map(|grad_s| Target::new(planes_mut(grad_s, raw_grid.len()))),
+                    x: grad_s.as_deref_mut().map(|grad_s| Target {
+                        planes: planes_mut(grad_s, raw_grid.len()),
+                        adds,
+                    }),
                     w: wants.weights,
                 };
                 let kernel = &self.run.parameters[kernels[0].clone()];

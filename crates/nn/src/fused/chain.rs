@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
-use kernels::planes::{Buffer, Grid, Term, combine};
+use kernels::planes::{Buffer, Grid, Outputs, Term, combine};
 use kernels::{BatchStatistics, Element};
 
 use super::backward::Backward;
@@ -361,9 +361,9 @@ impl<T: Element> ChainOp<T> {
         starts_alike: bool,
     ) -> ChainGrads<T> {
         let mut grad_parameters = vec![0.0; parameters.len()];
-        // Gradients that are still to be added: of what the chain starts from and of each output.
-        let mut pending: Vec<Vec<Buffer<T>>> = Vec::new();
-        pending.resize_with(saved.len() + 2, Vec::new);
+        // What is known so far of the gradients of what the chain starts from and of each output.
+        let mut pending: Vec<Option<Buffer<T>>> = Vec::new();
+        pending.resize_with(saved.len() + 2, || None);
         let n = saved.len();
         let given_len = |index: usize| match n - index {
             1 => saved[index].nodes.len(),
@@ -380,7 +380,7 @@ impl<T: Element> ChainOp<T> {
             })
             .collect();
         for (index, given) in (0..n).rev().zip(given) {
-            let own = pending.pop().unwrap_or_default();
+            let own = pending.pop().flatten();
             let cell = &self.chain.cells[index];
             let (before, last) = saved.split_at(index);
             let SavedCell {
@@ -406,7 +406,8 @@ impl<T: Element> ChainOp<T> {
                 .filter(|given| !given.is_empty())
                 .chain(own.iter().map(|grad| &grad[..]))
                 .collect();
-            let grads = Backward::new(run, given).run();
+            let of_inputs = [index, index + 1].map(|output| pending[output].take());
+            let grads = Backward::new(run, given, of_inputs).run();
             for (range, own) in [
                 (&cell.parameters, &grads.parameters),
                 (&cell.mixing, &grads.mixing),
@@ -415,22 +416,24 @@ impl<T: Element> ChainOp<T> {
                 sums.zip(own).for_each(|(sum, own)| *sum += own);
             }
             for (input, grad) in grads.inputs.into_iter().enumerate() {
-                pending[index + input].extend(grad);
+                pending[index + input] = grad;
             }
             saved.truncate(index);
         }
-        if let ([first, second, ..], true) = (&mut pending[..], starts_alike) {
-            first.append(second);
+        let mut pending = pending.into_iter().map(Option::into_iter);
+        let [mut first, mut second] = std::array::from_fn(|_| -> Vec<Buffer<T>> {
+            pending.next().into_iter().flatten().collect()
+        });
+        if starts_alike {
+            first.append(&mut second);
         }
-        let mut pending = pending.into_iter();
-        let inputs = [s[0].len(), s[1].len()].map(|len| {
-            let grads = pending.next().unwrap_or_default();
-            (!grads.is_empty()).then(|| {
-                let mut sum = vec![T::zero(); len];
-                let terms = grads.iter().map(|grad| Term::new(T::one(), &grad[..]));
-                combine(vec![&mut sum], &[terms.collect()], &[T::zero()]);
-                sum
-            })
+        let inputs = [first, second].map(|grads| {
+            let len = grads.first()?.len();
+            let mut sum = vec![T::zero(); len];
+            let terms = grads.iter().map(|grad| Term::new(T::one(), &grad[..]));
+            let outputs = Outputs::new(vec![&mut sum]);
+            combine(outputs, &[terms.collect()], &[T::zero()]);
+            Some(sum)
         });
         ChainGrads {
             inputs,

@@ -2,12 +2,12 @@
 
 use kernels::Element;
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, Source, Stencil, Term, Unit, average, combine,
+    Affine, Buffer, Grid, MaxPool, Moments, Outputs, Source, Stencil, Term, Unit, average, combine,
     drop_images, moments, normalise, normalise_in_place, pointwise_forward, subsample,
 };
 use rayon::prelude::*;
 
-use super::plan::{EdgePlan, Norm, OperationKind, OperationPlan, Sizes};
+use super::plan::{EdgePlan, Norm, OperationKind, OperationPlan, Plan, Sizes};
 use super::{CellOp, cast, planes, planes_mut};
 use crate::candidate::PoolKind;
 use crate::layers::BATCH_NORM_EPS;
@@ -16,11 +16,27 @@ use crate::layers::BATCH_NORM_EPS;
 pub(super) struct Saved<T: Element> {
     pub(super) inputs: [SavedInput<T>; 2],
     pub(super) states: Vec<SavedState<T>>,
-    /// For each edge, the raw outputs of its operations: of the last unit of a convolution, of the halving. What the
-    /// unit before it gave is computed again when it is needed.
-    pub(super) edges: Vec<Vec<Buffer<T>>>,
+    /// For each edge, what its operations gave.
+    pub(super) edges: Vec<Vec<Raw<T>>>,
     /// By the number of the batch normalisation.
     pub(super) statistics: Vec<Statistics>,
+}
+
+/// What an operation gave, before its batch normalisation.
+pub(super) struct Raw<T: Element> {
+    /// Of a convolution the last unit, of a halving; empty where it is nobody's own.
+    pub(super) output: Buffer<T>,
+    /// Of a convolution of two units the first, if it [is kept](Plan::keeps_hidden); empty otherwise.
+    pub(super) hidden: Buffer<T>,
+}
+
+impl<T: Element> Raw<T> {
+    fn new(output: Buffer<T>) -> Self {
+        Self {
+            output,
+            hidden: Buffer::default(),
+        }
+    }
 }
 
 /// What a batch normalisation saw.
@@ -38,6 +54,29 @@ pub(super) struct SavedInput<T: Element> {
     /// Before its batch normalisation, if that has factors: without them [`x`](Self::x) tells as much.
     pub(super) raw: Option<Buffer<T>>,
     pub(super) x: Buffer<T>,
+}
+
+/// A buffer for what a ReLU makes of a state's partial channels, if anyone reads that.
+fn activated<T: Element>(plan: &Plan, state: usize, len: usize) -> Option<Buffer<T>> {
+    let is_unit =
+        |kind: &OperationKind| matches!(kind, OperationKind::Conv(_) | OperationKind::Halve { .. });
+    plan.reads(state, is_unit)
+        .then(|| Buffer::any(plan.n_partial() * len))
+}
+
+/// Planes to write, with those behind a ReLU if there are any.
+fn outputs_of<'a, T: Element>(
+    planes: &'a mut [T],
+    activated: &'a mut Option<Buffer<T>>,
+    len: usize,
+) -> Outputs<'a, T> {
+    Outputs {
+        planes: planes_mut(planes, len),
+        activated: activated
+            .as_deref_mut()
+            .map(|activated| planes_mut(activated, len))
+            .unwrap_or_default(),
+    }
 }
 
 /// What edges read of a state, other than itself.
@@ -121,6 +160,7 @@ pub(super) fn halve<T: Element>(
 }
 
 impl CellOp<'_> {
+    /// A preprocessed input, and what a ReLU makes of it.
     fn input<T: Element>(
         &self,
         index: usize,
@@ -128,7 +168,7 @@ impl CellOp<'_> {
         sizes: &Sizes,
         parameters: &[T],
         statistics: &mut [Statistics],
-    ) -> SavedInput<T> {
+    ) -> (SavedInput<T>, Option<Buffer<T>>) {
         let plan = &self.plan.inputs[index];
         let (raw_grid, grid) = (sizes.raw[index], sizes.input);
         let s = planes(s, raw_grid.len());
@@ -150,24 +190,22 @@ impl CellOp<'_> {
         let moments = self.settle(&plan.norm, moments);
         let affine = affine(&plan.norm, parameters, &moments);
         let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
+        let mut activated = activated(self.plan, index, grid.len());
         let (raw, x) = if plan.norm.affine.is_some() {
             let mut x = Buffer::any(raw.len());
-            normalise::<_, false>(
-                planes_mut(&mut x, grid.len()),
-                &planes(&raw, grid.len()),
-                &affine,
-            );
+            let outputs = outputs_of(&mut x, &mut activated, grid.len());
+            normalise(outputs, &planes(&raw, grid.len()), &affine);
             (Some(raw), x)
         } else {
             let mut x = raw;
-            normalise_in_place::<_, false>(planes_mut(&mut x, grid.len()), &affine);
+            normalise_in_place(outputs_of(&mut x, &mut activated, grid.len()), &affine);
             (None, x)
         };
         statistics[plan.norm.index] = Statistics {
             moments,
             count: grid.len(),
         };
-        SavedInput { halves, raw, x }
+        (SavedInput { halves, raw, x }, activated)
     }
 
     /// The moments that a batch normalisation goes by: those that were found, or the running ones.
@@ -196,6 +234,7 @@ impl CellOp<'_> {
         &self,
         state: usize,
         x: &[&[T]],
+        activated: Option<Buffer<T>>,
         sizes: &Sizes,
         statistics: &mut [Statistics],
     ) -> SavedState<T> {
@@ -204,15 +243,6 @@ impl CellOp<'_> {
         let out_len = sizes.node.len();
         let (partial, bypass) = x.split_at(plan.n_partial());
         let stride = plan.stride(state);
-        let is_unit = |kind: &OperationKind| {
-            matches!(kind, OperationKind::Conv(_) | OperationKind::Halve { .. })
-        };
-        let activated = plan.reads(state, is_unit).then(|| {
-            let mut z = Buffer::any(partial.len() * grid.len());
-            let identity = vec![Affine::identity().cast(); partial.len()];
-            normalise::<_, true>(planes_mut(&mut z, grid.len()), partial, &identity);
-            z
-        });
         let halves = plan
             .reads(state, |kind| matches!(kind, OperationKind::Halve { .. }))
             .then(|| {
@@ -268,26 +298,29 @@ impl CellOp<'_> {
         }
     }
 
-    /// The raw output of an operation, empty where it is nobody's own; and what its batch normalisations saw.
+    /// What an operation gives, and what its batch normalisations saw.
     fn operation<T: Element>(
         &self,
         operation: &OperationPlan,
         state: &SavedState<T>,
         grid: Grid,
         parameters: &[T],
-    ) -> (Buffer<T>, Vec<(usize, Statistics)>) {
+    ) -> (Raw<T>, Vec<(usize, Statistics)>) {
         match &operation.kind {
-            OperationKind::Pool { .. } | OperationKind::Identity => (Buffer::default(), Vec::new()),
+            OperationKind::Pool { .. } | OperationKind::Identity => {
+                (Raw::new(Buffer::default()), Vec::new())
+            }
             OperationKind::Halve { kernels, norm } => {
                 let halves = state.halves.as_ref().expect("it is read");
                 let kernels = kernels.each_ref().map(|kernel| &parameters[kernel.clone()]);
                 let count = grid.halved().len();
                 let (y, moments) = halve(halves, kernels, false, count);
                 let moments = self.settle(norm, moments);
-                (y, vec![(norm.index, Statistics { moments, count })])
+                let seen = vec![(norm.index, Statistics { moments, count })];
+                (Raw::new(y), seen)
             }
             OperationKind::Conv(units) => {
-                let (mut grid, mut output) = (grid, Buffer::default());
+                let (mut grid, mut raw) = (grid, Raw::new(Buffer::default()));
                 let mut found: Vec<(usize, Statistics)> = Vec::with_capacity(units.len());
                 // What the normalisation of the unit before does.
                 let mut before: Option<Vec<Affine<T>>> = None;
@@ -295,7 +328,7 @@ impl CellOp<'_> {
                     let unit = Unit::new(self.plan.stencil(plan.geometry, plan.kernel, grid));
                     let input = match &before {
                         None => state.activated.as_deref().expect("it is read"),
-                        Some(_) => &output,
+                        Some(_) => &raw.output,
                     };
                     let input = planes(input, grid.len());
                     let source = match &before {
@@ -314,10 +347,13 @@ impl CellOp<'_> {
                     let affine = affine(&plan.norm, parameters, &moments);
                     before = Some(affine.iter().map(Affine::cast).collect());
                     found.push((plan.norm.index, Statistics { moments, count }));
-                    output = y;
+                    let hidden = std::mem::replace(&mut raw.output, y);
+                    if self.plan.keeps_hidden() {
+                        raw.hidden = hidden;
+                    }
                     grid = unit.stencil().output();
                 }
-                (output, found)
+                (raw, found)
             }
         }
     }
@@ -332,16 +368,17 @@ impl CellOp<'_> {
     ) -> (Buffer<T>, Saved<T>) {
         let plan = self.plan;
         let mut statistics = vec![Statistics::default(); plan.n_norms];
-        let inputs =
+        let [(first, z0), (second, z1)] =
             [0, 1].map(|index| self.input(index, s[index], sizes, parameters, &mut statistics));
+        let inputs = [first, second];
         let node_len = sizes.node.len();
         let mut out = Buffer::any(plan.n_nodes * plan.channels * node_len);
         let mut states: Vec<SavedState<T>> = Vec::with_capacity(plan.n_states());
-        for (index, input) in inputs.iter().enumerate() {
+        for ((index, input), activated) in inputs.iter().enumerate().zip([z0, z1]) {
             let x = planes(&input.x, sizes.input.len());
-            states.push(self.state(index, &x, sizes, &mut statistics));
+            states.push(self.state(index, &x, activated, sizes, &mut statistics));
         }
-        let mut edges: Vec<Vec<Buffer<T>>> = Vec::with_capacity(plan.edges.len());
+        let mut edges: Vec<Vec<Raw<T>>> = Vec::with_capacity(plan.edges.len());
         for node in 2..plan.n_states() {
             let into_node = plan.edges.iter().filter(|edge| edge.node == node);
             let operations: Vec<(&EdgePlan, &OperationPlan)> = into_node
@@ -445,10 +482,12 @@ impl CellOp<'_> {
                     }
                 }
             }
-            combine(planes_mut(own, node_len), &terms, &cast(&bias));
+            let mut activated = activated(plan, node, node_len);
+            let written = outputs_of(own, &mut activated, node_len);
+            combine(written, &terms, &cast(&bias));
             if node + 1 < plan.n_states() {
                 let x = planes(own, node_len);
-                states.push(self.state(node, &x, sizes, &mut statistics));
+                states.push(self.state(node, &x, activated, sizes, &mut statistics));
             }
         }
         let saved = Saved {
@@ -464,7 +503,7 @@ impl CellOp<'_> {
 /// What an operation puts into the sum, `n_partial` planes, and the batch normalisation that is still to come.
 pub(super) fn source_of<'a, T: Element>(
     operation: &'a OperationPlan,
-    output: &'a Buffer<T>,
+    raw: &'a Raw<T>,
     state: &'a SavedState<T>,
     x: &[&'a [T]],
     len: usize,
@@ -475,10 +514,10 @@ pub(super) fn source_of<'a, T: Element>(
             let pooled = state.pooled[*kind as usize].as_deref().expect("it is read");
             (planes(pooled, len), norm.as_ref())
         }
-        OperationKind::Halve { norm, .. } => (planes(output, len), Some(norm)),
+        OperationKind::Halve { norm, .. } => (planes(&raw.output, len), Some(norm)),
         OperationKind::Conv(units) => {
             let norm = units.last().map(|unit| &unit.norm);
-            (planes(output, len), norm)
+            (planes(&raw.output, len), norm)
         }
     }
 }

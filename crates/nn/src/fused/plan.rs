@@ -191,6 +191,12 @@ impl Plan {
         2 + self.n_nodes
     }
 
+    /// Whether the backward pass finds what the first unit of a separable convolution gave. Of partial channels that is
+    /// computed again, which takes no longer than reading it from memory: they are chosen to save that.
+    pub(crate) fn keeps_hidden(&self) -> bool {
+        self.ratio == 1
+    }
+
     pub(crate) fn stride(&self, state: usize) -> usize {
         if self.is_reduction && state < 2 { 2 } else { 1 }
     }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
-use kernels::planes::{Affine, Buffer, Dense, Moments, NormGrad, dots, normalise};
+use kernels::planes::{Affine, Buffer, Dense, Moments, NormGrad, Outputs, dots, normalise};
 use kernels::{BatchStatistics, Conv2dGeometry, Element, Window};
 
 use super::forward::Statistics;
@@ -122,8 +122,8 @@ impl<T: Element> CustomOp3 for StemOp<T> {
             })
             .collect();
         let mut y = vec![T::zero(); raw.len()];
-        normalise::<_, false>(
-            planes_mut(&mut y, grid.len()),
+        normalise(
+            Outputs::new(planes_mut(&mut y, grid.len())),
             &planes(&raw, grid.len()),
             &channels,
         );
