@@ -86,15 +86,19 @@ pub(crate) fn derive(
     fallback.expect("at least one number of skips was tried")
 }
 
-/// The genotype with the lowest latency that steepest descents over the nodes find, and its latency.
-pub(crate) fn fastest(upper_millis: impl Fn(&Genotype) -> f64) -> (Genotype, f64) {
+/// The genotype with the lowest latency that steepest descents over the nodes find, and its latency; or the first on their
+/// way that takes no longer than `enough_millis`.
+pub(crate) fn fastest(
+    upper_millis: impl Fn(&Genotype) -> f64,
+    enough_millis: f64,
+) -> (Genotype, f64) {
     let uniform = vec![1.0; 112];
     let ranks: [&[f32]; 2] = [&uniform, &uniform];
     let search = Knapsack {
         choices: choices(ranks),
         upper_millis,
     };
-    let picks = search.fastest(MOST_SKIPS);
+    let picks = search.fastest(MOST_SKIPS, enough_millis);
     let genotype = search.genotype(&picks);
     let millis = (search.upper_millis)(&genotype);
     (genotype, millis)
@@ -242,7 +246,7 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
         match best {
             Some((_, _, picks)) => (self.polish(picks, band, max_skips), true),
             None => {
-                let picks = self.fastest(max_skips);
+                let picks = self.fastest(max_skips, f64::NEG_INFINITY);
                 let is_met =
                     self.millis(&picks) <= band.high_millis && self.n_skips(&picks) <= max_skips;
                 let picks = if is_met {
@@ -371,43 +375,52 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
     }
 
     /// The fastest picks of descents from cells of one primitive each: what several edges share is paid
-    /// once, so that a single descent may end where no node alone can leave.
-    fn fastest(&self, max_skips: usize) -> Picks {
-        Primitive::KEPT
-            .into_iter()
-            .map(|primitive| {
-                let is_uniform =
-                    |choice: &Choice| choice.genes.iter().all(|gene| gene.primitive == primitive);
-                let uniform = self.choices.each_ref().map(|choices| {
-                    let found = choices.iter().position(is_uniform);
-                    found.expect("every pair of primitives is a choice")
-                });
-                self.descend(uniform, max_skips)
-            })
-            .min_by(|a, b| {
-                let key = |picks| (self.n_skips(picks) > max_skips, self.millis(picks));
-                let ((a_over, a), (b_over, b)) = (key(a), key(b));
-                a_over.cmp(&b_over).then(a.total_cmp(&b))
-            })
-            .expect("there are primitives")
+    /// once, so that a single descent may end where no node alone can leave. What takes no longer than `enough_millis` and
+    /// keeps to the number of skips ends them.
+    fn fastest(&self, max_skips: usize, enough_millis: f64) -> Picks {
+        let mut best: Option<(bool, f64, Picks)> = None;
+        for primitive in Primitive::KEPT {
+            let is_uniform =
+                |choice: &Choice| choice.genes.iter().all(|gene| gene.primitive == primitive);
+            let uniform = self.choices.each_ref().map(|choices| {
+                let found = choices.iter().position(is_uniform);
+                found.expect("every pair of primitives is a choice")
+            });
+            let (millis, picks) = self.descend(uniform, max_skips, enough_millis);
+            let is_over = self.n_skips(&picks) > max_skips;
+            if best.is_none_or(|best| (is_over, millis) < (best.0, best.1)) {
+                best = Some((is_over, millis, picks));
+            }
+            if !is_over && millis <= enough_millis {
+                break;
+            }
+        }
+        best.expect("there are primitives").2
     }
 
-    /// Changes one node at a time while the latency falls.
-    fn descend(&self, mut picks: Picks, max_skips: usize) -> Picks {
+    /// Changes one node at a time while the latency falls, until it and the skips are `enough`; the latency in front.
+    fn descend(&self, mut picks: Picks, max_skips: usize, enough_millis: f64) -> (f64, Picks) {
         loop {
             let mut best = (self.millis(&picks), picks);
+            if best.0 <= enough_millis && self.n_skips(&picks) <= max_skips {
+                return best;
+            }
             for node in 0..N_NODES {
                 for pick in 0..self.choices[node].len() {
                     let mut other = picks;
                     other[node] = pick;
                     let is_allowed = self.n_skips(&other) <= max_skips.max(self.n_skips(&picks));
-                    if is_allowed && self.millis(&other) < best.0 {
-                        best = (self.millis(&other), other);
+                    if !is_allowed {
+                        continue;
+                    }
+                    let millis = self.millis(&other);
+                    if millis < best.0 {
+                        best = (millis, other);
                     }
                 }
             }
             if best.1 == picks {
-                return picks;
+                return best;
             }
             picks = best.1;
         }
@@ -592,7 +605,9 @@ mod tests {
         let ranks = ranks(7);
         let slices = [&ranks[0][..], &ranks[1][..]];
         // 16 genes at 0.1 and 5 for the rest is the least.
-        let (fastest, least) = fastest(law);
+        let (found, millis) = fastest(law, 12.0);
+        assert!(millis <= 12.0 && millis == law(&found));
+        let (fastest, least) = fastest(law, f64::NEG_INFINITY);
         assert!((least - 6.6).abs() < 1e-9);
         assert_eq!(fastest.n_skips(CellKind::Normal), 8);
         let limits = |high| Limits {

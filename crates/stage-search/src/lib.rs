@@ -311,8 +311,9 @@ fn target_millis(
             probability,
         });
     }
-    let (_, fastest_millis) =
-        derivation::fastest(|genotype| upper(genotype).unwrap_or(f64::INFINITY));
+    // Any genotype that is fast enough will do.
+    let bound = |genotype: &Genotype| upper(genotype).unwrap_or(f64::INFINITY);
+    let (_, fastest_millis) = derivation::fastest(bound, millis);
     if fastest_millis > millis {
         return Err(Error::Unreachable {
             unit: predictor.metric.unit(),
