@@ -207,9 +207,9 @@ impl<T: Element> Outer<'_, T> {
         let place = |r: usize, c: usize| (row + r) * self.x.n + column + c;
         let mut sums = [[T::splat(simd, T::zero()); C]; R];
         if !self.is_first {
-            for r in 0..R {
-                for c in 0..C {
-                    sums[r][c] = T::load(simd, &self.sums[place(r, c) * lanes..][..lanes]);
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (c, sum) in sums.iter_mut().enumerate() {
+                    *sum = T::load(simd, &self.sums[place(r, c) * lanes..][..lanes]);
                 }
             }
         }
@@ -237,13 +237,13 @@ impl<T: Element> Outer<'_, T> {
                 }
             }
         }
-        for r in 0..R {
-            for c in 0..C {
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (c, sum) in sums.into_iter().enumerate() {
                 let at = place(r, c);
                 if self.is_last {
-                    self.grad_w[at] += T::sum(simd, sums[r][c]).to_f64();
+                    self.grad_w[at] += T::sum(simd, sum).to_f64();
                 } else {
-                    T::store(simd, &mut self.sums[at * lanes..][..lanes], sums[r][c]);
+                    T::store(simd, &mut self.sums[at * lanes..][..lanes], sum);
                 }
             }
         }
