@@ -308,10 +308,9 @@ impl<T: Element, const ADD: bool> WithSimd for Gather<'_, T, ADD> {
                 taps.clear();
                 for &(u, source_row) in &direction.rows[self.first + index] {
                     let start = source_row % source.n * direction.width;
-                    let of_row = run.taps.iter();
-                    taps.extend(
-                        of_row.map(|&(v, column)| (self.w[u * n_v + v], (start + column) * n)),
-                    );
+                    for &(v, column) in &run.taps {
+                        taps.push((self.w[u * n_v + v], (start + column) * n));
+                    }
                 }
                 let (len, n_parts) = run.parts(n);
                 for part in 0..n_parts {
