@@ -188,7 +188,12 @@ fn sides(work: &str, threads: usize) -> Result<(Vec<String>, Vec<Side>)> {
     };
     match work {
         "pc-darts" | "darts" | "derived" => {
-            let steps = format!("--network {work} --threads {threads} --warmup 1 --steps 2");
+            // Short steps, more of them.
+            let counts = match work {
+                "derived" => "--warmup 2 --steps 8",
+                _ => "--warmup 1 --steps 2",
+            };
+            let steps = format!("--network {work} --threads {threads} {counts}");
             let mut sides = vec![
                 side("torch", format!("step {steps}")),
                 side(

@@ -266,6 +266,14 @@ impl Genotype {
             .filter(|(_, gene)| gene.primitive == Primitive::SkipConnect)
             .count()
     }
+
+    /// Convolutions of a cell, separable and dilated.
+    pub fn n_convolutions(&self, kind: CellKind) -> usize {
+        let genes = self.cell(kind).genes();
+        genes
+            .filter(|(_, gene)| gene.primitive.has_parameters())
+            .count()
+    }
 }
 
 /// Why eight genes are not a cell.

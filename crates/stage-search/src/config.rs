@@ -178,6 +178,11 @@ impl Config {
             ),
             ("n_bridge_samples", self.n_bridge_samples >= 1, "at least 1"),
             (
+                "guards.min_convolutions",
+                guards.min_convolutions <= 8,
+                "at most 8",
+            ),
+            (
                 "guards.max_parameter_free",
                 (0.0..=1.0).contains(&guards.max_parameter_free),
                 "between 0 and 1",
@@ -429,6 +434,9 @@ pub struct GuardsConfig {
     /// Skip connections in the derived normal cell: more are an alarm, and no more come out at the end unless a
     /// target forces them. 8 = any.
     pub max_skips: usize,
+    /// Convolutions among the eight genes of each derived cell: no fewer come out at the end unless a target forces them.
+    /// 0 = any.
+    pub min_convolutions: usize,
     /// The share of parameter-free primitives in softmax(alpha) of the normal cell, `none` left out: more is
     /// an alarm. 1 = any.
     pub max_parameter_free: f64,

@@ -1,4 +1,4 @@
-//! The genotype that alpha stands for, within limits: a latency, a number of skips.
+//! The genotype that alpha stands for, within limits: a latency, a number of skips, of convolutions.
 //!
 //! Without limits it is that of [`SearchSpace::derive`], which of all genotypes has the largest *score*:
 //! the sum over its genes of ln(weight), the weight being softmax(alpha), times softmax(beta) where there
@@ -14,10 +14,49 @@ use space::{CellKind, Gene, Genotype, Primitive, SearchSpace};
 /// What the genotype must keep to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Limits {
-    /// Skip connections of the normal cell.
-    pub(crate) max_skips_normal: usize,
+    /// What genes may be.
+    pub(crate) genes: GeneLimits,
     /// The latency, in ms; `None` = any.
     pub(crate) band: Option<Band>,
+}
+
+/// How often primitives may come out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct GeneLimits {
+    /// Skip connections of the normal cell, at most.
+    pub(crate) max_skips_normal: usize,
+    /// Convolutions of each cell, at least.
+    pub(crate) min_convolutions: usize,
+}
+
+impl GeneLimits {
+    /// Everything may be.
+    const NONE: Self = Self {
+        max_skips_normal: N_GENES,
+        min_convolutions: 0,
+    };
+
+    /// The same, each limit by `n` wider.
+    fn wider(self, n: usize) -> Self {
+        Self {
+            max_skips_normal: (self.max_skips_normal.min(N_GENES) + n).min(N_GENES),
+            min_convolutions: self.min_convolutions.min(N_GENES).saturating_sub(n),
+        }
+    }
+
+    /// The most skips and the most genes that are no convolutions, of the normal cell and of the reduction cell.
+    fn most(self) -> [Counts; 2] {
+        let others = N_GENES - self.min_convolutions.min(N_GENES);
+        [self.max_skips_normal.min(N_GENES), N_GENES].map(|skips| Counts { skips, others })
+    }
+}
+
+/// Genes of one cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Counts {
+    skips: usize,
+    /// That are no convolutions, skips among them.
+    others: usize,
 }
 
 /// A range of latencies, in ms.
@@ -42,8 +81,8 @@ pub(crate) struct Derivation {
 
 /// Nodes of both cells.
 const N_NODES: usize = 8;
-/// Most skips that a cell can have.
-const MOST_SKIPS: usize = 8;
+/// Genes of a cell.
+const N_GENES: usize = 8;
 /// Steps into which the range of latencies is cut.
 const N_BINS: usize = 1500;
 /// Rounds of the knapsack.
@@ -54,7 +93,7 @@ const N_ROUNDS: usize = 12;
 struct Choice {
     genes: [Gene; 2],
     score: f64,
-    n_skips: usize,
+    counts: Counts,
 }
 
 /// The choice of each node, an index into its list: the normal cell's nodes first.
@@ -62,7 +101,7 @@ type Picks = [usize; N_NODES];
 
 /// Derives within limits. `upper_millis` is what the latency limit compares.
 ///
-/// If no genotype keeps to all limits, the number of skips gives way, one by one; if none is fast enough
+/// If no genotype keeps to all limits, those of the genes give way, one by one; if none is fast enough
 /// then, the fastest that was found comes out, not met.
 pub(crate) fn derive(
     ranks: [&[f32]; 2],
@@ -75,15 +114,19 @@ pub(crate) fn derive(
         upper_millis,
     };
     let mut fallback = None;
-    for max_skips in limits.max_skips_normal.min(MOST_SKIPS)..=MOST_SKIPS {
-        let (picks, is_met) = search.solve(&free, limits.band, max_skips);
+    for n in 0..=N_GENES {
+        let genes = limits.genes.wider(n);
+        if n > 0 && genes == limits.genes.wider(n - 1) {
+            break;
+        }
+        let (picks, is_met) = search.solve(&free, limits.band, genes);
         let derivation = search.derivation(&picks, is_met, &free);
         if is_met {
             return derivation;
         }
         fallback = Some(derivation);
     }
-    fallback.expect("at least one number of skips was tried")
+    fallback.expect("the limits as they are were tried")
 }
 
 /// The genotype with the lowest latency that steepest descents over the nodes find, and its latency; or the first on their
@@ -98,7 +141,7 @@ pub(crate) fn fastest(
         choices: choices(ranks),
         upper_millis,
     };
-    let picks = search.fastest(MOST_SKIPS, enough_millis);
+    let picks = search.fastest(GeneLimits::NONE, enough_millis);
     let genotype = search.genotype(&picks);
     let millis = (search.upper_millis)(&genotype);
     (genotype, millis)
@@ -125,12 +168,16 @@ fn choices(ranks: [&[f32]; 2]) -> [Vec<Choice>; N_NODES] {
                             genes.swap(0, 1);
                         }
                         let score = [a, b].map(|w| w.max(f64::MIN_POSITIVE).ln()).iter().sum();
-                        let is_skip = |gene: &&Gene| gene.primitive == Primitive::SkipConnect;
-                        let n_skips = genes.iter().filter(is_skip).count();
+                        let count = |is_such: fn(&Gene) -> bool| {
+                            genes.iter().filter(|gene| is_such(gene)).count()
+                        };
                         choices.push(Choice {
                             genes,
                             score,
-                            n_skips: if cell == 0 { n_skips } else { 0 },
+                            counts: Counts {
+                                skips: count(|gene| gene.primitive == Primitive::SkipConnect),
+                                others: count(|gene| !gene.primitive.has_parameters()),
+                            },
                         });
                     }
                 }
@@ -166,9 +213,20 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
         (0..N_NODES).map(of).sum()
     }
 
-    fn n_skips(&self, picks: &Picks) -> usize {
-        let of = |index: usize| self.choices[index][picks[index]].n_skips;
-        (0..N_NODES).map(of).sum()
+    /// By how many genes the picks are beyond limits.
+    fn excess(&self, picks: &Picks, limits: GeneLimits) -> usize {
+        let mut excess = 0;
+        for (cell, most) in limits.most().into_iter().enumerate() {
+            let nodes = cell * N_NODES / 2..(cell + 1) * N_NODES / 2;
+            let counts = nodes.map(|node| self.choices[node][picks[node]].counts);
+            let sum = counts.fold(Counts::default(), |sum, own| Counts {
+                skips: sum.skips + own.skips,
+                others: sum.others + own.others,
+            });
+            excess += sum.skips.saturating_sub(most.skips);
+            excess += sum.others.saturating_sub(most.others);
+        }
+        excess
     }
 
     /// The picks that make this genotype.
@@ -197,10 +255,10 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
     }
 
     /// The best picks, and whether they keep below the band's top.
-    fn solve(&self, free: &Genotype, band: Option<Band>, max_skips: usize) -> (Picks, bool) {
+    fn solve(&self, free: &Genotype, band: Option<Band>, limits: GeneLimits) -> (Picks, bool) {
         let free = self.picks(free);
         let Some(band) = band else {
-            let picks = if self.n_skips(&free) <= max_skips {
+            let picks = if self.excess(&free, limits) == 0 {
                 free
             } else {
                 let nothing = [(); N_NODES].map(|()| 0.0);
@@ -209,13 +267,15 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
                     low_millis: f64::NEG_INFINITY,
                     high_millis: f64::INFINITY,
                 };
-                self.knapsack(nothing.iter().sum(), &flat, any, max_skips)
-                    .expect("without a latency limit there is always a choice without skips")
+                self.knapsack(nothing.iter().sum(), &flat, any, limits)
+                    .expect(
+                        "without a latency limit there is always a choice of convolutions alone",
+                    )
             };
             return (picks, true);
         };
         let is_in = |millis: f64| (band.low_millis..=band.high_millis).contains(&millis);
-        if is_in(self.millis(&free)) && self.n_skips(&free) <= max_skips {
+        if is_in(self.millis(&free)) && self.excess(&free, limits) == 0 {
             return (free, true);
         }
         let mut best: Option<(bool, f64, Picks)> = None;
@@ -224,7 +284,7 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
         for _ in 0..N_ROUNDS {
             let base_millis = self.millis(&base);
             let deltas = self.deltas(&base, base_millis);
-            let Some(picks) = self.knapsack(base_millis, &deltas, aim, max_skips) else {
+            let Some(picks) = self.knapsack(base_millis, &deltas, aim, limits) else {
                 break;
             };
             let millis = self.millis(&picks);
@@ -244,13 +304,13 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
             base = picks;
         }
         match best {
-            Some((_, _, picks)) => (self.polish(picks, band, max_skips), true),
+            Some((_, _, picks)) => (self.polish(picks, band, limits), true),
             None => {
-                let picks = self.fastest(max_skips, f64::NEG_INFINITY);
+                let picks = self.fastest(limits, f64::NEG_INFINITY);
                 let is_met =
-                    self.millis(&picks) <= band.high_millis && self.n_skips(&picks) <= max_skips;
+                    self.millis(&picks) <= band.high_millis && self.excess(&picks, limits) == 0;
                 let picks = if is_met {
-                    self.polish(picks, band, max_skips)
+                    self.polish(picks, band, limits)
                 } else {
                     picks
                 };
@@ -278,7 +338,7 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
         base_millis: f64,
         deltas: &[Vec<f64>; N_NODES],
         band: Band,
-        max_skips: usize,
+        limits: GeneLimits,
     ) -> Option<Picks> {
         let least = deltas
             .each_ref()
@@ -297,10 +357,25 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
                 usize::from(width == 0.0 && delta > least) * (N_BINS + 1)
             }
         };
-        let n_skips = max_skips + 1;
-        let cell = |bin: usize, skips: usize| bin * n_skips + skips;
-        let n_cells = (N_BINS + 1) * n_skips;
-        let mut scores = vec![f64::NEG_INFINITY; n_cells];
+        // Nothing is counted that cannot be too many: the numbers of a state are its bin and, of the cell at hand, its counts.
+        let most = limits.most().map(|most| Counts {
+            skips: if most.skips < N_GENES { most.skips } else { 0 },
+            others: if most.others < N_GENES {
+                most.others
+            } else {
+                0
+            },
+        });
+        let counted = |cell: usize, own: Counts| Counts {
+            skips: own.skips * usize::from(limits.most()[cell].skips < N_GENES),
+            others: own.others * usize::from(limits.most()[cell].others < N_GENES),
+        };
+        let n_skips = most.map(|most| most.skips).into_iter().max().unwrap_or(0) + 1;
+        let n_others = most.map(|most| most.others).into_iter().max().unwrap_or(0) + 1;
+        let state =
+            |bin: usize, counts: Counts| (bin * n_skips + counts.skips) * n_others + counts.others;
+        let n_states = state(N_BINS + 1, Counts::default());
+        let mut scores = vec![f64::NEG_INFINITY; n_states];
         scores[0] = 0.0;
         let mut picked: Vec<Vec<u16>> = Vec::with_capacity(N_NODES);
         let bins: [Vec<usize>; N_NODES] = std::array::from_fn(|node| {
@@ -309,20 +384,41 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
                 .map(|&delta| bin(delta, least[node]))
                 .collect()
         });
-        for (choices, bins) in self.choices.iter().zip(&bins) {
-            let mut next = vec![f64::NEG_INFINITY; n_cells];
-            let mut from = vec![0; n_cells];
+        // The best state of the normal cell for each bin, where the counts begin anew.
+        let mut between = vec![0; N_BINS + 1];
+        for (node, (choices, bins)) in self.choices.iter().zip(&bins).enumerate() {
+            let cell = node * 2 / N_NODES;
+            if node == N_NODES / 2 {
+                let mut next = vec![f64::NEG_INFINITY; n_states];
+                for (bin, between) in between.iter_mut().enumerate() {
+                    let (first, end) = (
+                        state(bin, Counts::default()),
+                        state(bin + 1, Counts::default()),
+                    );
+                    let best =
+                        (first..end).reduce(|a, b| if scores[b] > scores[a] { b } else { a });
+                    *between = best.expect("a bin has states");
+                    next[first] = scores[*between];
+                }
+                scores = next;
+            }
+            let mut next = vec![f64::NEG_INFINITY; n_states];
+            let mut from = vec![0; n_states];
             for (pick, (choice, &bin)) in choices.iter().zip(bins).enumerate() {
-                if bin > N_BINS {
+                let own = counted(cell, choice.counts);
+                if bin > N_BINS || own.skips > most[cell].skips || own.others > most[cell].others {
                     continue;
                 }
                 for before in 0..=N_BINS - bin {
-                    for skips in 0..n_skips.saturating_sub(choice.n_skips) {
-                        let score = scores[cell(before, skips)] + choice.score;
-                        let to = cell(before + bin, skips + choice.n_skips);
-                        if score > next[to] {
-                            next[to] = score;
-                            from[to] = pick as u16;
+                    for skips in 0..=most[cell].skips - own.skips {
+                        for others in 0..=most[cell].others - own.others {
+                            let at = state(before, Counts { skips, others });
+                            let score = scores[at] + choice.score;
+                            let to = at + state(bin, own);
+                            if score > next[to] {
+                                next[to] = score;
+                                from[to] = pick as u16;
+                            }
                         }
                     }
                 }
@@ -336,7 +432,7 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
             0
         };
         let best = |first: usize| {
-            (cell(first, 0)..n_cells)
+            (state(first, Counts::default())..n_states)
                 .filter(|&index| scores[index].is_finite())
                 .reduce(|a, b| if scores[b] > scores[a] { b } else { a })
         };
@@ -345,13 +441,17 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
         for node in (0..N_NODES).rev() {
             let pick = usize::from(picked[node][at]);
             picks[node] = pick;
-            at -= cell(bins[node][pick], self.choices[node][pick].n_skips);
+            let own = counted(node * 2 / N_NODES, self.choices[node][pick].counts);
+            at -= state(bins[node][pick], own);
+            if node == N_NODES / 2 {
+                at = between[at / state(1, Counts::default())];
+            }
         }
         Some(picks)
     }
 
     /// Changes one node at a time while the score grows within the limits.
-    fn polish(&self, mut picks: Picks, band: Band, max_skips: usize) -> Picks {
+    fn polish(&self, mut picks: Picks, band: Band, limits: GeneLimits) -> Picks {
         let low = band.low_millis.min(self.millis(&picks));
         loop {
             let mut best = (self.score(&picks), picks);
@@ -360,7 +460,7 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
                     let mut other = picks;
                     other[node] = pick;
                     if self.score(&other) > best.0
-                        && self.n_skips(&other) <= max_skips
+                        && self.excess(&other, limits) == 0
                         && (low..=band.high_millis).contains(&self.millis(&other))
                     {
                         best = (self.score(&other), other);
@@ -376,9 +476,9 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
 
     /// The fastest picks of descents from cells of one primitive each: what several edges share is paid
     /// once, so that a single descent may end where no node alone can leave. What takes no longer than `enough_millis` and
-    /// keeps to the number of skips ends them.
-    fn fastest(&self, max_skips: usize, enough_millis: f64) -> Picks {
-        let mut best: Option<(bool, f64, Picks)> = None;
+    /// keeps to the limits ends them.
+    fn fastest(&self, limits: GeneLimits, enough_millis: f64) -> Picks {
+        let mut best: Option<(usize, f64, Picks)> = None;
         for primitive in Primitive::KEPT {
             let is_uniform =
                 |choice: &Choice| choice.genes.iter().all(|gene| gene.primitive == primitive);
@@ -386,31 +486,32 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
                 let found = choices.iter().position(is_uniform);
                 found.expect("every pair of primitives is a choice")
             });
-            let (millis, picks) = self.descend(uniform, max_skips, enough_millis);
-            let is_over = self.n_skips(&picks) > max_skips;
-            if best.is_none_or(|best| (is_over, millis) < (best.0, best.1)) {
-                best = Some((is_over, millis, picks));
+            let (millis, picks) = self.descend(uniform, limits, enough_millis);
+            let excess = self.excess(&picks, limits);
+            if best.is_none_or(|best| (excess, millis) < (best.0, best.1)) {
+                best = Some((excess, millis, picks));
             }
-            if !is_over && millis <= enough_millis {
+            if excess == 0 && millis <= enough_millis {
                 break;
             }
         }
         best.expect("there are primitives").2
     }
 
-    /// Changes one node at a time while the latency falls, until it and the skips are `enough`; the latency in front.
-    fn descend(&self, mut picks: Picks, max_skips: usize, enough_millis: f64) -> (f64, Picks) {
+    /// Changes one node at a time while the latency falls and the limits are kept better or as well, until all is enough;
+    /// the latency in front.
+    fn descend(&self, mut picks: Picks, limits: GeneLimits, enough_millis: f64) -> (f64, Picks) {
         loop {
             let mut best = (self.millis(&picks), picks);
-            if best.0 <= enough_millis && self.n_skips(&picks) <= max_skips {
+            let excess = self.excess(&picks, limits);
+            if best.0 <= enough_millis && excess == 0 {
                 return best;
             }
             for node in 0..N_NODES {
                 for pick in 0..self.choices[node].len() {
                     let mut other = picks;
                     other[node] = pick;
-                    let is_allowed = self.n_skips(&other) <= max_skips.max(self.n_skips(&picks));
-                    if !is_allowed {
+                    if self.excess(&other, limits) > excess {
                         continue;
                     }
                     let millis = self.millis(&other);
@@ -545,7 +646,7 @@ mod tests {
             let free = SearchSpace::darts().derive(slices);
             for limit in [None, band(0.0, 1e9)] {
                 let limits = Limits {
-                    max_skips_normal: 8,
+                    genes: GeneLimits::NONE,
                     band: limit,
                 };
                 let found = derive(slices, limits, law);
@@ -565,16 +666,23 @@ mod tests {
             let free = SearchSpace::darts().derive(slices);
             let high = 0.85 * law(&free);
             let max_skips = free.n_skips(CellKind::Normal).min(1);
+            let min_convolutions = seed as usize % 4;
             let limits = Limits {
-                max_skips_normal: max_skips,
+                genes: GeneLimits {
+                    max_skips_normal: max_skips,
+                    min_convolutions,
+                },
                 band: band(0.0, high),
             };
             let found = derive(slices, limits, law);
             assert!(found.is_met && law(&found.genotype) <= high);
-            assert!(found.genotype.n_skips(CellKind::Normal) <= max_skips);
-            let best = by_enumeration(&ranks, |genotype| {
-                law(genotype) <= high && genotype.n_skips(CellKind::Normal) <= max_skips
-            });
+            let keeps = |genotype: &Genotype| {
+                let mut cells = CellKind::ALL.into_iter();
+                genotype.n_skips(CellKind::Normal) <= max_skips
+                    && cells.all(|kind| genotype.n_convolutions(kind) >= min_convolutions)
+            };
+            assert!(keeps(&found.genotype));
+            let best = by_enumeration(&ranks, |genotype| law(genotype) <= high && keeps(genotype));
             let own = score(&ranks, &found.genotype);
             assert!(best - own < 0.02, "seed {seed}: {own}, best {best}");
             assert!(Genotype::new(found.genotype.normal, found.genotype.reduction).is_ok());
@@ -589,7 +697,7 @@ mod tests {
             let free = SearchSpace::darts().derive(slices);
             let (low, high) = (1.15 * law(&free), 1.2 * law(&free));
             let limits = Limits {
-                max_skips_normal: 8,
+                genes: GeneLimits::NONE,
                 band: band(low, high),
             };
             let found = derive(slices, limits, law);
@@ -611,7 +719,10 @@ mod tests {
         assert!((least - 6.6).abs() < 1e-9);
         assert_eq!(fastest.n_skips(CellKind::Normal), 8);
         let limits = |high| Limits {
-            max_skips_normal: 2,
+            genes: GeneLimits {
+                max_skips_normal: 2,
+                min_convolutions: 3,
+            },
             band: band(0.0, high),
         };
         let forced = derive(slices, limits(7.0), law);

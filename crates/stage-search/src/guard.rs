@@ -101,6 +101,7 @@ mod tests {
         GuardsConfig {
             policy: Policy::Warn,
             max_skips: 2,
+            min_convolutions: 0,
             max_parameter_free: 0.9,
             min_entropy: 0.1,
             n_eigenvalue_steps: 3,

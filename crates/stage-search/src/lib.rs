@@ -48,7 +48,7 @@ pub use crate::config::{
     ArchitectureConfig, Bridge, Config, DataConfig, GuardsConfig, Method, NetworkConfig,
     ObjectiveKind, Order, Policy, ProgressiveConfig, TargetConfig, TargetLatency, WeightsConfig,
 };
-use crate::derivation::{Band, Derivation, Limits};
+use crate::derivation::{Band, Derivation, GeneLimits, Limits};
 pub use crate::error::Error;
 use crate::predictor::Predictor;
 use crate::search::{Data, EpochResult, Search};
@@ -337,9 +337,15 @@ fn found(
     let derived = search.architecture.derive()?;
     let latency_weight = search.objective.weight();
     let guards = &config.guards;
-    let max_skips_normal = match guards.policy {
-        Policy::Off => usize::MAX,
-        _ => guards.max_skips,
+    let genes = match guards.policy {
+        Policy::Off => GeneLimits {
+            max_skips_normal: usize::MAX,
+            min_convolutions: 0,
+        },
+        _ => GeneLimits {
+            max_skips_normal: guards.max_skips,
+            min_convolutions: guards.min_convolutions,
+        },
     };
     let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
     let band = target_millis.map(|high_millis| Band {
@@ -351,10 +357,7 @@ fn found(
         },
         high_millis,
     });
-    let limits = Limits {
-        max_skips_normal,
-        band,
-    };
+    let limits = Limits { genes, band };
     let Derivation {
         genotype,
         n_changed_genes,
@@ -380,10 +383,21 @@ fn found(
         ));
     }
     let n_skips = genotype.n_skips(CellKind::Normal);
-    if n_skips > max_skips_normal {
+    if n_skips > genes.max_skips_normal {
         events.push(format!(
             "the target forces {n_skips} skips in the normal cell"
         ));
+    }
+    for (kind, name) in [
+        (CellKind::Normal, "normal"),
+        (CellKind::Reduction, "reduction"),
+    ] {
+        let n = genotype.n_convolutions(kind);
+        if n < genes.min_convolutions {
+            events.push(format!(
+                "the target leaves {n} convolutions in the {name} cell"
+            ));
+        }
     }
     if let Some(row) = trace.last_mut() {
         row.event = (!events.is_empty()).then(|| events.join("; "));

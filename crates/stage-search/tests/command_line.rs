@@ -38,6 +38,7 @@ multiplier_rate = 0.5
 [guards]
 policy = "warn"
 max_skips = 8
+min_convolutions = 0
 max_parameter_free = 1.0
 min_entropy = 0.0
 n_eigenvalue_steps = 0
