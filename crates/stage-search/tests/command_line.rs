@@ -739,7 +739,7 @@ fn a_config_mistake_is_shown_with_its_place() {
     fs::write(&file, good.replace("momentum = 0.9", "momentun = 0.9")).unwrap();
     place
         .run(&[])
-        .failed(2, &["search.toml:51:1", "momentun", "`momentum`"]);
+        .failed(2, &["search.toml:52:1", "momentun", "`momentum`"]);
     fs::write(&file, good.replace("n_epochs = 2", "n_epochs = \"two\"")).unwrap();
     place.run(&[]).failed(2, &["search.toml:8:12", "\"two\""]);
     fs::write(&file, good).unwrap();
