@@ -36,11 +36,17 @@ impl GeneLimits {
         min_convolutions: 0,
     };
 
-    /// The same, each limit by `n` wider.
+    /// Wider by `n` genes: convolutions give way first, so that no skip is there that the target does not force.
     fn wider(self, n: usize) -> Self {
+        let min_convolutions = self.min_convolutions.min(N_GENES);
+        let n_skips = n.saturating_sub(min_convolutions);
         Self {
-            max_skips_normal: (self.max_skips_normal.min(N_GENES) + n).min(N_GENES),
-            min_convolutions: self.min_convolutions.min(N_GENES).saturating_sub(n),
+            max_skips_normal: self
+                .max_skips_normal
+                .min(N_GENES)
+                .saturating_add(n_skips)
+                .min(N_GENES),
+            min_convolutions: min_convolutions.saturating_sub(n),
         }
     }
 
@@ -101,7 +107,7 @@ type Picks = [usize; N_NODES];
 
 /// Derives within limits. `upper_millis` is what the latency limit compares.
 ///
-/// If no genotype keeps to all limits, those of the genes give way, one by one; if none is fast enough
+/// If no genotype keeps to all limits, those of the genes give way, gene by gene; if none is fast enough
 /// then, the fastest that was found comes out, not met.
 pub(crate) fn derive(
     ranks: [&[f32]; 2],
@@ -114,7 +120,7 @@ pub(crate) fn derive(
         upper_millis,
     };
     let mut fallback = None;
-    for n in 0..=N_GENES {
+    for n in 0..=2 * N_GENES {
         let genes = limits.genes.wider(n);
         if n > 0 && genes == limits.genes.wider(n - 1) {
             break;
