@@ -275,6 +275,10 @@ pub struct RunContext {
     /// A folder for checkpoints, which exists. It outlives a run that is killed or fails, so that the next
     /// run with the same key goes on from there, and is removed when the artifact is published.
     pub work_dir: PathBuf,
+    /// A folder for what runs with other keys can use as well. It need not exist, and stays.
+    pub shared_dir: PathBuf,
+    /// What the stage is asked, the device included.
+    pub parts: KeyParts,
 }
 
 impl RunContext {
@@ -286,6 +290,8 @@ impl RunContext {
             progress: Progress::hidden(),
             machine_use: MachineUse::in_store(work_dir),
             work_dir: work_dir.to_owned(),
+            shared_dir: work_dir.join("shared"),
+            parts: KeyParts::default(),
         }
     }
 }
@@ -418,6 +424,8 @@ where
         progress,
         machine_use,
         work_dir,
+        shared_dir: store.shared_dir::<A>(),
+        parts: parts.clone(),
     };
 
     let started_unix_secs = SystemTime::now()
@@ -472,6 +480,8 @@ where
         progress: Progress::hidden(),
         machine_use: MachineUse::in_store(&args.store),
         work_dir: store.work_dir::<A>(&key),
+        shared_dir: store.shared_dir::<A>(),
+        parts,
     };
     rayon::scope(|_| run(&context))
 }

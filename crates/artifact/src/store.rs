@@ -179,6 +179,11 @@ impl Store {
         self.kind_dir::<A>().join(format!("{}.work", key.folder()))
     }
 
+    /// The folder for what a stage keeps for runs with other keys.
+    pub fn shared_dir<A: Artifact>(&self) -> PathBuf {
+        self.kind_dir::<A>().join("shared")
+    }
+
     /// Whether the store has an artifact of that key; it is not opened.
     pub fn contains<A: Artifact>(&self, key: &Key) -> bool {
         self.dir::<A>(key).join(manifest::FILE).is_file()

@@ -20,7 +20,7 @@ use crate::{Config, Error};
 
 /// The journal's name in the working folder.
 const JOURNAL: &str = "visits.jsonl";
-/// How often a disturbed visit is made again.
+/// How often a disturbed visit is made again at most.
 const MAX_REVISITS: u32 = 3;
 
 /// A profile under way.
@@ -290,7 +290,7 @@ impl Profiling {
     /// The visits that come next: new ones; those that were disturbed; those of a new round.
     fn next_block(&mut self) -> Option<Vec<usize>> {
         if self.visits.len() == self.itinerary.n_visits() {
-            let disturbed = self.disturbed();
+            let disturbed = to_revisit(&self.visits, &self.n_revisits, self.max_disturbance);
             if !disturbed.is_empty() {
                 self.bar
                     .message(format!("{} disturbed, once more", disturbed.len()));
@@ -308,17 +308,6 @@ impl Profiling {
         let first = self.visits.len();
         let end = self.itinerary.n_visits().min(first + self.block_len);
         Some((first..end).collect())
-    }
-
-    /// The visits that were disturbed and may be made again: those first that were made again least often.
-    fn disturbed(&self) -> Vec<usize> {
-        let usual = Usual::of(&self.visits, self.max_disturbance);
-        let mut disturbed: Vec<usize> = (0..self.visits.len())
-            .filter(|&index| self.n_revisits[index] < MAX_REVISITS)
-            .filter(|&index| usual.drift(&self.visits[index]).disturbed)
-            .collect();
-        disturbed.sort_by_key(|&index| self.n_revisits[index]);
-        disturbed
     }
 
     fn time_block(&mut self, indices: &[usize]) -> Result<Vec<Visit>, Error> {
@@ -480,6 +469,31 @@ fn take_in(visit: Visit, visits: &mut Vec<Visit>, n_revisits: &mut Vec<u32>) -> 
     false
 }
 
+/// The visits that were disturbed and are to be made again: those first that were made again least often. None where the
+/// machine does not come to rest: where many are left, and the last time round settled fewer than half.
+fn to_revisit(visits: &[Visit], n_revisits: &[u32], max_disturbance: f64) -> Vec<usize> {
+    let usual = Usual::of(visits, max_disturbance);
+    let is_disturbed = |&index: &usize| usual.drift(&visits[index]).disturbed;
+    let mut disturbed: Vec<usize> = (0..visits.len())
+        .filter(|&index| n_revisits[index] < MAX_REVISITS)
+        .filter(is_disturbed)
+        .collect();
+    disturbed.sort_by_key(|&index| n_revisits[index]);
+    let n_rounds = disturbed.first().map_or(0, |&index| n_revisits[index]);
+    let again: Vec<usize> = (0..visits.len())
+        .filter(|&index| n_rounds > 0 && n_revisits[index] >= n_rounds)
+        .collect();
+    let n_left = again
+        .iter()
+        .copied()
+        .filter(|index| is_disturbed(index))
+        .count();
+    if n_left > visits.len() / 10 && 2 * n_left > again.len() {
+        disturbed.clear();
+    }
+    disturbed
+}
+
 /// What visits say, corrected for drift; `None` for those that were disturbed.
 fn timed(visits: &[Visit], max_disturbance: f64) -> Timed {
     let usual = Usual::of(visits, max_disturbance);
@@ -540,6 +554,28 @@ mod tests {
         let visits = [0, 1, 2].map(|index| visit(index, [1000, 1000], 900, 600));
         let usual = Usual::of(&visits, 0.05);
         assert!(visits.iter().all(|visit| !usual.drift(visit).disturbed));
+    }
+
+    #[test]
+    fn a_machine_that_does_not_come_to_rest_is_not_asked_for_ever() {
+        // Of twenty visits the first `n` were disturbed, and those before `n_settled` no longer are.
+        let after_rounds = |n: usize, n_settled: usize, n_rounds: u32| {
+            let visits: Vec<Visit> = (0..20)
+                .map(|index| match (n_settled..n).contains(&index) {
+                    true => visit(index, [1000, 1480], 700, 693),
+                    false => visit(index, [1000, 1000], 500, 495),
+                })
+                .collect();
+            let n_revisits: Vec<u32> = (0..20)
+                .map(|index| if index < n { n_rounds } else { 0 })
+                .collect();
+            to_revisit(&visits, &n_revisits, 0.05)
+        };
+        assert_eq!(after_rounds(9, 0, 0), Vec::from_iter(0..9));
+        assert_eq!(after_rounds(9, 5, 1), [5, 6, 7, 8], "most came to rest");
+        assert_eq!(after_rounds(9, 4, 1), [], "most did not");
+        assert_eq!(after_rounds(2, 0, 1), [0, 1], "these cost little");
+        assert_eq!(after_rounds(2, 0, MAX_REVISITS), []);
     }
 
     #[test]

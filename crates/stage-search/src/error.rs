@@ -145,12 +145,6 @@ pub enum Error {
         /// What does not fit.
         what: String,
     },
-    /// The search was stopped before its last epoch.
-    #[error("the search stopped before epoch {n_epochs}")]
-    Unfinished {
-        /// The number of epochs asked for.
-        n_epochs: usize,
-    },
     /// The images.
     #[error(transparent)]
     Images(#[from] images::Error),
@@ -186,7 +180,6 @@ impl StageError for Error {
             Self::Ranks(error) => of_ranks(error),
             // A rank may be lost in the middle of a step.
             Self::Tensor(error) => collective::Error::of(error).map_or(ExitCode::Bug, of_ranks),
-            Self::Unfinished { .. } => ExitCode::Bug,
         }
     }
 }

@@ -16,6 +16,7 @@
 //! | `guard` | signs of collapse, and what is done about them |
 //! | `random` | no search: a genotype drawn within the limits |
 //! | `resume` | checkpoints |
+//! | `warm_up` | the weights after the warm-up, for the next search with the same |
 //!
 //! Every epoch leaves a row in the trace and a checkpoint; a search that is killed goes on after the last
 //! finished epoch and ends with the same bytes, on the same number of threads.
@@ -30,6 +31,7 @@ mod predictor;
 mod random;
 mod resume;
 mod search;
+mod warm_up;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -110,23 +112,94 @@ pub fn run_together(
     context: &RunContext,
     ranks: Option<Arc<dyn Collective>>,
 ) -> Result<SearchResult, Error> {
+    config.check()?;
+    config.precision.check(context.device)?;
+    config.check_ranks(ranks.as_ref().map_or(1, |ranks| ranks.n_ranks()))?;
+    let _guard = context.machine_use.compute()?;
+    let predictor = Predictor::new(&inputs.latency_model)?;
+    let target_millis = target_millis(config, inputs, &predictor)?;
+    if config.method == Method::Random {
+        let found = random::draw(config, &predictor, target_millis)?;
+        return Ok(result(config, inputs, &predictor, target_millis, found));
+    }
+    let objective = objective::new(config, predictor.reference_millis, target_millis);
+    let set = load_images(config)?;
+    let data = Data::new(&set, config)?;
+    let device = open_device(context.device)?;
+    let ranks = ranks
+        .map(|ranks| collective::on_device(ranks, &device))
+        .transpose()?;
+    let n_ranks = ranks.as_ref().map_or(1, |ranks| ranks.n_ranks());
+    let mut search = Search::new(config, &set, &predictor, objective, &device, ranks)?;
+    search
+        .memory(&data, context.device, n_ranks)?
+        .check(context.device)?;
+    if let Some(neighbour) = &inputs.warm_start {
+        let alphas = resume::tensors(&neighbour.value.alphas, &search.device)?;
+        search.warm_start(&alphas)?;
+    }
     let n_epochs = config.n_epochs_in_all();
-    let found = search(config, inputs, context, n_epochs, ranks)?;
-    found.ok_or(Error::Unfinished { n_epochs })
-}
-
-/// Like [`run`], but stops after `last_epoch` epochs have been finished in all: `None` if that is before
-/// the end. What a kill does, without a kill.
-///
-/// # Errors
-/// As [`run`].
-pub fn run_until(
-    config: &Config,
-    inputs: &Inputs,
-    context: &RunContext,
-    last_epoch: usize,
-) -> Result<Option<SearchResult>, Error> {
-    search(config, inputs, context, last_epoch, None)
+    let mut trace = resume::load(&mut search, &context.work_dir)?;
+    let mut from = "";
+    if trace.is_empty() {
+        trace = warm_up::load(&mut search, config, context)?;
+        from = ", from a search with the same warm-up";
+    }
+    search.agree("the epochs that are done", &trace.len().to_string())?;
+    if !trace.is_empty() {
+        let n_done = trace.len();
+        let line = format!("going on after epoch {n_done}/{n_epochs}{from}");
+        context.progress.line(&line);
+    }
+    for epoch in trace.len()..n_epochs {
+        if search.memory.has_stopped {
+            break;
+        }
+        search.enter(epoch)?;
+        let label = format!("epoch {}/{n_epochs}", epoch + 1);
+        let bar = context.progress.bar(&label, search.n_steps(&data) as u64);
+        let result = search.epoch(epoch, &data, |loss| {
+            bar.message(format!("loss {loss:.3}"));
+            bar.inc(1);
+        })?;
+        bar.finish();
+        let mut row = trace_row(epoch, &result, &search)?;
+        if !search.is_warm_up(epoch) {
+            row.event = search.guard(&result.panel)?;
+        }
+        context.progress.line(&format!(
+            "{label}: train {:.3} ({:.1} %), valid {:.3} ({:.1} %), derived {:.3} {}{}",
+            result.losses.train_loss,
+            100.0 * result.losses.train_accuracy,
+            result.losses.valid_loss,
+            100.0 * result.losses.valid_accuracy,
+            result.derived_latency_millis,
+            predictor.metric.unit(),
+            row.event
+                .iter()
+                .map(|event| format!("; {event}"))
+                .collect::<String>(),
+        ));
+        trace.push(row);
+        search.agree("the derived genotype", &result.genotype.to_string())?;
+        if search.is_first() {
+            resume::save(&search, &trace, &context.work_dir)?;
+            if trace.len() == config.n_warmup_epochs {
+                warm_up::save(&search, config, &trace, context)?;
+            }
+        }
+    }
+    let found = found(config, &search, target_millis, trace)?;
+    search.agree("the found genotype", &found.genotype.to_string())?;
+    for event in found
+        .trace
+        .last()
+        .iter()
+        .filter_map(|row| row.event.as_ref())
+    {
+        context.progress.line(event);
+    }
+    Ok(result(config, inputs, &predictor, target_millis, found))
 }
 
 /// What a search by each of so many ranks will keep in memory at its peak; nothing runs. A search that draws its
@@ -158,110 +231,6 @@ pub fn memory(
         None,
     )?;
     search.memory(&data, device, n_ranks)
-}
-
-fn search(
-    config: &Config,
-    inputs: &Inputs,
-    context: &RunContext,
-    last_epoch: usize,
-    ranks: Option<Arc<dyn Collective>>,
-) -> Result<Option<SearchResult>, Error> {
-    config.check()?;
-    config.precision.check(context.device)?;
-    config.check_ranks(ranks.as_ref().map_or(1, |ranks| ranks.n_ranks()))?;
-    let _guard = context.machine_use.compute()?;
-    let predictor = Predictor::new(&inputs.latency_model)?;
-    let target_millis = target_millis(config, inputs, &predictor)?;
-    if config.method == Method::Random {
-        let found = random::draw(config, &predictor, target_millis)?;
-        return Ok(Some(result(
-            config,
-            inputs,
-            &predictor,
-            target_millis,
-            found,
-        )));
-    }
-    let objective = objective::new(config, predictor.reference_millis, target_millis);
-    let set = load_images(config)?;
-    let data = Data::new(&set, config)?;
-    let device = open_device(context.device)?;
-    let ranks = ranks
-        .map(|ranks| collective::on_device(ranks, &device))
-        .transpose()?;
-    let n_ranks = ranks.as_ref().map_or(1, |ranks| ranks.n_ranks());
-    let mut search = Search::new(config, &set, &predictor, objective, &device, ranks)?;
-    search
-        .memory(&data, context.device, n_ranks)?
-        .check(context.device)?;
-    if let Some(neighbour) = &inputs.warm_start {
-        let alphas = resume::tensors(&neighbour.value.alphas, &search.device)?;
-        search.warm_start(&alphas)?;
-    }
-    let mut trace = resume::load(&mut search, &context.work_dir)?;
-    search.agree("the epochs that are done", &trace.len().to_string())?;
-    let n_epochs = config.n_epochs_in_all();
-    if !trace.is_empty() {
-        let n_done = trace.len();
-        let line = format!("going on after epoch {n_done}/{n_epochs}");
-        context.progress.line(&line);
-    }
-    for epoch in trace.len()..n_epochs.min(last_epoch) {
-        if search.memory.has_stopped {
-            break;
-        }
-        search.enter(epoch)?;
-        let label = format!("epoch {}/{n_epochs}", epoch + 1);
-        let bar = context.progress.bar(&label, search.n_steps(&data) as u64);
-        let result = search.epoch(epoch, &data, |loss| {
-            bar.message(format!("loss {loss:.3}"));
-            bar.inc(1);
-        })?;
-        bar.finish();
-        let mut row = trace_row(epoch, &result, &search)?;
-        if epoch % config.n_epochs >= config.n_warmup_epochs {
-            row.event = search.guard(&result.panel)?;
-        }
-        context.progress.line(&format!(
-            "{label}: train {:.3} ({:.1} %), valid {:.3} ({:.1} %), derived {:.3} {}{}",
-            result.train_loss,
-            100.0 * result.train_accuracy,
-            result.valid_loss,
-            100.0 * result.valid_accuracy,
-            result.derived_latency_millis,
-            predictor.metric.unit(),
-            row.event
-                .iter()
-                .map(|event| format!("; {event}"))
-                .collect::<String>(),
-        ));
-        trace.push(row);
-        search.agree("the derived genotype", &result.genotype.to_string())?;
-        if search.is_first() {
-            resume::save(&search, &trace, &context.work_dir)?;
-        }
-    }
-    if trace.len() < n_epochs && !search.memory.has_stopped {
-        return Ok(None);
-    }
-    let found = found(config, &search, target_millis, trace)?;
-    search.agree("the found genotype", &found.genotype.to_string())?;
-    for event in found
-        .trace
-        .last()
-        .iter()
-        .filter_map(|row| row.event.as_ref())
-    {
-        context.progress.line(event);
-    }
-    Ok(Some(result(
-        config,
-        inputs,
-        &predictor,
-        target_millis,
-        found,
-    )))
 }
 
 /// What a search ends with.
@@ -503,10 +472,10 @@ fn trace_row(epoch: usize, result: &EpochResult, search: &Search<'_>) -> Result<
     let [normal, reduction] = CellKind::ALL;
     Ok(TraceRow {
         epoch: epoch as u32,
-        train_loss: result.train_loss,
-        train_accuracy: result.train_accuracy,
-        valid_loss: result.valid_loss,
-        valid_accuracy: result.valid_accuracy,
+        train_loss: result.losses.train_loss,
+        train_accuracy: result.losses.train_accuracy,
+        valid_loss: result.losses.valid_loss,
+        valid_accuracy: result.losses.valid_accuracy,
         latency_loss: result.latency_loss,
         soft_latency_millis: result.soft_latency_millis,
         derived_latency_millis: result.derived_latency_millis,

@@ -16,9 +16,9 @@ use crate::guard::Memory;
 use crate::search::{Search, Snapshot};
 
 const FILE: &str = "search.ckpt";
-const NETWORK: &str = "network/";
+pub(crate) const NETWORK: &str = "network/";
 const ARCHITECTURE: &str = "architecture/";
-const SGD: &str = "sgd/";
+pub(crate) const SGD: &str = "sgd/";
 const ADAM: &str = "adam/";
 const GOOD_ARCHITECTURE: &str = "good/architecture/";
 const GOOD_ADAM: &str = "good/adam/";
@@ -38,15 +38,7 @@ pub(crate) fn save(search: &Search<'_>, trace: &[TraceRow], dir: &Path) -> Resul
         parts.push((GOOD_ADAM, good.adam.clone()));
         n_good_adam_steps = Some(good.n_adam_steps);
     }
-    let mut tensors = BTreeMap::new();
-    for (prefix, state) in parts {
-        for (name, tensor) in float_tensors(&state)? {
-            tensors.insert(
-                format!("{prefix}{name}"),
-                RawTensor::new(tensor.shape, &tensor.values),
-            );
-        }
-    }
+    let tensors = raw_tensors(parts)?;
     let meta = json!({
         "n_adam_steps": n_adam_steps,
         "n_good_adam_steps": n_good_adam_steps,
@@ -70,21 +62,7 @@ pub(crate) fn load(search: &mut Search<'_>, dir: &Path) -> Result<Vec<TraceRow>,
         what,
     };
     let device = search.device.clone();
-    let part = |prefix: &str| -> Result<BTreeMap<String, Tensor>, Error> {
-        let own = tensors
-            .iter()
-            .filter_map(|(name, raw)| Some((name.strip_prefix(prefix)?, raw)));
-        own.map(|(name, raw)| {
-            let values: Vec<f32> = raw
-                .values()
-                .ok_or_else(|| misfit(format!("{name} is not f32")))?;
-            Ok((
-                name.to_owned(),
-                Tensor::from_vec(values, raw.shape.clone(), &device)?,
-            ))
-        })
-        .collect()
-    };
+    let part = |prefix: &str| part(&tensors, prefix, &path, &device);
     let stage = meta["stage"].as_u64().unwrap_or(0) as usize;
     if stage > 0 {
         let bits = serde_json::from_value(meta["candidates"].clone()).ok();
@@ -125,6 +103,45 @@ pub(crate) fn load(search: &mut Search<'_>, dir: &Path) -> Result<Vec<TraceRow>,
     search.memory = serde_json::from_value::<Memory>(meta["memory"].clone())
         .map_err(|error| misfit(error.to_string()))?;
     serde_json::from_value(meta["trace"].clone()).map_err(|error| misfit(error.to_string()))
+}
+
+/// States of networks and optimisers as a checkpoint holds them, each under its prefix.
+pub(crate) fn raw_tensors(
+    parts: impl IntoIterator<Item = (&'static str, BTreeMap<String, Tensor>)>,
+) -> Result<BTreeMap<String, RawTensor>, Error> {
+    let mut tensors = BTreeMap::new();
+    for (prefix, state) in parts {
+        for (name, tensor) in float_tensors(&state)? {
+            tensors.insert(
+                format!("{prefix}{name}"),
+                RawTensor::new(tensor.shape, &tensor.values),
+            );
+        }
+    }
+    Ok(tensors)
+}
+
+/// The state under a prefix of the checkpoint in `path`.
+pub(crate) fn part(
+    tensors: &BTreeMap<String, RawTensor>,
+    prefix: &str,
+    path: &Path,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, Error> {
+    let own = tensors
+        .iter()
+        .filter_map(|(name, raw)| Some((name.strip_prefix(prefix)?, raw)));
+    own.map(|(name, raw)| {
+        let values: Vec<f32> = raw.values().ok_or_else(|| Error::Checkpoint {
+            path: path.to_owned(),
+            what: format!("{name} is not f32"),
+        })?;
+        Ok((
+            name.to_owned(),
+            Tensor::from_vec(values, raw.shape.clone(), device)?,
+        ))
+    })
+    .collect()
 }
 
 /// Tensors of a network as the files hold them.

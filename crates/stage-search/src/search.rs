@@ -17,6 +17,7 @@ use nn::parameters::Builder;
 use nn::schedule::Schedule;
 use nn::{Architecture, Candidates, ChannelRatio, Pass, Readback, Rng, Supernet, Upload, Uploads};
 use rand_chacha::rand_core::SeedableRng;
+use serde::{Deserialize, Serialize};
 use space::{CellKind, Genotype, NetworkSpec, Primitive, SearchSpace, Stem};
 
 use crate::config::{Config, Method, Order};
@@ -155,9 +156,9 @@ impl Started {
     }
 }
 
-/// What one epoch showed.
-#[derive(Debug, Clone)]
-pub(crate) struct EpochResult {
+/// What an epoch taught the weights.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Losses {
     /// Mean cross entropy of the weight steps, nats.
     pub(crate) train_loss: f64,
     /// Share of right answers in the weight steps.
@@ -166,6 +167,13 @@ pub(crate) struct EpochResult {
     pub(crate) valid_loss: f64,
     /// Share of right answers there.
     pub(crate) valid_accuracy: f64,
+}
+
+/// What one epoch showed.
+#[derive(Debug, Clone)]
+pub(crate) struct EpochResult {
+    /// Of the weights.
+    pub(crate) losses: Losses,
     /// The latency in the loss after the epoch.
     pub(crate) latency_loss: f64,
     /// The latency of the bridge's codes, mean over the steps of alpha, in ms; `None` if there were none.
@@ -466,14 +474,9 @@ impl<'a> Search<'a> {
         mut on_step: impl FnMut(f64),
     ) -> Result<EpochResult, Error> {
         let config = self.config.clone();
-        let weights = &config.weights;
-        let schedule = Schedule::Cosine {
-            initial: weights.learning_rate,
-            last: weights.last_learning_rate,
-        };
         // The epoch of this stage; random draws go by the epoch of the whole search.
         let own = epoch % config.n_epochs;
-        let learning_rate = schedule.learning_rate(own, config.n_epochs, weights.n_warmup_epochs);
+        let learning_rate = self.learning_rate(epoch);
         self.auxiliary_skip = guard::auxiliary_skip(&config.guards, own, config.n_epochs);
         let stages = config.progressive.as_ref();
         let left = 1.0 - own as f64 / config.n_epochs as f64;
@@ -482,12 +485,12 @@ impl<'a> Search<'a> {
         self.adam.set_learning_rate(
             config.architecture.learning_rate * 0.5_f64.powi(self.memory.n_roll_backs as i32),
         );
-        let mut bridge_rng = rng(config.seed, STREAM_FIRST_BRIDGE + epoch as u64);
+        let mut bridge_rng = self.bridge_rng(epoch);
         let mut rng = rng(config.seed, STREAM_FIRST_EPOCH + epoch as u64);
         let train_order = images::epoch_order(&data.train, &mut rng);
         let valid_order = images::epoch_order(&data.valid, &mut rng);
         let n_valid_steps = data.valid.len() / config.batch_size;
-        let moves_alpha = own >= config.n_warmup_epochs;
+        let moves_alpha = !self.is_warm_up(epoch);
         let share = self.share(config.batch_size);
         let share = share.as_ref();
         let chunk = |order: &[usize], step: usize| {
@@ -543,22 +546,74 @@ impl<'a> Search<'a> {
         let n_steps = self.n_steps(data) as f64;
         let (valid_loss, valid_accuracy) = self.validate(data)?;
         finite(valid_loss, "the validation loss", epoch, n_steps as usize)?;
-        let alpha = self.alpha_numbers()?;
-        let genotype = alpha.derive(SearchSpace::darts());
-        let (bridge_latency, _) = self.bridge_latency(&alpha, &mut bridge_rng);
-        let derived_latency_millis = self.predictor.predict(&genotype);
-        Ok(EpochResult {
+        let losses = Losses {
             train_loss: numbers.loss / n_steps,
             train_accuracy: numbers.n_right / n_seen as f64,
             valid_loss,
             valid_accuracy,
+        };
+        let mut result = self.look(epoch, losses, &mut bridge_rng)?;
+        let guards = &config.guards;
+        if moves_alpha {
+            result.bridge_latency_millis = Some(bridge_sum / n_steps);
+            if guards.policy != Policy::Off && guards.n_eigenvalue_steps > 0 {
+                result.panel.eigenvalue = Some(self.eigenvalue(data)?);
+            }
+        }
+        Ok(result)
+    }
+
+    /// Whether alpha stands still in this epoch.
+    pub(crate) fn is_warm_up(&self, epoch: usize) -> bool {
+        epoch % self.config.n_epochs < self.config.n_warmup_epochs
+    }
+
+    /// What an epoch of the warm-up showed whose weights are known already.
+    pub(crate) fn recall(&mut self, epoch: usize, losses: Losses) -> Result<EpochResult, Error> {
+        let mut bridge_rng = self.bridge_rng(epoch);
+        self.look(epoch, losses, &mut bridge_rng)
+    }
+
+    fn bridge_rng(&self, epoch: usize) -> Rng {
+        rng(self.config.seed, STREAM_FIRST_BRIDGE + epoch as u64)
+    }
+
+    /// That of the weights in an epoch.
+    fn learning_rate(&self, epoch: usize) -> f64 {
+        let (config, weights) = (&self.config, &self.config.weights);
+        let schedule = Schedule::Cosine {
+            initial: weights.learning_rate,
+            last: weights.last_learning_rate,
+        };
+        let own = epoch % config.n_epochs;
+        schedule.learning_rate(own, config.n_epochs, weights.n_warmup_epochs)
+    }
+
+    /// What alpha stands for after an epoch.
+    fn look(
+        &mut self,
+        epoch: usize,
+        losses: Losses,
+        bridge_rng: &mut Rng,
+    ) -> Result<EpochResult, Error> {
+        let alpha = self.alpha_numbers()?;
+        let genotype = alpha.derive(SearchSpace::darts());
+        let (bridge_latency, _) = self.bridge_latency(&alpha, bridge_rng);
+        let derived_latency_millis = self.predictor.predict(&genotype);
+        Ok(EpochResult {
+            losses,
             latency_loss: self.objective.term(bridge_latency).0,
-            bridge_latency_millis: moves_alpha.then_some(bridge_sum / n_steps),
+            bridge_latency_millis: None,
             discretisation_gap: bridge_latency / derived_latency_millis - 1.0,
             soft_latency_millis: self.predictor.predict_code(&alpha.soft_code),
             derived_latency_millis,
-            learning_rate,
-            panel: self.panel(&genotype, data, moves_alpha)?,
+            learning_rate: self.learning_rate(epoch),
+            panel: Panel {
+                n_skips_normal: genotype.n_skips(CellKind::Normal),
+                entropy_normal: self.architecture.entropy(CellKind::Normal)?,
+                parameter_free_normal: self.architecture.parameter_free(CellKind::Normal)?,
+                eigenvalue: None,
+            },
             genotype,
         })
     }
@@ -612,26 +667,6 @@ impl<'a> Search<'a> {
             self.adam.load(good.n_adam_steps, &good.adam)?;
         }
         Ok(())
-    }
-
-    fn panel(
-        &self,
-        genotype: &Genotype,
-        data: &Data<'_>,
-        moves_alpha: bool,
-    ) -> Result<Panel, Error> {
-        let guards = &self.config.guards;
-        let measures = moves_alpha && guards.policy != Policy::Off && guards.n_eigenvalue_steps > 0;
-        Ok(Panel {
-            n_skips_normal: genotype.n_skips(CellKind::Normal),
-            entropy_normal: self.architecture.entropy(CellKind::Normal)?,
-            parameter_free_normal: self.architecture.parameter_free(CellKind::Normal)?,
-            eigenvalue: if measures {
-                Some(self.eigenvalue(data)?)
-            } else {
-                None
-            },
-        })
     }
 
     /// The dominant eigenvalue of the Hessian of the loss in alpha and beta, on the first validation

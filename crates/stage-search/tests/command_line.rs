@@ -149,8 +149,10 @@ impl Place {
             .arg(self.path(store))
             .arg("--latency-model")
             .arg(&self.latency_model)
-            .args(["--threads", "1"])
             .args(more);
+        if !more.contains(&"--threads") {
+            command.args(["--threads", "1"]);
+        }
         command
     }
 
@@ -703,6 +705,94 @@ fn a_search_that_is_killed_again_and_again_ends_with_the_same_bytes() {
     let found = search_result(&undisturbed);
     assert!(found.trace.iter().any(|row| row.event.is_some()));
     assert!(found.trace.iter().any(|row| row.latency_weight > Some(0.0)));
+}
+
+#[test]
+fn searches_with_one_warm_up_run_it_once_and_end_with_the_same_bytes() {
+    let place = Place::new();
+    let warm_ups = |store: &str| {
+        let shared = place.path(store).join("search-result-v1/shared");
+        let entries = fs::read_dir(shared).unwrap();
+        entries
+            .map(|entry| entry.unwrap().path())
+            .collect::<Vec<_>>()
+    };
+    let says_so = |answer: &Answer| {
+        answer
+            .stderr
+            .contains("from a search with the same warm-up")
+    };
+    let first = place.run(&["--json"]);
+    assert!(!says_so(&first));
+    let others: [&[&str]; 3] = [
+        &[
+            "--set",
+            "lambda=2.0",
+            "--set",
+            "bridge=sampled",
+            "--set",
+            "order=unrolled",
+        ],
+        &[
+            "--set",
+            "objective=target",
+            "--set",
+            "target.latency=6ms",
+            "--set",
+            "n_bridge_samples=3",
+        ],
+        &[
+            "--set",
+            "guards.policy=roll-back",
+            "--set",
+            "guards.max_skips=0",
+            "--set",
+            "architecture.learning_rate=0.1",
+        ],
+    ];
+    for (index, sets) in others.into_iter().enumerate() {
+        let sets = [&["--json"], sets].concat();
+        let behind = place.run(&sets);
+        assert!(says_so(&behind), "{}", behind.stderr);
+        assert_eq!(warm_ups("store").len(), 1);
+        let alone = place.run_in(&format!("alone {index}"), &sets);
+        assert!(!says_so(&alone));
+        let [behind, alone] = [behind, alone].map(|answer| folder(&answer.json()));
+        for name in ["genotype.json", "alphas.safetensors", "trace.parquet"] {
+            let [a, b] = [&behind, &alone].map(|folder| fs::read(folder.join(name)).unwrap());
+            assert!(a == b, "{name} differs: {sets:?}");
+        }
+    }
+
+    // What the weights depend on makes another warm-up.
+    for set in [
+        "seed=4",
+        "guards.auxiliary_skip=0.5",
+        "weights.momentum=0.8",
+        "n_epochs=3",
+    ] {
+        assert!(!says_so(&place.run(&["--set", set])), "{set}");
+    }
+    assert!(!says_so(&place.run(&[
+        "--set",
+        "lambda=3.0",
+        "--threads",
+        "2"
+    ])));
+    assert_eq!(warm_ups("store").len(), 6);
+
+    // A damaged one is none.
+    for path in warm_ups("store") {
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    let afresh = place.run(&["--set", "lambda=4.0"]);
+    assert!(
+        !says_so(&afresh) && afresh.code == 0 && afresh.stderr.contains("is damaged"),
+        "{}",
+        afresh.stderr
+    );
 }
 
 #[test]
