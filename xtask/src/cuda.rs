@@ -21,7 +21,7 @@ const STARTS: [(&str, &[(&str, &str)]); 5] = [
     ("profile", &[]),
     ("predictor", &[("--latency-dataset", "latency-dataset-1.3")]),
     ("search", &[("--latency-model", "latency-model-1.4")]),
-    ("evaluate", &[("--search-result", "search-result-1.3")]),
+    ("evaluate", &[("--search-result", "search-result-1.4")]),
     (
         "report",
         &[

@@ -104,7 +104,7 @@ pub use crate::manifest::Manifest;
 pub use crate::memory::MemoryPlan;
 pub use crate::precision::Precision;
 pub use crate::report::Report;
-pub use crate::search_result::{SearchResult, TargetRecord, TraceRow};
+pub use crate::search_result::{CandidateRecord, SearchResult, TargetRecord, TraceRow};
 pub use crate::stage::{
     Bar, DeviceSpec, ExitCode, PIPELINE, Progress, RunContext, StageArgs, StageError, StageSpec,
 };

@@ -35,6 +35,21 @@ pub struct TargetRecord {
     pub n_changed_genes: u32,
 }
 
+/// An architecture that a search trained for a short while to choose between several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CandidateRecord {
+    /// The architecture.
+    #[serde(with = "crate::genotype")]
+    pub genotype: Genotype,
+    /// Its predicted latency, in milliseconds.
+    pub predicted_latency_millis: f64,
+    /// The mean cross entropy on the validation images, in nats: the least one was chosen.
+    pub valid_loss: f64,
+    /// The share of validation images classified right.
+    pub valid_accuracy: f64,
+}
+
 /// A found architecture.
 ///
 /// Files: `genotype.json`, `alphas.safetensors`, `trace.parquet`.
@@ -69,6 +84,9 @@ pub struct SearchResult {
     pub target: Option<TargetRecord>,
     /// What predictions were divided by in the loss, in milliseconds.
     pub reference_millis: f64,
+    /// The architectures that this one was chosen from, itself in front; none where there was no choice, and before
+    /// format 1.4.
+    pub candidates: Vec<CandidateRecord>,
     /// The architecture parameters: `alphas_normal`, `alphas_reduce` (14 x 8: edges, primitives), and for
     /// PC-DARTS `betas_normal`, `betas_reduce` (14).
     pub alphas: FloatTensors,
@@ -172,6 +190,8 @@ struct Record {
     settings: Option<MeasurementSettings>,
     predicted_latency_millis: f64,
     reference_millis: f64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    candidates: Vec<CandidateRecord>,
 }
 
 /// The only objective of format 1.1.
@@ -186,7 +206,7 @@ fn soft() -> String {
 
 impl Artifact for SearchResult {
     const KIND: Kind = Kind::SearchResult;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 3);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 4);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -203,6 +223,7 @@ impl Artifact for SearchResult {
             settings: self.settings.clone(),
             predicted_latency_millis: self.predicted_latency_millis,
             reference_millis: self.reference_millis,
+            candidates: self.candidates.clone(),
         };
         files.put_json(GENOTYPE, &record)?;
         files.put_tensors(ALPHAS, &self.alphas)?;
@@ -226,6 +247,7 @@ impl Artifact for SearchResult {
             settings: record.settings,
             predicted_latency_millis: record.predicted_latency_millis,
             reference_millis: record.reference_millis,
+            candidates: record.candidates,
             alphas: files.tensors(ALPHAS)?,
             trace: TraceRow::rows(&files.table::<Self>(TRACE)?)?,
         })

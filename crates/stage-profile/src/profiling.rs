@@ -573,9 +573,9 @@ mod tests {
         };
         assert_eq!(after_rounds(9, 0, 0), Vec::from_iter(0..9));
         assert_eq!(after_rounds(9, 5, 1), [5, 6, 7, 8], "most came to rest");
-        assert_eq!(after_rounds(9, 4, 1), [], "most did not");
+        assert!(after_rounds(9, 4, 1).is_empty(), "most did not");
         assert_eq!(after_rounds(2, 0, 1), [0, 1], "these cost little");
-        assert_eq!(after_rounds(2, 0, MAX_REVISITS), []);
+        assert!(after_rounds(2, 0, MAX_REVISITS).is_empty());
     }
 
     #[test]

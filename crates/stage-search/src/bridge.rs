@@ -63,20 +63,25 @@ impl Bridge {
 }
 
 /// A genotype drawn by the weights.
+fn draw(ranks: [&[f32]; 2], rng: &mut Rng) -> Genotype {
+    let [normal, reduction] = noisy(ranks, rng);
+    SearchSpace::darts().derive([&normal, &reduction])
+}
+
+/// Weights from which derivation draws a genotype.
 ///
 /// With a Gumbel noise on each log weight, the largest of an edge is drawn by softmax, and the largest of
 /// all edges are drawn by the sum of their weights: derivation from noisy weights draws both at once.
-fn draw(ranks: [&[f32]; 2], rng: &mut Rng) -> Genotype {
-    let [normal, reduction] = ranks.map(|ranks| {
+pub(crate) fn noisy(ranks: [&[f32]; 2], rng: &mut Rng) -> [Vec<f32>; 2] {
+    ranks.map(|ranks| {
         let noisy = ranks.iter().map(|&rank| {
             // Away from 0 and 1, where the logarithms end.
-            let uniform = rng.random_range(1e-12..1.0 - 1e-12);
-            let gumbel = -f64::ln(-f64::ln(uniform));
-            (f64::from(rank).max(f64::MIN_POSITIVE).ln() + gumbel) as f32
+            let uniform: f64 = rng.random_range(1e-12..1.0 - 1e-12);
+            // rank exp(gumbel)
+            (f64::from(rank) / -uniform.ln()) as f32
         });
-        noisy.collect::<Vec<f32>>()
-    });
-    SearchSpace::darts().derive([&normal, &reduction])
+        noisy.collect()
+    })
 }
 
 #[cfg(test)]

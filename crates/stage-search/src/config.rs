@@ -10,7 +10,7 @@ pub use crate::bridge::Bridge;
 use crate::error::Error;
 pub use crate::guard::Policy;
 
-/// `search.toml`; every key but `precision` and `progressive` is required.
+/// `search.toml`; every key but `precision`, `progressive` and `selection` is required.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -55,6 +55,21 @@ pub struct Config {
     /// The stages of the method `p-darts`, which alone has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progressive: Option<ProgressiveConfig>,
+    /// Which of several genotypes comes out; without it, the one that alpha stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selection: Option<SelectionConfig>,
+}
+
+/// Several genotypes are trained from scratch for a short while, and the best comes out: that of alpha, and others drawn
+/// by alpha, all within target and guards; of the method `random` as many drawn at random. As DARTS chooses between its
+/// runs (Liu et al. 2018, section 3.2).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SelectionConfig {
+    /// Genotypes to choose from. 1 = none is trained.
+    pub n_candidates: usize,
+    /// Passes over the training part, with the settings of `weights`; the loss on the validation part decides.
+    pub n_epochs: usize,
 }
 
 /// A search in stages, each in a deeper supernet with fewer primitives on every edge (P-DARTS). Weights and alpha
@@ -91,6 +106,13 @@ impl Config {
         self.progressive
             .as_ref()
             .map_or(1, |stages| stages.n_layers.len())
+    }
+
+    /// Genotypes that one is chosen from.
+    pub(crate) fn n_candidates(&self) -> usize {
+        self.selection
+            .as_ref()
+            .map_or(1, |selection| selection.n_candidates)
     }
 
     /// Epochs of all stages together.
@@ -175,6 +197,13 @@ impl Config {
                 "order",
                 self.progressive.is_none() || self.order == Order::FirstOrder,
                 "first-order for the method p-darts",
+            ),
+            (
+                "selection",
+                self.selection
+                    .as_ref()
+                    .is_none_or(|own| own.n_candidates >= 1 && own.n_epochs >= 1),
+                "n_candidates and n_epochs of at least 1",
             ),
             ("n_bridge_samples", self.n_bridge_samples >= 1, "at least 1"),
             (

@@ -14,7 +14,8 @@
 //! | `predictor` | the model, and how far it may be trusted |
 //! | `derivation` | the genotype of alpha within limits |
 //! | `guard` | signs of collapse, and what is done about them |
-//! | `random` | no search: a genotype drawn within the limits |
+//! | `random` | no search: genotypes drawn within the limits |
+//! | `selection` | several genotypes trained for a short while, of which the best comes out |
 //! | `resume` | checkpoints |
 //! | `warm_up` | the weights after the warm-up, for the next search with the same |
 //!
@@ -31,6 +32,7 @@ mod predictor;
 mod random;
 mod resume;
 mod search;
+mod selection;
 mod warm_up;
 
 use std::path::Path;
@@ -38,8 +40,8 @@ use std::sync::Arc;
 
 use artifact::stage::SEARCH;
 use artifact::{
-    DeviceSpec, FloatTensors, KeyParts, LatencyModelArtifact, MemoryPlan, Opened, Precision,
-    RunContext, SearchResult, TargetRecord, TraceRow,
+    CandidateRecord, DeviceSpec, FloatTensors, KeyParts, LatencyModelArtifact, MemoryPlan, Opened,
+    Precision, RunContext, SearchResult, TargetRecord, TraceRow,
 };
 use candle_core::Device;
 use collective::Collective;
@@ -48,12 +50,17 @@ use space::{CellKind, Genotype};
 
 pub use crate::config::{
     ArchitectureConfig, Bridge, Config, DataConfig, GuardsConfig, Method, NetworkConfig,
-    ObjectiveKind, Order, Policy, ProgressiveConfig, TargetConfig, TargetLatency, WeightsConfig,
+    ObjectiveKind, Order, Policy, ProgressiveConfig, SelectionConfig, TargetConfig, TargetLatency,
+    WeightsConfig,
 };
 use crate::derivation::{Band, Derivation, GeneLimits, Limits};
 pub use crate::error::Error;
 use crate::predictor::Predictor;
 use crate::search::{Data, EpochResult, Search};
+use crate::selection::ShortTraining;
+
+/// Draws of alpha for each candidate until giving up: others may be drawn again, or not keep to the target.
+const MAX_DRAWS_PER_CANDIDATE: usize = 10;
 
 /// What the stage reads.
 pub struct Inputs {
@@ -118,8 +125,12 @@ pub fn run_together(
     let _guard = context.machine_use.compute()?;
     let predictor = Predictor::new(&inputs.latency_model)?;
     let target_millis = target_millis(config, inputs, &predictor)?;
-    if config.method == Method::Random {
-        let found = random::draw(config, &predictor, target_millis)?;
+    let drawn = match config.method {
+        Method::Random => random::draw(config, &predictor, target_millis)?,
+        _ => Vec::new(),
+    };
+    if let [genotype] = &drawn[..] {
+        let found = Found::drawn(genotype.clone(), Vec::new());
         return Ok(result(config, inputs, &predictor, target_millis, found));
     }
     let objective = objective::new(config, predictor.reference_millis, target_millis);
@@ -130,7 +141,20 @@ pub fn run_together(
         .map(|ranks| collective::on_device(ranks, &device))
         .transpose()?;
     let n_ranks = ranks.as_ref().map_or(1, |ranks| ranks.n_ranks());
-    let mut search = Search::new(config, &set, &predictor, objective, &device, ranks)?;
+    let spec = search::network_spec(config, &set)?;
+    let short_training = ShortTraining {
+        config,
+        data: &data,
+        spec: &spec,
+        device: &device,
+        ranks: ranks.as_ref(),
+    };
+    if !drawn.is_empty() {
+        let candidates = short_training.choose(drawn, &predictor, context)?;
+        let found = Found::drawn(candidates[0].genotype.clone(), candidates);
+        return Ok(result(config, inputs, &predictor, target_millis, found));
+    }
+    let mut search = Search::new(config, &set, &predictor, objective, &device, ranks.clone())?;
     search
         .memory(&data, context.device, n_ranks)?
         .check(context.device)?;
@@ -189,7 +213,13 @@ pub fn run_together(
             }
         }
     }
-    let found = found(config, &search, target_millis, trace)?;
+    let genotypes = candidates(config, &search, target_millis)?;
+    let first = genotypes[0].clone();
+    let candidates = short_training.choose(genotypes, &predictor, context)?;
+    let genotype = candidates
+        .first()
+        .map_or(first, |best| best.genotype.clone());
+    let found = found(config, &search, target_millis, genotype, trace, candidates)?;
     search.agree("the found genotype", &found.genotype.to_string())?;
     for event in found
         .trace
@@ -202,7 +232,7 @@ pub fn run_together(
     Ok(result(config, inputs, &predictor, target_millis, found))
 }
 
-/// What a search by each of so many ranks will keep in memory at its peak; nothing runs. A search that draws its
+/// What a search by each of so many ranks will keep in memory at its peak; nothing runs. A search that draws one
 /// genotype keeps next to nothing.
 ///
 /// # Errors
@@ -215,7 +245,7 @@ pub fn memory(
 ) -> Result<MemoryPlan, Error> {
     config.check()?;
     config.precision.check(device)?;
-    if config.method == Method::Random {
+    if config.method == Method::Random && config.n_candidates() == 1 {
         return Ok(MemoryPlan::on(device));
     }
     let predictor = Predictor::new(&inputs.latency_model)?;
@@ -245,6 +275,23 @@ struct Found {
     latency_weight: f64,
     alphas: FloatTensors,
     trace: Vec<TraceRow>,
+    /// What the architecture was chosen from.
+    candidates: Vec<CandidateRecord>,
+}
+
+impl Found {
+    /// Without alpha.
+    fn drawn(genotype: Genotype, candidates: Vec<CandidateRecord>) -> Self {
+        Self {
+            derived: genotype.clone(),
+            genotype,
+            n_changed_genes: 0,
+            latency_weight: 0.0,
+            alphas: FloatTensors::default(),
+            trace: Vec::new(),
+            candidates,
+        }
+    }
 }
 
 /// The target in ms; an error if the model cannot tell, or if nothing is that fast.
@@ -293,18 +340,8 @@ fn target_millis(
     Ok(Some(millis))
 }
 
-/// The genotype that alpha stands for, within the limits of target and guards; the trace's last row tells
-/// what that took.
-fn found(
-    config: &Config,
-    search: &Search<'_>,
-    target_millis: Option<f64>,
-    mut trace: Vec<TraceRow>,
-) -> Result<Found, Error> {
-    let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
-    let (normal, reduction) = (normal?, reduction?);
-    let derived = search.architecture.derive()?;
-    let latency_weight = search.objective.weight();
+/// What may come out at most and at least, by guards and target.
+fn limits(config: &Config, latency_weight: f64, target_millis: Option<f64>) -> Limits {
     let guards = &config.guards;
     let genes = match guards.policy {
         Policy::Off => GeneLimits {
@@ -316,7 +353,6 @@ fn found(
             min_convolutions: guards.min_convolutions,
         },
     };
-    let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
     let band = target_millis.map(|high_millis| Band {
         // Where the latency has no weight, alpha gave up nothing for it, and there is nothing to give back.
         low_millis: if latency_weight > 0.0 {
@@ -326,12 +362,51 @@ fn found(
         },
         high_millis,
     });
-    let limits = Limits { genes, band };
-    let Derivation {
-        genotype,
-        n_changed_genes,
-        ..
-    } = derivation::derive([&normal, &reduction], limits, upper);
+    Limits { genes, band }
+}
+
+/// The genotype that alpha stands for, within the limits of target and guards; behind it others that alpha draws, as many as
+/// are to be chosen from, if there are so many.
+fn candidates(
+    config: &Config,
+    search: &Search<'_>,
+    target_millis: Option<f64>,
+) -> Result<Vec<Genotype>, Error> {
+    let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
+    let (normal, reduction) = (normal?, reduction?);
+    let limits = limits(config, search.objective.weight(), target_millis);
+    let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
+    let derive = |ranks: [&[f32]; 2]| -> Derivation { derivation::derive(ranks, limits, upper) };
+    let mut genotypes = vec![derive([&normal, &reduction]).genotype];
+    let mut rng = search::rng(config.seed, search::STREAM_CANDIDATES);
+    let n = config.n_candidates();
+    for _ in 0..MAX_DRAWS_PER_CANDIDATE * (n - 1) {
+        if genotypes.len() == n {
+            break;
+        }
+        let [normal, reduction] = bridge::noisy([&normal, &reduction], &mut rng);
+        let drawn = derive([&normal, &reduction]);
+        if drawn.is_met && !genotypes.contains(&drawn.genotype) {
+            genotypes.push(drawn.genotype);
+        }
+    }
+    Ok(genotypes)
+}
+
+/// A search that comes to this genotype; the trace's last row tells what that took.
+fn found(
+    config: &Config,
+    search: &Search<'_>,
+    target_millis: Option<f64>,
+    genotype: Genotype,
+    mut trace: Vec<TraceRow>,
+    candidates: Vec<CandidateRecord>,
+) -> Result<Found, Error> {
+    let derived = search.architecture.derive()?;
+    let latency_weight = search.objective.weight();
+    let genes = limits(config, latency_weight, target_millis).genes;
+    let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
+    let n_changed_genes = derivation::n_different_genes(&genotype, &derived);
     let mut events: Vec<String> = trace
         .last_mut()
         .and_then(|row| row.event.take())
@@ -350,6 +425,9 @@ fn found(
         events.push(format!(
             "{n_changed_genes} genes of the derived cells changed{bound}"
         ));
+    }
+    if !candidates.is_empty() {
+        events.push(format!("the best of {} candidates", candidates.len()));
     }
     let n_skips = genotype.n_skips(CellKind::Normal);
     if n_skips > genes.max_skips_normal {
@@ -378,6 +456,7 @@ fn found(
         latency_weight,
         alphas: resume::float_tensors(&search.architecture.parameters().state()?)?,
         trace,
+        candidates,
     })
 }
 
@@ -395,6 +474,7 @@ fn result(
         latency_weight,
         alphas,
         trace,
+        candidates,
     } = found;
     let is_random = config.method == Method::Random;
     let name = |name: &str| if is_random { "none" } else { name }.to_owned();
@@ -422,6 +502,7 @@ fn result(
         metric: predictor.metric,
         settings: inputs.latency_model.value.card.settings.clone(),
         reference_millis: predictor.reference_millis,
+        candidates,
         alphas,
         trace,
     }

@@ -1,8 +1,7 @@
 //! No search at all: what a search must be better than at the same latency.
 
-use space::SearchSpace;
+use space::{Genotype, SearchSpace};
 
-use crate::Found;
 use crate::config::Config;
 use crate::error::Error;
 use crate::predictor::Predictor;
@@ -11,37 +10,35 @@ use crate::search::{STREAM_GENOTYPES, rng};
 /// Draws until giving up.
 const MAX_DRAWS: usize = 100_000;
 
-/// The first genotype, drawn uniformly, whose latency keeps to the target and within its slack.
+/// The first genotypes, drawn uniformly, whose latency keeps to the target and within its slack: as many as are to be
+/// chosen from.
 pub(crate) fn draw(
     config: &Config,
     predictor: &Predictor,
     target_millis: Option<f64>,
-) -> Result<Found, Error> {
+) -> Result<Vec<Genotype>, Error> {
     let target_millis = target_millis.ok_or(Error::Setting {
         key: "target.latency",
         expected: "a latency such as 0.4ms or 0.6x for the method random",
     })?;
     let low_millis = (1.0 - config.target.slack) * target_millis;
     let mut rng = rng(config.seed, STREAM_GENOTYPES);
-    let genotype = (0..MAX_DRAWS)
+    let genotypes: Vec<Genotype> = (0..MAX_DRAWS)
         .map(|_| SearchSpace::darts().sample(&mut rng))
-        .find(|genotype| {
+        .filter(|genotype| {
             predictor
                 .upper(genotype, config.target.probability)
                 .is_some_and(|upper| (low_millis..=target_millis).contains(&upper))
         })
-        .ok_or(Error::NothingDrawn {
+        .take(config.n_candidates())
+        .collect();
+    if genotypes.is_empty() {
+        return Err(Error::NothingDrawn {
             unit: predictor.metric.unit(),
             low_millis,
             target_millis,
             n_draws: MAX_DRAWS,
-        })?;
-    Ok(Found {
-        derived: genotype.clone(),
-        genotype,
-        n_changed_genes: 0,
-        latency_weight: 0.0,
-        alphas: Default::default(),
-        trace: Vec::new(),
-    })
+        });
+    }
+    Ok(genotypes)
 }

@@ -13,7 +13,7 @@ use nn::bilevel::{dominant_eigenvalue, unrolled_gradient};
 use nn::loss::{Tally, cross_entropy, hits, n_correct, scalar};
 use nn::memory::{Path, StepMemory};
 use nn::optimizer::{Adam, Gradients, Sgd};
-use nn::parameters::Builder;
+use nn::parameters::{Builder, Parameters};
 use nn::schedule::Schedule;
 use nn::{Architecture, Candidates, ChannelRatio, Pass, Readback, Rng, Supernet, Upload, Uploads};
 use rand_chacha::rand_core::SeedableRng;
@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::guard::{self, Memory, Panel, Policy};
 use crate::objective::Objective;
 use crate::predictor::Predictor;
+use crate::selection;
 
 /// The generator of one purpose. Streams of one seed are independent, and none needs to be saved: what
 /// an epoch draws depends on the seed and the epoch alone.
@@ -42,14 +43,18 @@ const STREAM_FIRST_DROPOUT: u64 = 1 << 34;
 const STREAM_FIRST_STAGE: u64 = 1 << 35;
 /// Of the method `random`.
 pub(crate) const STREAM_GENOTYPES: u64 = 1 << 33;
+/// Of the candidates that alpha is asked for, and of their training.
+pub(crate) const STREAM_CANDIDATES: u64 = STREAM_GENOTYPES + 1;
+pub(crate) const STREAM_CANDIDATE_INIT: u64 = STREAM_GENOTYPES + 2;
+pub(crate) const STREAM_FIRST_CANDIDATE_EPOCH: u64 = 1 << 36;
 
 /// The two parts of the training split.
 pub(crate) struct Data<'a> {
     set: &'a ImageSet,
-    train: Vec<usize>,
-    valid: Vec<usize>,
+    pub(crate) train: Vec<usize>,
+    pub(crate) valid: Vec<usize>,
     normalization: Normalization,
-    augmentation: Augmentation,
+    pub(crate) augmentation: Augmentation,
 }
 
 impl<'a> Data<'a> {
@@ -85,7 +90,7 @@ impl<'a> Data<'a> {
     }
 
     /// The images, or this rank's share of them.
-    fn batch(
+    pub(crate) fn batch(
         &self,
         indices: &[usize],
         augmentation: &Augmentation,
@@ -105,7 +110,7 @@ impl<'a> Data<'a> {
     }
 
     /// The same of a batch that is on its way.
-    fn started(
+    pub(crate) fn started(
         &self,
         batch: Started,
         uploads: &Uploads,
@@ -125,6 +130,37 @@ impl<'a> Data<'a> {
         ))
     }
 
+    /// Loss and accuracy on the first `n` validation images, not augmented; `forward` maps images to logits.
+    pub(crate) fn validate(
+        &self,
+        n: usize,
+        config: &Config,
+        ranks: Option<&Arc<dyn Collective>>,
+        device: &Device,
+        forward: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<(f64, f64), Error> {
+        let n = n.clamp(1, self.valid.len());
+        let mut rng = rng(config.seed, STREAM_SPLIT);
+        let (mut loss_sum, mut n_right) = (0.0, 0);
+        for indices in self.valid[..n].chunks(config.batch_size) {
+            let share = ranks.map(|ranks| Share::of(ranks, indices.len()));
+            let batch = self.batch(indices, &Augmentation::none(), &mut rng, share.as_ref())?;
+            let n_own = batch.n;
+            if n_own == 0 {
+                continue;
+            }
+            let (x, y) = self.tensors(batch, device)?;
+            let logits = forward(&x)?;
+            loss_sum += scalar(&cross_entropy(&logits, &y, 0.0)?)? * n_own as f64;
+            n_right += n_correct(&logits, &y)?;
+        }
+        let mut sums = vec![loss_sum, n_right as f64];
+        if let Some(ranks) = ranks {
+            sums = ranks.sum(&Tensor::new(sums, device)?)?.to_vec1()?;
+        }
+        Ok((sums[0] / n as f64, sums[1] / n as f64))
+    }
+
     /// Images `[n, c, h, w]` and their classes `[n]` on the device.
     fn tensors(&self, batch: Batch, device: &Device) -> Result<(Tensor, Tensor), Error> {
         let Batch { images, labels, n } = batch;
@@ -142,13 +178,13 @@ impl<'a> Data<'a> {
 }
 
 /// A batch whose images are on their way to the device.
-struct Started {
+pub(crate) struct Started {
     images: Upload,
     labels: Vec<u32>,
 }
 
 impl Started {
-    fn new(batch: Batch, uploads: &Uploads) -> Result<Self, Error> {
+    pub(crate) fn new(batch: Batch, uploads: &Uploads) -> Result<Self, Error> {
         Ok(Self {
             images: uploads.start(batch.images)?,
             labels: batch.labels,
@@ -250,13 +286,13 @@ pub(crate) struct Search<'a> {
     config: Config,
     pub(crate) device: Device,
     /// The shape of the supernet.
-    spec: NetworkSpec,
+    pub(crate) spec: NetworkSpec,
     /// The stage of a progressive search, from 0.
     pub(crate) stage: usize,
     /// The primitives that edges still have.
     pub(crate) candidates: Candidates,
     /// The ranks that search together; `None` = this process alone.
-    ranks: Option<Arc<dyn Collective>>,
+    pub(crate) ranks: Option<Arc<dyn Collective>>,
     /// The weight of the auxiliary skip in this epoch.
     auxiliary_skip: f64,
     /// The probability of the dropout behind skips in this epoch.
@@ -312,7 +348,8 @@ impl<'a> Search<'a> {
         Ok(search)
     }
 
-    /// What a step will keep in memory, and on the processor the images; of several stages in the one that needs most.
+    /// What a step will keep in memory, and on the processor the images; of several stages, and the training of candidates,
+    /// in the one that needs most.
     pub(crate) fn memory(
         &self,
         data: &Data<'_>,
@@ -321,12 +358,23 @@ impl<'a> Search<'a> {
     ) -> Result<MemoryPlan, Error> {
         let n_images = self.config.batch_size.div_ceil(n_ranks);
         let path = Path::of(&self.device, n_ranks);
+        let stages = match self.config.method {
+            Method::Random => 0..0,
+            _ => 0..self.config.n_stages(),
+        };
+        let mut steps = stages
+            .map(|stage| self.step_memory(stage, n_images, path))
+            .collect::<Result<Vec<_>, _>>()?;
+        if self.config.n_candidates() > 1 {
+            let most = selection::hungriest(&self.config, &self.spec, &self.device)?;
+            steps.push(most.step_memory(&self.spec, n_images, path));
+        }
         let mut plan = MemoryPlan::on(spec);
-        for stage in 0..self.config.n_stages() {
-            let mut own = MemoryPlan::on(spec);
-            for (what, bytes) in self.step_memory(stage, n_images, path)?.parts() {
-                own = own.with(what, bytes);
-            }
+        for step in steps {
+            let parts = step.parts().into_iter();
+            let own = parts.fold(MemoryPlan::on(spec), |plan, (what, bytes)| {
+                plan.with(what, bytes)
+            });
             if own.total_bytes() > plan.total_bytes() {
                 plan = own;
             }
@@ -544,7 +592,14 @@ impl<'a> Search<'a> {
         self.settle()?;
         let n_seen = numbers.n_steps * config.batch_size;
         let n_steps = self.n_steps(data) as f64;
-        let (valid_loss, valid_accuracy) = self.validate(data)?;
+        let mixing = self.mixing(false)?;
+        let (valid_loss, valid_accuracy) = data.validate(
+            config.n_validation_images,
+            &config,
+            self.ranks.as_ref(),
+            &self.device,
+            |x| self.network.forward(x, &mixing, &Pass::inference()),
+        )?;
         finite(valid_loss, "the validation loss", epoch, n_steps as usize)?;
         let losses = Losses {
             train_loss: numbers.loss / n_steps,
@@ -807,38 +862,15 @@ impl<'a> Search<'a> {
         let pass = Pass::training().over(share);
         let pass = pass.with_skip_dropout(self.skip_dropout, dropout_rng);
         let logits = self.network.forward(x, &self.mixing(false)?, &pass)?;
-        let loss = weighted(cross_entropy(&logits, y, 0.0)?, share)?;
-        let parameters = self.network.parameters();
-        let gradients = Gradients::collect(parameters, &mut loss.backward()?).summed(share)?;
-        let (gradients, factor) = gradients.clip(self.config.weights.clip_norm)?;
-        self.sgd
-            .step(parameters, &gradients, learning_rate, factor)?;
-        Ok((loss.detach(), hits(&logits.detach(), y)?))
-    }
-
-    /// Loss and accuracy on the first validation images, not augmented.
-    fn validate(&self, data: &Data<'_>) -> Result<(f64, f64), Error> {
-        let n = self.config.n_validation_images.clamp(1, data.valid.len());
-        let mixing = self.mixing(false)?;
-        let mut rng = rng(self.config.seed, STREAM_SPLIT);
-        let (mut loss_sum, mut n_right) = (0.0, 0);
-        for indices in data.valid[..n].chunks(self.config.batch_size) {
-            let share = self.share(indices.len());
-            let batch = data.batch(indices, &Augmentation::none(), &mut rng, share.as_ref())?;
-            let n_own = batch.n;
-            if n_own == 0 {
-                continue;
-            }
-            let (x, y) = data.tensors(batch, &self.device)?;
-            let logits = self.network.forward(&x, &mixing, &Pass::inference())?;
-            loss_sum += scalar(&cross_entropy(&logits, &y, 0.0)?)? * n_own as f64;
-            n_right += n_correct(&logits, &y)?;
-        }
-        let mut sums = vec![loss_sum, n_right as f64];
-        if let Some(ranks) = &self.ranks {
-            sums = ranks.sum(&Tensor::new(sums, &self.device)?)?.to_vec1()?;
-        }
-        Ok((sums[0] / n as f64, sums[1] / n as f64))
+        let (parameters, clip_norm) = (self.network.parameters(), self.config.weights.clip_norm);
+        descend(
+            &logits,
+            y,
+            parameters,
+            &mut self.sgd,
+            [learning_rate, clip_norm],
+            share,
+        )
     }
 }
 
@@ -886,7 +918,24 @@ fn networks(
     Ok((network, architecture))
 }
 
-fn sgd(config: &Config) -> Sgd {
+/// A step of the weights behind logits `[n, classes]` and classes `[n]`; returns this rank's part of the loss and of the
+/// number of right answers, on the device.
+pub(crate) fn descend(
+    logits: &Tensor,
+    y: &Tensor,
+    parameters: &Parameters,
+    sgd: &mut Sgd,
+    [learning_rate, clip_norm]: [f64; 2],
+    share: Option<&Share>,
+) -> Result<(Tensor, Tensor), Error> {
+    let loss = weighted(cross_entropy(logits, y, 0.0)?, share)?;
+    let gradients = Gradients::collect(parameters, &mut loss.backward()?).summed(share)?;
+    let (gradients, factor) = gradients.clip(clip_norm)?;
+    sgd.step(parameters, &gradients, learning_rate, factor)?;
+    Ok((loss.detach(), hits(&logits.detach(), y)?))
+}
+
+pub(crate) fn sgd(config: &Config) -> Sgd {
     Sgd::new(config.weights.momentum, config.weights.weight_decay)
 }
 
@@ -907,7 +956,12 @@ fn weighted(loss: Tensor, share: Option<&Share>) -> Result<Tensor, candle_core::
     }
 }
 
-fn finite(value: f64, what: &'static str, epoch: usize, step: usize) -> Result<f64, Error> {
+pub(crate) fn finite(
+    value: f64,
+    what: &'static str,
+    epoch: usize,
+    step: usize,
+) -> Result<f64, Error> {
     if value.is_finite() {
         Ok(value)
     } else {
@@ -916,7 +970,7 @@ fn finite(value: f64, what: &'static str, epoch: usize, step: usize) -> Result<f
 }
 
 /// The supernet's shape: its size from the config, its ends from the images.
-fn network_spec(config: &Config, set: &ImageSet) -> Result<NetworkSpec, Error> {
+pub(crate) fn network_spec(config: &Config, set: &ImageSet) -> Result<NetworkSpec, Error> {
     let network = &config.network;
     let stem = Stem::from_name(&network.stem).ok_or(Error::Setting {
         key: "network.stem",

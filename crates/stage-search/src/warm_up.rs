@@ -17,7 +17,7 @@ use crate::resume::{NETWORK, SGD, part, raw_tensors};
 use crate::search::{Losses, Search};
 
 /// What of the config has no say in the warm-up.
-const WITHOUT_A_SAY: [&str; 7] = [
+const WITHOUT_A_SAY: [&str; 8] = [
     "order",
     "objective",
     "lambda",
@@ -25,6 +25,7 @@ const WITHOUT_A_SAY: [&str; 7] = [
     "n_bridge_samples",
     "target",
     "architecture",
+    "selection",
 ];
 
 /// Keeps the weights of a search that is just behind its warm-up.

@@ -507,6 +507,86 @@ fn a_random_genotype_keeps_to_the_target() {
     assert_ne!(search_result(&other.json()).genotype, found.genotype);
 }
 
+const SELECTS: [&str; 2] = ["--set", "selection={n_candidates=3, n_epochs=2}"];
+
+/// All candidates of a result keep to its target, and the one that came out is the best of them.
+#[track_caller]
+fn assert_the_best_came_out(found: &SearchResult) {
+    let candidates = &found.candidates;
+    assert_eq!(candidates.len(), 3);
+    assert_eq!(candidates[0].genotype, found.genotype);
+    assert!(candidates.is_sorted_by(|a, b| a.valid_loss <= b.valid_loss));
+    assert!(candidates[0].valid_loss < candidates[2].valid_loss);
+    for (index, candidate) in candidates.iter().enumerate() {
+        let target = found.target.as_ref().unwrap();
+        assert!(candidate.predicted_latency_millis <= target.target_millis);
+        let others = &candidates[index + 1..];
+        assert!(
+            others
+                .iter()
+                .all(|other| other.genotype != candidate.genotype)
+        );
+    }
+}
+
+#[test]
+fn of_several_candidates_the_best_comes_out() {
+    let place = Place::new();
+    let target = [
+        "--json",
+        "--set",
+        "objective=target",
+        "--set",
+        "target.latency=8ms",
+    ];
+    let alone = search_result(&place.run(&target).json());
+    assert!(alone.candidates.is_empty());
+    let sets = [&target[..], &SELECTS].concat();
+    let answer = place.run(&sets);
+    let found = search_result(&answer.json());
+    assert_the_best_came_out(&found);
+    // Alpha is as it was without a choice, and what it stands for is one of the candidates.
+    assert_eq!(found.alphas, alone.alphas);
+    assert!(
+        found
+            .candidates
+            .iter()
+            .any(|candidate| candidate.genotype == alone.genotype)
+    );
+    let event = found.trace.last().unwrap().event.as_deref().unwrap();
+    assert!(event.contains("the best of 3 candidates"), "{event}");
+    for text in ["candidate 1/3: train", "candidate 3/3: train"] {
+        assert!(answer.stderr.contains(text), "{}", answer.stderr);
+    }
+    let again = search_result(&place.run_in("other store", &sets).json());
+    assert_eq!(again, found);
+}
+
+#[test]
+fn random_search_chooses_between_as_many() {
+    let place = Place::new();
+    let random = [
+        "--json",
+        "--set",
+        "method=random",
+        "--set",
+        "target.latency=8ms",
+        "--set",
+        "target.slack=0.3",
+    ];
+    let alone = search_result(&place.run(&random).json());
+    assert!(alone.candidates.is_empty());
+    let found = search_result(&place.run(&[&random[..], &SELECTS].concat()).json());
+    assert_the_best_came_out(&found);
+    assert!(
+        found
+            .candidates
+            .iter()
+            .any(|candidate| candidate.genotype == alone.genotype)
+    );
+    assert!(found.trace.is_empty() && found.alphas.is_empty());
+}
+
 #[test]
 fn guards_cap_the_skips_and_say_so() {
     let place = Place::new();
@@ -700,6 +780,8 @@ fn a_search_that_is_killed_again_and_again_ends_with_the_same_bytes() {
         "guards.auxiliary_skip=0.3",
         "--set",
         "architecture.learning_rate=0.05",
+        SELECTS[0],
+        SELECTS[1],
     ];
     let undisturbed = killed_and_undisturbed(&place, &sets);
     let found = search_result(&undisturbed);
@@ -740,6 +822,8 @@ fn searches_with_one_warm_up_run_it_once_and_end_with_the_same_bytes() {
             "target.latency=6ms",
             "--set",
             "n_bridge_samples=3",
+            SELECTS[0],
+            SELECTS[1],
         ],
         &[
             "--set",
@@ -936,7 +1020,7 @@ fn a_store_that_cannot_be_written_to_is_named() {
 fn two_ranks_search_as_one_does() {
     let place = Place::new();
     // Two steps of each kind: what two orders of sums differ by in f32 does not grow to anything yet.
-    let settings = ["--json", "--set", "n_warmup_epochs=0"];
+    let settings = [&["--json", "--set", "n_warmup_epochs=0"], &SELECTS[..]].concat();
     let alone = place.run(&settings).json();
     let together = place
         .run(&[&settings[..], &["--ranks", "2"]].concat())
@@ -959,6 +1043,10 @@ fn two_ranks_search_as_one_does() {
         assert!((a.train_loss - b.train_loss).abs() < 1e-4);
         assert!((a.valid_loss - b.valid_loss).abs() < 1e-4);
         assert_eq!(a.train_accuracy, b.train_accuracy);
+    }
+    for (a, b) in alone.candidates.iter().zip(&together.candidates) {
+        assert_eq!(a.genotype, b.genotype);
+        assert!((a.valid_loss - b.valid_loss).abs() < 1e-3);
     }
     // Cached, without the other rank.
     let again = place.run(&[&settings[..], &["--ranks", "2"]].concat());

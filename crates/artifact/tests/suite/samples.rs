@@ -2,8 +2,8 @@
 
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    AnchorRecord, Artifact, CellSample, EpochRow, Evaluation, FiguresRecord, FloatTensor,
-    FloatTensors, Front, FrontPoint, GpuRecord, HeldOut, KeyParts, LatencyDataset,
+    AnchorRecord, Artifact, CandidateRecord, CellSample, EpochRow, Evaluation, FiguresRecord,
+    FloatTensor, FloatTensors, Front, FrontPoint, GpuRecord, HeldOut, KeyParts, LatencyDataset,
     LatencyModelArtifact, LatencySample, MeasurementSettings, Metric, ModelCard, NetworkRecord,
     Opened, PIPELINE, Report, SearchResult, SearchSummary, Store, TargetRecord, TimingRecord,
     TimingResult, TraceRow, Validation,
@@ -216,6 +216,14 @@ impl Sample for SearchResult {
             settings: None,
             predicted_latency_millis: 20.1,
             reference_millis: 20.3,
+            candidates: ["PDARTS", "DARTS_V2"]
+                .map(|name| CandidateRecord {
+                    genotype: Genotype::named(name).unwrap(),
+                    predicted_latency_millis: 20.1,
+                    valid_loss: 0.54,
+                    valid_accuracy: 0.786,
+                })
+                .to_vec(),
             alphas: tensors(&[
                 ("alphas_normal", &[14, 8]),
                 ("alphas_reduce", &[14, 8]),

@@ -1,0 +1,205 @@
+//! Which of several genotypes comes out: each is trained from scratch for a short while.
+//!
+//! All begin with draws of the same streams and see the same batches, so that they differ in nothing but the genotype.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use artifact::checkpoint::Checkpoint;
+use artifact::stage::Progress;
+use artifact::{CandidateRecord, RunContext};
+use candle_core::{DType, Device};
+use collective::{Collective, Share};
+use nn::loss::Tally;
+use nn::parameters::Builder;
+use nn::schedule::Schedule;
+use nn::{DerivedNet, Pass, Uploads};
+use serde_json::json;
+use space::{CellGenotype, Gene, Genotype, NetworkSpec, Primitive};
+
+use crate::config::{Config, SelectionConfig};
+use crate::error::Error;
+use crate::predictor::Predictor;
+use crate::search::{
+    Data, Losses, STREAM_CANDIDATE_INIT, STREAM_FIRST_CANDIDATE_EPOCH, Started, descend, finite,
+    rng, sgd,
+};
+
+const FILE: &str = "candidates.ckpt";
+
+/// Where candidates are trained.
+pub(crate) struct ShortTraining<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) data: &'a Data<'a>,
+    /// The network that they fill.
+    pub(crate) spec: &'a NetworkSpec,
+    pub(crate) device: &'a Device,
+    pub(crate) ranks: Option<&'a Arc<dyn Collective>>,
+}
+
+impl ShortTraining<'_> {
+    /// Trains the genotypes, the best in front, by the loss on the validation part; one alone needs no training, and
+    /// nothing is known of it. A run that was killed goes on behind the last that was trained.
+    pub(crate) fn choose(
+        &self,
+        genotypes: Vec<Genotype>,
+        predictor: &Predictor,
+        context: &RunContext,
+    ) -> Result<Vec<CandidateRecord>, Error> {
+        let Some(selection) = self
+            .config
+            .selection
+            .as_ref()
+            .filter(|_| genotypes.len() > 1)
+        else {
+            return Ok(Vec::new());
+        };
+        let path = context.work_dir.join(FILE);
+        let mut records = done(&path)?;
+        let n = genotypes.len();
+        for (index, genotype) in genotypes.into_iter().enumerate().skip(records.len()) {
+            let label = format!("candidate {}/{n}", index + 1);
+            let losses = self.train(&genotype, selection, &label, &context.progress)?;
+            let record = CandidateRecord {
+                predicted_latency_millis: predictor.predict(&genotype),
+                genotype,
+                valid_loss: losses.valid_loss,
+                valid_accuracy: losses.valid_accuracy,
+            };
+            context.progress.line(&format!(
+                "{label}: train {:.3} ({:.1} %), valid {:.3} ({:.1} %), {:.3} {}",
+                losses.train_loss,
+                100.0 * losses.train_accuracy,
+                losses.valid_loss,
+                100.0 * losses.valid_accuracy,
+                record.predicted_latency_millis,
+                predictor.metric.unit(),
+            ));
+            records.push(record);
+            if self.ranks.is_none_or(|ranks| ranks.rank() == 0) {
+                let meta = json!({ "records": records });
+                let tensors = Default::default();
+                Checkpoint { meta, tensors }.save(&path)?;
+            }
+        }
+        // Stable: of equals the first.
+        records.sort_by(|a, b| a.valid_loss.total_cmp(&b.valid_loss));
+        Ok(records)
+    }
+
+    fn train(
+        &self,
+        genotype: &Genotype,
+        selection: &SelectionConfig,
+        label: &str,
+        progress: &Progress,
+    ) -> Result<Losses, Error> {
+        let Self {
+            config,
+            data,
+            device,
+            ..
+        } = *self;
+        let network = network(config, self.spec, genotype, device)?;
+        let mut sgd = sgd(config);
+        let schedule = Schedule::Cosine {
+            initial: config.weights.learning_rate,
+            last: config.weights.last_learning_rate,
+        };
+        let share = self.ranks.map(|ranks| Share::of(ranks, config.batch_size));
+        let share = share.as_ref();
+        let n_steps = data.train.len() / config.batch_size;
+        let bar = progress.bar(label, (selection.n_epochs * n_steps) as u64);
+        let (mut loss_sum, mut n_right) = (0.0, 0.0);
+        for epoch in 0..selection.n_epochs {
+            let learning_rate = schedule.learning_rate(epoch, selection.n_epochs, 0);
+            let mut rng = rng(config.seed, STREAM_FIRST_CANDIDATE_EPOCH + epoch as u64);
+            let order = images::epoch_order(&data.train, &mut rng);
+            let batches = order
+                .chunks_exact(config.batch_size)
+                .map(|indices| data.batch(indices, &data.augmentation, &mut rng, share));
+            (loss_sum, n_right) = (0.0, 0.0);
+            let mut n_done = 0;
+            let mut take = |rows: Vec<[f64; 2]>| {
+                for [loss, hits] in rows {
+                    loss_sum += finite(loss, "the training loss of a candidate", epoch, n_done)?;
+                    n_right += hits;
+                    n_done += 1;
+                    bar.message(format!("loss {loss:.3}"));
+                    bar.inc(1);
+                }
+                Ok::<_, Error>(())
+            };
+            let mut tally = Tally::new(device);
+            let uploads = Uploads::new(device, 2)?;
+            images::prefetched(batches, |batches| {
+                let started =
+                    nn::one_ahead(device, batches, |batch| Started::new(batch?, &uploads));
+                for batch in started {
+                    let (x, y) = data.started(batch?, &uploads, device)?;
+                    let logits = network.forward(&x, &Pass::training().over(share))?.main;
+                    let rates = [learning_rate, config.weights.clip_norm];
+                    let (loss, hits) =
+                        descend(&logits, &y, network.parameters(), &mut sgd, rates, share)?;
+                    take(tally.add([&loss, &hits], share)?)?;
+                }
+                take(tally.read(share)?)
+            })?;
+        }
+        bar.finish();
+        let (valid_loss, valid_accuracy) =
+            data.validate(data.valid.len(), config, self.ranks, device, |x| {
+                Ok(network.forward(x, &Pass::inference())?.main)
+            })?;
+        finite(
+            valid_loss,
+            "the validation loss of a candidate",
+            selection.n_epochs,
+            n_steps,
+        )?;
+        Ok(Losses {
+            train_loss: loss_sum / n_steps as f64,
+            train_accuracy: n_right / (n_steps * config.batch_size) as f64,
+            valid_loss,
+            valid_accuracy,
+        })
+    }
+}
+
+fn network(
+    config: &Config,
+    spec: &NetworkSpec,
+    genotype: &Genotype,
+    device: &Device,
+) -> Result<DerivedNet, Error> {
+    let mut rng = rng(config.seed, STREAM_CANDIDATE_INIT);
+    let builder = Builder::new(device, DType::F32, &mut rng)
+        .with_precision(crate::precision(config.precision));
+    Ok(DerivedNet::new(&builder, spec, genotype, false)?)
+}
+
+/// The candidate that needs most memory: separable convolutions alone.
+pub(crate) fn hungriest(
+    config: &Config,
+    spec: &NetworkSpec,
+    device: &Device,
+) -> Result<DerivedNet, Error> {
+    let genes = [0, 1].map(|source| Gene {
+        primitive: Primitive::SepConv5x5,
+        source,
+    });
+    let cell = CellGenotype::new([genes; 4]).expect("every node may read the two inputs");
+    let genotype = Genotype::new(cell.clone(), cell).expect("as above");
+    network(config, spec, &genotype, device)
+}
+
+/// What a run that was killed knew already.
+fn done(path: &Path) -> Result<Vec<CandidateRecord>, Error> {
+    let Some(mut checkpoint) = Checkpoint::load(path)? else {
+        return Ok(Vec::new());
+    };
+    serde_json::from_value(checkpoint.meta["records"].take()).map_err(|error| Error::Checkpoint {
+        path: PathBuf::from(path),
+        what: error.to_string(),
+    })
+}
