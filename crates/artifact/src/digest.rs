@@ -111,7 +111,7 @@ impl fmt::Display for Key {
 ///
 /// Inputs count by what they hold ([`Digest`]), not by how they were asked for: an input that is made
 /// again with the same bytes leaves the key as it was.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyParts {
     /// The stage.
@@ -179,7 +179,7 @@ impl KeyParts {
         }
     }
 
-    /// With the number of threads that compute, where bytes must be those of so many: some sums depend on it.
+    /// With the number of threads that compute, where bytes must be those of so many.
     #[must_use]
     pub fn threads(self, n_threads: usize) -> Self {
         self.gpu(&format!("{n_threads} threads"))

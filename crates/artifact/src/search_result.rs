@@ -28,7 +28,7 @@ pub struct TargetRecord {
     pub upper_millis: f64,
     /// Whether that is the target at most.
     pub is_met: bool,
-    /// The architecture that alpha stood for, before its cells were changed to meet the target.
+    /// The architecture that alpha stood for, or drew as a candidate, before its cells were changed to meet the target.
     #[serde(with = "crate::genotype")]
     pub derived: Genotype,
     /// Genes in which it differs from the architecture found.

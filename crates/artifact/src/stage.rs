@@ -291,7 +291,7 @@ impl RunContext {
             machine_use: MachineUse::in_store(work_dir),
             work_dir: work_dir.to_owned(),
             shared_dir: work_dir.join("shared"),
-            parts: KeyParts::default(),
+            parts: KeyParts::new(&SEARCH, &Value::Null).expect("null is JSON"),
         }
     }
 }

@@ -67,6 +67,11 @@ impl StepMemory {
             ("weights and optimiser", self.parameters_bytes),
         ]
     }
+
+    /// The sum of the [`parts`](Self::parts).
+    pub fn total_bytes(&self) -> u64 {
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
+    }
 }
 
 /// What a step of a network of these cells keeps with `n_images` in a batch; `stem` counts the numbers that the stem keeps of

@@ -22,6 +22,8 @@ use crate::{Config, Error};
 const JOURNAL: &str = "visits.jsonl";
 /// How often a disturbed visit is made again at most.
 const MAX_REVISITS: u32 = 3;
+/// The share of all visits that is made again whatever it brings.
+const FEW: f64 = 0.1;
 
 /// A profile under way.
 ///
@@ -469,8 +471,8 @@ fn take_in(visit: Visit, visits: &mut Vec<Visit>, n_revisits: &mut Vec<u32>) -> 
     false
 }
 
-/// The visits that were disturbed and are to be made again: those first that were made again least often. None where the
-/// machine does not come to rest: where many are left, and the last time round settled fewer than half.
+/// The visits that were disturbed and are to be made again: those first that were made again least often. Where the machine
+/// does not come to rest, none: once a round of them settles fewer than half, and more than [`FEW`] of all visits are left.
 fn to_revisit(visits: &[Visit], n_revisits: &[u32], max_disturbance: f64) -> Vec<usize> {
     let usual = Usual::of(visits, max_disturbance);
     let is_disturbed = |&index: &usize| usual.drift(&visits[index]).disturbed;
@@ -488,7 +490,7 @@ fn to_revisit(visits: &[Visit], n_revisits: &[u32], max_disturbance: f64) -> Vec
         .copied()
         .filter(|index| is_disturbed(index))
         .count();
-    if n_left > visits.len() / 10 && 2 * n_left > again.len() {
+    if n_left as f64 > FEW * visits.len() as f64 && 2 * n_left > again.len() {
         disturbed.clear();
     }
     disturbed

@@ -68,7 +68,8 @@ pub struct Config {
 pub struct SelectionConfig {
     /// Genotypes to choose from. 1 = none is trained.
     pub n_candidates: usize,
-    /// Passes over the training part, with the settings of `weights`; the loss on the validation part decides.
+    /// Passes over the training part, with the settings of `weights`, in networks of `network.n_layers` cells; the loss on
+    /// the validation part decides.
     pub n_epochs: usize,
 }
 
@@ -125,7 +126,8 @@ impl Config {
     /// # Errors
     /// If it has not.
     pub fn check_ranks(&self, n_ranks: usize) -> Result<(), Error> {
-        if n_ranks <= self.batch_size || self.method == Method::Random {
+        let trains = self.method != Method::Random || self.n_candidates() > 1;
+        if n_ranks <= self.batch_size || !trains {
             return Ok(());
         }
         Err(Error::Setting {
@@ -232,6 +234,11 @@ impl Config {
                 "0 or more",
             ),
             ("n_epochs", self.n_epochs >= 1, "at least 1"),
+            (
+                "n_warmup_epochs",
+                self.n_warmup_epochs <= self.n_epochs,
+                "at most n_epochs",
+            ),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             (
                 "data.train_fraction",

@@ -79,8 +79,14 @@ pub(crate) struct Band {
 pub(crate) struct Derivation {
     /// The genotype.
     pub(crate) genotype: Genotype,
+    /// What the weights stand for, without limits.
+    pub(crate) free: Genotype,
+    /// Genes in which both differ.
+    pub(crate) n_changed_genes: usize,
     /// Whether its latency is not above the band.
     pub(crate) is_met: bool,
+    /// Genes by which the limits of the genes gave way.
+    pub(crate) n_given_way: usize,
 }
 
 /// Nodes of both cells.
@@ -124,7 +130,10 @@ pub(crate) fn derive(
             break;
         }
         let (picks, is_met) = search.solve(&free, limits.band, genes);
-        let derivation = search.derivation(&picks, is_met, &free);
+        let derivation = Derivation {
+            n_given_way: n,
+            ..search.derivation(&picks, is_met, &free)
+        };
         if is_met {
             return derivation;
         }
@@ -251,7 +260,13 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
         } else {
             self.genotype(picks)
         };
-        Derivation { genotype, is_met }
+        Derivation {
+            n_changed_genes: n_different_genes(&genotype, free),
+            free: free.clone(),
+            genotype,
+            is_met,
+            n_given_way: 0,
+        }
     }
 
     /// The best picks, and whether they keep below the band's top.
@@ -529,7 +544,7 @@ impl<F: Fn(&Genotype) -> f64> Knapsack<F> {
 }
 
 /// Genes of `a` that are not in `b`, in the same node of the same cell.
-pub(crate) fn n_different_genes(a: &Genotype, b: &Genotype) -> usize {
+fn n_different_genes(a: &Genotype, b: &Genotype) -> usize {
     CellKind::ALL
         .into_iter()
         .flat_map(|kind| a.cell(kind).nodes.into_iter().zip(b.cell(kind).nodes))
@@ -651,7 +666,8 @@ mod tests {
                 };
                 let found = derive(slices, limits, law);
                 assert_eq!(found.genotype, free);
-                assert!(found.is_met);
+                assert_eq!((found.is_met, found.n_changed_genes), (true, 0));
+                assert_eq!(found.free, free);
             }
         }
     }

@@ -46,6 +46,7 @@ use artifact::{
 use candle_core::Device;
 use collective::Collective;
 use images::{ImageSet, LoadOptions, Split};
+use nn::memory::StepMemory;
 use space::{CellKind, Genotype};
 
 pub use crate::config::{
@@ -129,35 +130,38 @@ pub fn run_together(
         Method::Random => random::draw(config, &predictor, target_millis)?,
         _ => Vec::new(),
     };
+    if config.method == Method::Random && drawn.len() < config.n_candidates() {
+        let (n, of) = (drawn.len(), config.n_candidates());
+        let line = format!("no more than {n} of {of} candidates lie within the target's slack");
+        context.progress.line(&line);
+    }
     if let [genotype] = &drawn[..] {
         let found = Found::drawn(genotype.clone(), Vec::new());
         return Ok(result(config, inputs, &predictor, target_millis, found));
     }
-    let objective = objective::new(config, predictor.reference_millis, target_millis);
     let set = load_images(config)?;
     let data = Data::new(&set, config)?;
     let device = open_device(context.device)?;
     let ranks = ranks
         .map(|ranks| collective::on_device(ranks, &device))
         .transpose()?;
-    let n_ranks = ranks.as_ref().map_or(1, |ranks| ranks.n_ranks());
-    let spec = search::network_spec(config, &set)?;
     let short_training = ShortTraining {
         config,
         data: &data,
-        spec: &spec,
+        spec: &search::network_spec(config, &set)?,
         device: &device,
         ranks: ranks.as_ref(),
     };
     if !drawn.is_empty() {
-        let candidates = short_training.choose(drawn, &predictor, context)?;
+        plan(&short_training, None, context.device)?.check(context.device)?;
+        let candidates = short_training.choose(&drawn, &predictor, context)?;
         let found = Found::drawn(candidates[0].genotype.clone(), candidates);
         return Ok(result(config, inputs, &predictor, target_millis, found));
     }
+    let objective = objective::new(config, predictor.reference_millis, target_millis);
     let mut search = Search::new(config, &set, &predictor, objective, &device, ranks.clone())?;
-    search
-        .memory(&data, context.device, n_ranks)?
-        .check(context.device)?;
+    plan(&short_training, Some(&search), context.device)?.check(context.device)?;
+    search.n_threads.insert(context.n_threads);
     if let Some(neighbour) = &inputs.warm_start {
         let alphas = resume::tensors(&neighbour.value.alphas, &search.device)?;
         search.warm_start(&alphas)?;
@@ -165,7 +169,8 @@ pub fn run_together(
     let n_epochs = config.n_epochs_in_all();
     let mut trace = resume::load(&mut search, &context.work_dir)?;
     let mut from = "";
-    if trace.is_empty() {
+    let shares_warm_up = search.is_alone() && inputs.warm_start.is_none();
+    if trace.is_empty() && shares_warm_up {
         trace = warm_up::load(&mut search, config, context)?;
         from = ", from a search with the same warm-up";
     }
@@ -193,10 +198,10 @@ pub fn run_together(
         }
         context.progress.line(&format!(
             "{label}: train {:.3} ({:.1} %), valid {:.3} ({:.1} %), derived {:.3} {}{}",
-            result.losses.train_loss,
-            100.0 * result.losses.train_accuracy,
-            result.losses.valid_loss,
-            100.0 * result.losses.valid_accuracy,
+            result.performance.train_loss,
+            100.0 * result.performance.train_accuracy,
+            result.performance.valid_loss,
+            100.0 * result.performance.valid_accuracy,
             result.derived_latency_millis,
             predictor.metric.unit(),
             row.event
@@ -207,19 +212,25 @@ pub fn run_together(
         trace.push(row);
         search.agree("the derived genotype", &result.genotype.to_string())?;
         if search.is_first() {
-            resume::save(&search, &trace, &context.work_dir)?;
-            if trace.len() == config.n_warmup_epochs {
+            if trace.len() == config.n_warmup_epochs && shares_warm_up {
                 warm_up::save(&search, config, &trace, context)?;
             }
+            resume::save(&search, &trace, &context.work_dir)?;
         }
     }
-    let genotypes = candidates(config, &search, target_millis)?;
-    let first = genotypes[0].clone();
-    let candidates = short_training.choose(genotypes, &predictor, context)?;
-    let genotype = candidates
-        .first()
-        .map_or(first, |best| best.genotype.clone());
-    let found = found(config, &search, target_millis, genotype, trace, candidates)?;
+    let derivations = derivations(config, &search, target_millis)?;
+    let genotypes = derivations.iter().map(|own| own.genotype.clone());
+    let genotypes: Vec<Genotype> = genotypes.collect();
+    let candidates = short_training.choose(&genotypes, &predictor, context)?;
+    let best = candidates.first().map_or(0, |best| {
+        let is_best = |genotype: &Genotype| *genotype == best.genotype;
+        genotypes
+            .iter()
+            .position(is_best)
+            .expect("it is one of them")
+    });
+    let best = (best, &derivations[best]);
+    let found = found(config, &search, target_millis, best, trace, candidates)?;
     search.agree("the found genotype", &found.genotype.to_string())?;
     for event in found
         .trace
@@ -251,23 +262,81 @@ pub fn memory(
     let predictor = Predictor::new(&inputs.latency_model)?;
     let objective = objective::new(config, predictor.reference_millis, None);
     let set = load_images(config)?;
-    let data = Data::new(&set, config)?;
-    let search = Search::new(
+    let candle_device = open_device(device)?;
+    let short_training = ShortTraining {
         config,
-        &set,
-        &predictor,
-        objective,
-        &open_device(device)?,
-        None,
-    )?;
-    search.memory(&data, device, n_ranks)
+        data: &Data::new(&set, config)?,
+        spec: &search::network_spec(config, &set)?,
+        device: &candle_device,
+        ranks: None,
+    };
+    let search = match config.method {
+        Method::Random => None,
+        _ => Some(Search::new(
+            config,
+            &set,
+            &predictor,
+            objective,
+            &candle_device,
+            None,
+        )?),
+    };
+    plan_for(&short_training, search.as_ref(), device, n_ranks)
+}
+
+/// [`plan_for`] the ranks that there are.
+fn plan(
+    short_training: &ShortTraining<'_>,
+    search: Option<&Search<'_>>,
+    device: DeviceSpec,
+) -> Result<MemoryPlan, Error> {
+    let n_ranks = short_training.ranks.map_or(1, |ranks| ranks.n_ranks());
+    plan_for(short_training, search, device, n_ranks)
+}
+
+/// What a run will keep in memory: in the steps of a search, if there is one, or of candidates, beside which the supernet lies.
+fn plan_for(
+    short_training: &ShortTraining<'_>,
+    search: Option<&Search<'_>>,
+    spec: DeviceSpec,
+    n_ranks: usize,
+) -> Result<MemoryPlan, Error> {
+    let ShortTraining {
+        config,
+        data,
+        device,
+        ..
+    } = short_training;
+    let n_images = config.batch_size.div_ceil(n_ranks);
+    let path = nn::memory::Path::of(device, n_ranks);
+    let supernet = search
+        .map(|search| search.memory(n_images, path))
+        .transpose()?;
+    let mut candidate = None;
+    if config.n_candidates() > 1 {
+        let mut own = short_training.memory(n_images, path)?;
+        own.parameters_bytes += supernet.map_or(0, |supernet| supernet.parameters_bytes);
+        candidate = Some(own);
+    }
+    let steps = supernet.into_iter().chain(candidate);
+    let most = steps.max_by_key(StepMemory::total_bytes);
+    let parts = most.iter().flat_map(StepMemory::parts);
+    let plan = parts.fold(MemoryPlan::on(spec), |plan, (what, bytes)| {
+        plan.with(what, bytes)
+    });
+    if !device.is_cpu() {
+        return Ok(plan);
+    }
+    Ok(plan
+        .with("images", data.n_bytes(n_images))
+        .with("program", nn::memory::PROGRAM_BYTES))
 }
 
 /// What a search ends with.
 struct Found {
     /// The architecture.
     genotype: Genotype,
-    /// What alpha stood for, without limits.
+    /// What alpha stood for, or what it drew, without limits.
     derived: Genotype,
     /// Genes that differ between both.
     n_changed_genes: usize,
@@ -365,53 +434,66 @@ fn limits(config: &Config, latency_weight: f64, target_millis: Option<f64>) -> L
     Limits { genes, band }
 }
 
-/// The genotype that alpha stands for, within the limits of target and guards; behind it others that alpha draws, as many as
-/// are to be chosen from, if there are so many.
-fn candidates(
+/// The genotype that alpha stands for, within the limits of target and guards; behind it others that alpha draws, no further
+/// from the limits than that one, as many as are to be chosen from, if there are so many.
+fn derivations(
     config: &Config,
     search: &Search<'_>,
     target_millis: Option<f64>,
-) -> Result<Vec<Genotype>, Error> {
+) -> Result<Vec<Derivation>, Error> {
     let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
     let (normal, reduction) = (normal?, reduction?);
     let limits = limits(config, search.objective.weight(), target_millis);
     let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
-    let derive = |ranks: [&[f32]; 2]| -> Derivation { derivation::derive(ranks, limits, upper) };
-    let mut genotypes = vec![derive([&normal, &reduction]).genotype];
+    let derive = |ranks: [&[f32]; 2]| derivation::derive(ranks, limits, upper);
+    let mut found = vec![derive([&normal, &reduction])];
     let mut rng = search::rng(config.seed, search::STREAM_CANDIDATES);
     let n = config.n_candidates();
     for _ in 0..MAX_DRAWS_PER_CANDIDATE * (n - 1) {
-        if genotypes.len() == n {
+        if found.len() == n || !found[0].is_met {
             break;
         }
         let [normal, reduction] = bridge::noisy([&normal, &reduction], &mut rng);
         let drawn = derive([&normal, &reduction]);
-        if drawn.is_met && !genotypes.contains(&drawn.genotype) {
-            genotypes.push(drawn.genotype);
+        let is_new = found.iter().all(|own| own.genotype != drawn.genotype);
+        if drawn.is_met && drawn.n_given_way <= found[0].n_given_way && is_new {
+            found.push(drawn);
         }
     }
-    Ok(genotypes)
+    Ok(found)
 }
 
-/// A search that comes to this genotype; the trace's last row tells what that took.
+/// A search that comes to a derivation, of which `number` others stand in front; the trace's last row tells what that took.
 fn found(
     config: &Config,
     search: &Search<'_>,
     target_millis: Option<f64>,
-    genotype: Genotype,
+    (number, derivation): (usize, &Derivation),
     mut trace: Vec<TraceRow>,
     candidates: Vec<CandidateRecord>,
 ) -> Result<Found, Error> {
-    let derived = search.architecture.derive()?;
+    let Derivation {
+        genotype,
+        free: derived,
+        n_changed_genes,
+        ..
+    } = derivation.clone();
     let latency_weight = search.objective.weight();
     let genes = limits(config, latency_weight, target_millis).genes;
     let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
-    let n_changed_genes = derivation::n_different_genes(&genotype, &derived);
     let mut events: Vec<String> = trace
         .last_mut()
         .and_then(|row| row.event.take())
         .into_iter()
         .collect();
+    if !candidates.is_empty() {
+        let which = match number {
+            0 => "what alpha stands for".to_owned(),
+            number => format!("draw {number} of alpha"),
+        };
+        let n = candidates.len();
+        events.push(format!("of {n} candidates {which} trains best"));
+    }
     if n_changed_genes > 0 {
         let bound = match target_millis {
             Some(target) => format!(
@@ -425,9 +507,6 @@ fn found(
         events.push(format!(
             "{n_changed_genes} genes of the derived cells changed{bound}"
         ));
-    }
-    if !candidates.is_empty() {
-        events.push(format!("the best of {} candidates", candidates.len()));
     }
     let n_skips = genotype.n_skips(CellKind::Normal);
     if n_skips > genes.max_skips_normal {
@@ -553,10 +632,10 @@ fn trace_row(epoch: usize, result: &EpochResult, search: &Search<'_>) -> Result<
     let [normal, reduction] = CellKind::ALL;
     Ok(TraceRow {
         epoch: epoch as u32,
-        train_loss: result.losses.train_loss,
-        train_accuracy: result.losses.train_accuracy,
-        valid_loss: result.losses.valid_loss,
-        valid_accuracy: result.losses.valid_accuracy,
+        train_loss: result.performance.train_loss,
+        train_accuracy: result.performance.train_accuracy,
+        valid_loss: result.performance.valid_loss,
+        valid_accuracy: result.performance.valid_accuracy,
         latency_loss: result.latency_loss,
         soft_latency_millis: result.soft_latency_millis,
         derived_latency_millis: result.derived_latency_millis,

@@ -11,7 +11,7 @@ use crate::search::{STREAM_GENOTYPES, rng};
 const MAX_DRAWS: usize = 100_000;
 
 /// The first genotypes, drawn uniformly, whose latency keeps to the target and within its slack: as many as are to be
-/// chosen from.
+/// chosen from, no two alike, if there are so many.
 pub(crate) fn draw(
     config: &Config,
     predictor: &Predictor,
@@ -23,15 +23,19 @@ pub(crate) fn draw(
     })?;
     let low_millis = (1.0 - config.target.slack) * target_millis;
     let mut rng = rng(config.seed, STREAM_GENOTYPES);
-    let genotypes: Vec<Genotype> = (0..MAX_DRAWS)
-        .map(|_| SearchSpace::darts().sample(&mut rng))
-        .filter(|genotype| {
-            predictor
-                .upper(genotype, config.target.probability)
-                .is_some_and(|upper| (low_millis..=target_millis).contains(&upper))
-        })
-        .take(config.n_candidates())
-        .collect();
+    let mut genotypes: Vec<Genotype> = Vec::new();
+    for _ in 0..MAX_DRAWS {
+        if genotypes.len() == config.n_candidates() {
+            break;
+        }
+        let genotype = SearchSpace::darts().sample(&mut rng);
+        let is_within = predictor
+            .upper(&genotype, config.target.probability)
+            .is_some_and(|upper| (low_millis..=target_millis).contains(&upper));
+        if is_within && !genotypes.contains(&genotype) {
+            genotypes.push(genotype);
+        }
+    }
     if genotypes.is_empty() {
         return Err(Error::NothingDrawn {
             unit: predictor.metric.unit(),

@@ -46,6 +46,7 @@ pub(crate) fn save(search: &Search<'_>, trace: &[TraceRow], dir: &Path) -> Resul
         "memory": search.memory,
         "stage": search.stage,
         "candidates": search.candidates.to_bits(),
+        "n_threads": search.n_threads,
         "trace": trace,
     });
     Ok(Checkpoint { meta, tensors }.save(&dir.join(FILE))?)
@@ -100,6 +101,9 @@ pub(crate) fn load(search: &mut Search<'_>, dir: &Path) -> Result<Vec<TraceRow>,
         .as_f64()
         .ok_or_else(|| misfit("it has no latency_weight".to_owned()))?;
     search.objective.set_weight(weight);
+    if let Ok(others) = serde_json::from_value::<Vec<usize>>(meta["n_threads"].clone()) {
+        search.n_threads.extend(others);
+    }
     search.memory = serde_json::from_value::<Memory>(meta["memory"].clone())
         .map_err(|error| misfit(error.to_string()))?;
     serde_json::from_value(meta["trace"].clone()).map_err(|error| misfit(error.to_string()))

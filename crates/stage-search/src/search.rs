@@ -1,10 +1,9 @@
 //! The bilevel search: in each step alpha moves on a validation batch, then the weights on a training
 //! batch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use artifact::{DeviceSpec, MemoryPlan};
 use candle_core::{DType, Device, Tensor};
 use collective::{Collective, Share};
 use images::{Augmentation, Batch, ImageSet, Normalization};
@@ -25,7 +24,6 @@ use crate::error::Error;
 use crate::guard::{self, Memory, Panel, Policy};
 use crate::objective::Objective;
 use crate::predictor::Predictor;
-use crate::selection;
 
 /// The generator of one purpose. Streams of one seed are independent, and none needs to be saved: what
 /// an epoch draws depends on the seed and the epoch alone.
@@ -161,6 +159,13 @@ impl<'a> Data<'a> {
         Ok((sums[0] / n as f64, sums[1] / n as f64))
     }
 
+    /// What the images keep in memory while batches of so many are trained on, in bytes.
+    pub(crate) fn n_bytes(&self, n_images: usize) -> u64 {
+        let pixels = self.set.n_channels() * self.set.height() * self.set.width();
+        // A training and a validation batch are used, as many wait, and as many are made.
+        (self.set.n_bytes() + 6 * 4 * n_images * pixels) as u64
+    }
+
     /// Images `[n, c, h, w]` and their classes `[n]` on the device.
     fn tensors(&self, batch: Batch, device: &Device) -> Result<(Tensor, Tensor), Error> {
         let Batch { images, labels, n } = batch;
@@ -192,9 +197,9 @@ impl Started {
     }
 }
 
-/// What an epoch taught the weights.
+/// How well the weights do after an epoch.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Losses {
+pub(crate) struct Performance {
     /// Mean cross entropy of the weight steps, nats.
     pub(crate) train_loss: f64,
     /// Share of right answers in the weight steps.
@@ -209,7 +214,7 @@ pub(crate) struct Losses {
 #[derive(Debug, Clone)]
 pub(crate) struct EpochResult {
     /// Of the weights.
-    pub(crate) losses: Losses,
+    pub(crate) performance: Performance,
     /// The latency in the loss after the epoch.
     pub(crate) latency_loss: f64,
     /// The latency of the bridge's codes, mean over the steps of alpha, in ms; `None` if there were none.
@@ -286,19 +291,21 @@ pub(crate) struct Search<'a> {
     config: Config,
     pub(crate) device: Device,
     /// The shape of the supernet.
-    pub(crate) spec: NetworkSpec,
+    spec: NetworkSpec,
     /// The stage of a progressive search, from 0.
     pub(crate) stage: usize,
     /// The primitives that edges still have.
     pub(crate) candidates: Candidates,
     /// The ranks that search together; `None` = this process alone.
-    pub(crate) ranks: Option<Arc<dyn Collective>>,
+    ranks: Option<Arc<dyn Collective>>,
     /// The weight of the auxiliary skip in this epoch.
     auxiliary_skip: f64,
     /// The probability of the dropout behind skips in this epoch.
     skip_dropout: f64,
     /// What the processor knows of alpha.
     seen: Seen,
+    /// The numbers of threads that the weights were trained on.
+    pub(crate) n_threads: BTreeSet<usize>,
 }
 
 /// What the processor knows of alpha. On CUDA it is copied right behind the step that made it, in front of the step of the
@@ -343,53 +350,19 @@ impl<'a> Search<'a> {
             auxiliary_skip: 0.0,
             skip_dropout: 0.0,
             seen: Seen::default(),
+            n_threads: BTreeSet::new(),
         };
         search.remember()?;
         Ok(search)
     }
 
-    /// What a step will keep in memory, and on the processor the images; of several stages, and the training of candidates,
-    /// in the one that needs most.
-    pub(crate) fn memory(
-        &self,
-        data: &Data<'_>,
-        spec: DeviceSpec,
-        n_ranks: usize,
-    ) -> Result<MemoryPlan, Error> {
-        let n_images = self.config.batch_size.div_ceil(n_ranks);
-        let path = Path::of(&self.device, n_ranks);
-        let stages = match self.config.method {
-            Method::Random => 0..0,
-            _ => 0..self.config.n_stages(),
-        };
-        let mut steps = stages
+    /// What a step will keep in memory; of several stages in the one that needs most.
+    pub(crate) fn memory(&self, n_images: usize, path: Path) -> Result<StepMemory, Error> {
+        let stages = (0..self.config.n_stages())
             .map(|stage| self.step_memory(stage, n_images, path))
             .collect::<Result<Vec<_>, _>>()?;
-        if self.config.n_candidates() > 1 {
-            let most = selection::hungriest(&self.config, &self.spec, &self.device)?;
-            steps.push(most.step_memory(&self.spec, n_images, path));
-        }
-        let mut plan = MemoryPlan::on(spec);
-        for step in steps {
-            let parts = step.parts().into_iter();
-            let own = parts.fold(MemoryPlan::on(spec), |plan, (what, bytes)| {
-                plan.with(what, bytes)
-            });
-            if own.total_bytes() > plan.total_bytes() {
-                plan = own;
-            }
-        }
-        if self.device.is_cpu() {
-            let pixels = data.set.n_channels() * data.set.height() * data.set.width();
-            // A training and a validation batch are used, as many wait, and as many are made.
-            plan = plan
-                .with(
-                    "images",
-                    (data.set.n_bytes() + 6 * 4 * n_images * pixels) as u64,
-                )
-                .with("program", nn::memory::PROGRAM_BYTES);
-        }
-        Ok(plan)
+        let most = stages.into_iter().max_by_key(StepMemory::total_bytes);
+        Ok(most.expect("there is a stage"))
     }
 
     /// What a step of a stage will keep in memory, before the first has begun. Which primitives are left then is not known:
@@ -601,13 +574,13 @@ impl<'a> Search<'a> {
             |x| self.network.forward(x, &mixing, &Pass::inference()),
         )?;
         finite(valid_loss, "the validation loss", epoch, n_steps as usize)?;
-        let losses = Losses {
+        let performance = Performance {
             train_loss: numbers.loss / n_steps,
             train_accuracy: numbers.n_right / n_seen as f64,
             valid_loss,
             valid_accuracy,
         };
-        let mut result = self.look(epoch, losses, &mut bridge_rng)?;
+        let mut result = self.look(epoch, performance, &mut bridge_rng)?;
         let guards = &config.guards;
         if moves_alpha {
             result.bridge_latency_millis = Some(bridge_sum / n_steps);
@@ -618,15 +591,24 @@ impl<'a> Search<'a> {
         Ok(result)
     }
 
+    /// Whether this process searches alone.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.ranks.is_none()
+    }
+
     /// Whether alpha stands still in this epoch.
     pub(crate) fn is_warm_up(&self, epoch: usize) -> bool {
         epoch % self.config.n_epochs < self.config.n_warmup_epochs
     }
 
     /// What an epoch of the warm-up showed whose weights are known already.
-    pub(crate) fn recall(&mut self, epoch: usize, losses: Losses) -> Result<EpochResult, Error> {
+    pub(crate) fn recall(
+        &mut self,
+        epoch: usize,
+        performance: Performance,
+    ) -> Result<EpochResult, Error> {
         let mut bridge_rng = self.bridge_rng(epoch);
-        self.look(epoch, losses, &mut bridge_rng)
+        self.look(epoch, performance, &mut bridge_rng)
     }
 
     fn bridge_rng(&self, epoch: usize) -> Rng {
@@ -648,7 +630,7 @@ impl<'a> Search<'a> {
     fn look(
         &mut self,
         epoch: usize,
-        losses: Losses,
+        performance: Performance,
         bridge_rng: &mut Rng,
     ) -> Result<EpochResult, Error> {
         let alpha = self.alpha_numbers()?;
@@ -656,7 +638,7 @@ impl<'a> Search<'a> {
         let (bridge_latency, _) = self.bridge_latency(&alpha, bridge_rng);
         let derived_latency_millis = self.predictor.predict(&genotype);
         Ok(EpochResult {
-            losses,
+            performance,
             latency_loss: self.objective.term(bridge_latency).0,
             bridge_latency_millis: None,
             discretisation_gap: bridge_latency / derived_latency_millis - 1.0,
@@ -868,7 +850,8 @@ impl<'a> Search<'a> {
             y,
             parameters,
             &mut self.sgd,
-            [learning_rate, clip_norm],
+            learning_rate,
+            clip_norm,
             share,
         )
     }
@@ -925,7 +908,8 @@ pub(crate) fn descend(
     y: &Tensor,
     parameters: &Parameters,
     sgd: &mut Sgd,
-    [learning_rate, clip_norm]: [f64; 2],
+    learning_rate: f64,
+    clip_norm: f64,
     share: Option<&Share>,
 ) -> Result<(Tensor, Tensor), Error> {
     let loss = weighted(cross_entropy(logits, y, 0.0)?, share)?;

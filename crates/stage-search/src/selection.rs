@@ -11,6 +11,7 @@ use artifact::{CandidateRecord, RunContext};
 use candle_core::{DType, Device};
 use collective::{Collective, Share};
 use nn::loss::Tally;
+use nn::memory::StepMemory;
 use nn::parameters::Builder;
 use nn::schedule::Schedule;
 use nn::{DerivedNet, Pass, Uploads};
@@ -21,8 +22,8 @@ use crate::config::{Config, SelectionConfig};
 use crate::error::Error;
 use crate::predictor::Predictor;
 use crate::search::{
-    Data, Losses, STREAM_CANDIDATE_INIT, STREAM_FIRST_CANDIDATE_EPOCH, Started, descend, finite,
-    rng, sgd,
+    Data, Performance, STREAM_CANDIDATE_INIT, STREAM_FIRST_CANDIDATE_EPOCH, Started, descend,
+    finite, rng, sgd,
 };
 
 const FILE: &str = "candidates.ckpt";
@@ -39,39 +40,52 @@ pub(crate) struct ShortTraining<'a> {
 
 impl ShortTraining<'_> {
     /// Trains the genotypes, the best in front, by the loss on the validation part; one alone needs no training, and
-    /// nothing is known of it. A run that was killed goes on behind the last that was trained.
+    /// nothing is known of it. One whose loss is no longer finite is left out. A run that was killed goes on behind the
+    /// last that was trained.
     pub(crate) fn choose(
         &self,
-        genotypes: Vec<Genotype>,
+        genotypes: &[Genotype],
         predictor: &Predictor,
         context: &RunContext,
     ) -> Result<Vec<CandidateRecord>, Error> {
-        let Some(selection) = self
-            .config
-            .selection
-            .as_ref()
-            .filter(|_| genotypes.len() > 1)
-        else {
+        let Some(selection) = &self.config.selection else {
             return Ok(Vec::new());
         };
+        if genotypes.len() < 2 {
+            return Ok(Vec::new());
+        }
         let path = context.work_dir.join(FILE);
-        let mut records = done(&path)?;
-        let n = genotypes.len();
-        for (index, genotype) in genotypes.into_iter().enumerate().skip(records.len()) {
-            let label = format!("candidate {}/{n}", index + 1);
-            let losses = self.train(&genotype, selection, &label, &context.progress)?;
+        let done = done(&path)?;
+        let mut records: Vec<CandidateRecord> = Vec::new();
+        let mut diverged = None;
+        for (index, genotype) in genotypes.iter().enumerate() {
+            if let Some(record) = done.iter().find(|record| record.genotype == *genotype) {
+                records.push(record.clone());
+                continue;
+            }
+            let label = format!("candidate {}/{}", index + 1, genotypes.len());
+            let own = match self.train(genotype, selection, &label, &context.progress) {
+                Ok(own) => own,
+                Err(error @ Error::NonFinite { .. }) => {
+                    let line = format!("{label}: its loss is no longer finite, left out");
+                    context.progress.line(&line);
+                    diverged = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let record = CandidateRecord {
-                predicted_latency_millis: predictor.predict(&genotype),
-                genotype,
-                valid_loss: losses.valid_loss,
-                valid_accuracy: losses.valid_accuracy,
+                predicted_latency_millis: predictor.predict(genotype),
+                genotype: genotype.clone(),
+                valid_loss: own.valid_loss,
+                valid_accuracy: own.valid_accuracy,
             };
             context.progress.line(&format!(
                 "{label}: train {:.3} ({:.1} %), valid {:.3} ({:.1} %), {:.3} {}",
-                losses.train_loss,
-                100.0 * losses.train_accuracy,
-                losses.valid_loss,
-                100.0 * losses.valid_accuracy,
+                own.train_loss,
+                100.0 * own.train_accuracy,
+                own.valid_loss,
+                100.0 * own.valid_accuracy,
                 record.predicted_latency_millis,
                 predictor.metric.unit(),
             ));
@@ -84,7 +98,29 @@ impl ShortTraining<'_> {
         }
         // Stable: of equals the first.
         records.sort_by(|a, b| a.valid_loss.total_cmp(&b.valid_loss));
+        let Some(best) = records.first() else {
+            return Err(diverged.expect("all were trained"));
+        };
+        if let Some(ranks) = self.ranks {
+            collective::agree(&**ranks, "the best candidate", &best.genotype.to_string())?;
+        }
         Ok(records)
+    }
+
+    /// What a step on the candidate that needs most will keep in memory: separable convolutions alone.
+    pub(crate) fn memory(
+        &self,
+        n_images: usize,
+        path: nn::memory::Path,
+    ) -> Result<StepMemory, Error> {
+        let genes = [0, 1].map(|source| Gene {
+            primitive: Primitive::SepConv5x5,
+            source,
+        });
+        let cell = CellGenotype::new([genes; 4]).expect("every node may read the two inputs");
+        let genotype = Genotype::new(cell.clone(), cell).expect("as above");
+        let network = network(self.config, self.spec, &genotype, self.device)?;
+        Ok(network.step_memory(self.spec, n_images, path))
     }
 
     fn train(
@@ -93,7 +129,7 @@ impl ShortTraining<'_> {
         selection: &SelectionConfig,
         label: &str,
         progress: &Progress,
-    ) -> Result<Losses, Error> {
+    ) -> Result<Performance, Error> {
         let Self {
             config,
             data,
@@ -106,13 +142,14 @@ impl ShortTraining<'_> {
             initial: config.weights.learning_rate,
             last: config.weights.last_learning_rate,
         };
+        let n_warmup_epochs = config.weights.n_warmup_epochs.min(selection.n_epochs - 1);
         let share = self.ranks.map(|ranks| Share::of(ranks, config.batch_size));
         let share = share.as_ref();
         let n_steps = data.train.len() / config.batch_size;
         let bar = progress.bar(label, (selection.n_epochs * n_steps) as u64);
         let (mut loss_sum, mut n_right) = (0.0, 0.0);
         for epoch in 0..selection.n_epochs {
-            let learning_rate = schedule.learning_rate(epoch, selection.n_epochs, 0);
+            let learning_rate = schedule.learning_rate(epoch, selection.n_epochs, n_warmup_epochs);
             let mut rng = rng(config.seed, STREAM_FIRST_CANDIDATE_EPOCH + epoch as u64);
             let order = images::epoch_order(&data.train, &mut rng);
             let batches = order
@@ -138,9 +175,15 @@ impl ShortTraining<'_> {
                 for batch in started {
                     let (x, y) = data.started(batch?, &uploads, device)?;
                     let logits = network.forward(&x, &Pass::training().over(share))?.main;
-                    let rates = [learning_rate, config.weights.clip_norm];
-                    let (loss, hits) =
-                        descend(&logits, &y, network.parameters(), &mut sgd, rates, share)?;
+                    let (loss, hits) = descend(
+                        &logits,
+                        &y,
+                        network.parameters(),
+                        &mut sgd,
+                        learning_rate,
+                        config.weights.clip_norm,
+                        share,
+                    )?;
                     take(tally.add([&loss, &hits], share)?)?;
                 }
                 take(tally.read(share)?)
@@ -157,7 +200,7 @@ impl ShortTraining<'_> {
             selection.n_epochs,
             n_steps,
         )?;
-        Ok(Losses {
+        Ok(Performance {
             train_loss: loss_sum / n_steps as f64,
             train_accuracy: n_right / (n_steps * config.batch_size) as f64,
             valid_loss,
@@ -176,21 +219,6 @@ fn network(
     let builder = Builder::new(device, DType::F32, &mut rng)
         .with_precision(crate::precision(config.precision));
     Ok(DerivedNet::new(&builder, spec, genotype, false)?)
-}
-
-/// The candidate that needs most memory: separable convolutions alone.
-pub(crate) fn hungriest(
-    config: &Config,
-    spec: &NetworkSpec,
-    device: &Device,
-) -> Result<DerivedNet, Error> {
-    let genes = [0, 1].map(|source| Gene {
-        primitive: Primitive::SepConv5x5,
-        source,
-    });
-    let cell = CellGenotype::new([genes; 4]).expect("every node may read the two inputs");
-    let genotype = Genotype::new(cell.clone(), cell).expect("as above");
-    network(config, spec, &genotype, device)
 }
 
 /// What a run that was killed knew already.

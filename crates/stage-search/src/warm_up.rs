@@ -2,7 +2,8 @@
 //!
 //! While alpha stands still, nothing that is said of latency, target or guards touches the weights: searches that differ in
 //! nothing else have their warm-up in common, to the bit. The first of them leaves it in the store, and the others
-//! begin behind it.
+//! begin behind it. Searches by several ranks and with a warm start, of which hardly two have the same, take no part; of a
+//! progressive search the first stage does.
 
 use std::path::PathBuf;
 
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use crate::config::Config;
 use crate::error::Error;
 use crate::resume::{NETWORK, SGD, part, raw_tensors};
-use crate::search::{Losses, Search};
+use crate::search::{Performance, Search};
 
 /// What of the config has no say in the warm-up.
 const WITHOUT_A_SAY: [&str; 8] = [
@@ -28,16 +29,20 @@ const WITHOUT_A_SAY: [&str; 8] = [
     "selection",
 ];
 
-/// Keeps the weights of a search that is just behind its warm-up.
+/// Keeps the weights of a search that is just behind its warm-up, unless it went on on another number of threads than it
+/// began on.
 pub(crate) fn save(
     search: &Search<'_>,
     config: &Config,
     trace: &[TraceRow],
     context: &RunContext,
 ) -> Result<(), Error> {
-    let losses: Vec<Losses> = trace
+    if search.n_threads.len() > 1 {
+        return Ok(());
+    }
+    let epochs: Vec<Performance> = trace
         .iter()
-        .map(|row| Losses {
+        .map(|row| Performance {
             train_loss: row.train_loss,
             train_accuracy: row.train_accuracy,
             valid_loss: row.valid_loss,
@@ -48,7 +53,7 @@ pub(crate) fn save(
         (NETWORK, search.network.parameters().state()?),
         (SGD, search.sgd.state()?),
     ])?;
-    let meta = json!({ "losses": losses });
+    let meta = json!({ "epochs": epochs });
     Ok(Checkpoint { meta, tensors }.save(&path(config, context)?)?)
 }
 
@@ -66,15 +71,15 @@ pub(crate) fn load(
         path: path.clone(),
         what,
     };
-    let losses: Vec<Losses> =
-        serde_json::from_value(meta["losses"].take()).map_err(|error| misfit(error.to_string()))?;
+    let epochs: Vec<Performance> =
+        serde_json::from_value(meta["epochs"].take()).map_err(|error| misfit(error.to_string()))?;
     let device = search.device.clone();
     let network = part(&tensors, NETWORK, &path, &device)?;
     let load = search.network.parameters().load(&network);
     load.map_err(|error| misfit(error.to_string()))?;
     search.sgd.load(&part(&tensors, SGD, &path, &device)?)?;
-    let rows = losses.into_iter().enumerate().map(|(epoch, losses)| {
-        let result = search.recall(epoch, losses)?;
+    let rows = epochs.into_iter().enumerate().map(|(epoch, own)| {
+        let result = search.recall(epoch, own)?;
         crate::trace_row(epoch, &result, search)
     });
     rows.collect()

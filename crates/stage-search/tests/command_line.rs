@@ -554,12 +554,77 @@ fn of_several_candidates_the_best_comes_out() {
             .any(|candidate| candidate.genotype == alone.genotype)
     );
     let event = found.trace.last().unwrap().event.as_deref().unwrap();
-    assert!(event.contains("the best of 3 candidates"), "{event}");
+    assert!(event.contains("of 3 candidates"), "{event}");
     for text in ["candidate 1/3: train", "candidate 3/3: train"] {
         assert!(answer.stderr.contains(text), "{}", answer.stderr);
     }
     let again = search_result(&place.run_in("other store", &sets).json());
     assert_eq!(again, found);
+}
+
+/// Kills a search when it says that it has trained the first candidate; the next run keeps that one.
+#[test]
+fn a_search_that_is_killed_between_candidates_goes_on_with_the_next() {
+    let place = Place::new();
+    let sets = [&["--json", "--set", "lambda=0.0"], &SELECTS[..]].concat();
+    let mut child = place
+        .command("killed", &sets)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let until = lines
+        .map(Result::unwrap)
+        .find(|line| line.contains("candidate 2/3"));
+    assert!(until.is_some());
+    // It may have ended by itself.
+    let _ = child.kill();
+    let was_killed = !child.wait().unwrap().success();
+    let resumed = place.run_in("killed", &sets);
+    assert!(
+        !was_killed || !resumed.stderr.contains("candidate 1/3"),
+        "{}",
+        resumed.stderr
+    );
+    let undisturbed = place.run_in("undisturbed", &sets).json();
+    assert_eq!(resumed.json()["digest"], undisturbed["digest"]);
+}
+
+/// Weights of epochs on two numbers of threads are nobody else's.
+#[test]
+fn a_search_that_went_on_on_other_threads_leaves_no_warm_up() {
+    let place = Place::new();
+    let sets = [
+        "--json",
+        "--set",
+        "n_epochs=6",
+        "--set",
+        "n_warmup_epochs=5",
+    ];
+    let mut child = place
+        .command("killed", &sets)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(
+        lines
+            .map(Result::unwrap)
+            .any(|line| line.contains("epoch 2/6: train"))
+    );
+    let _ = child.kill();
+    child.wait().unwrap();
+    let shared = place.path("killed").join("search-result-v1/shared");
+    if shared.exists() {
+        // It was through before it died.
+        return;
+    }
+    place
+        .run_in("killed", &[&sets[..], &["--threads", "2"]].concat())
+        .json();
+    assert!(!shared.exists());
 }
 
 #[test]
@@ -585,6 +650,16 @@ fn random_search_chooses_between_as_many() {
             .any(|candidate| candidate.genotype == alone.genotype)
     );
     assert!(found.trace.is_empty() && found.alphas.is_empty());
+
+    let dry =
+        |sets: &[&str]| place.run(&[sets, &["--dry-run"]].concat()).json()["total_bytes"].clone();
+    assert_eq!(dry(&random), 0);
+    let selecting = dry(&[&random[..], &SELECTS].concat()).as_u64().unwrap();
+    let searching = dry(&["--json"]).as_u64().unwrap();
+    assert!(
+        (1 << 20..searching).contains(&selecting),
+        "{selecting} of {searching}"
+    );
 }
 
 #[test]
@@ -1044,6 +1119,7 @@ fn two_ranks_search_as_one_does() {
         assert!((a.valid_loss - b.valid_loss).abs() < 1e-4);
         assert_eq!(a.train_accuracy, b.train_accuracy);
     }
+    assert_eq!(together.candidates.len(), 3);
     for (a, b) in alone.candidates.iter().zip(&together.candidates) {
         assert_eq!(a.genotype, b.genotype);
         assert!((a.valid_loss - b.valid_loss).abs() < 1e-3);
@@ -1130,5 +1206,16 @@ fn ranks_that_cannot_be_are_refused() {
         .failed(2, &["--rendezvous"]);
     place
         .run(&["--ranks", "9"])
+        .failed(2, &["batch_size", "--ranks"]);
+    let random = [
+        "--ranks",
+        "9",
+        "--set",
+        "method=random",
+        "--set",
+        "target.latency=8ms",
+    ];
+    place
+        .run(&[&random[..], &SELECTS].concat())
         .failed(2, &["batch_size", "--ranks"]);
 }
