@@ -63,7 +63,7 @@ impl Bridge {
 }
 
 /// A genotype drawn by the weights.
-fn draw(ranks: [&[f32]; 2], rng: &mut Rng) -> Genotype {
+pub(crate) fn draw(ranks: [&[f32]; 2], rng: &mut Rng) -> Genotype {
     let [normal, reduction] = noisy(ranks, rng);
     SearchSpace::darts().derive([&normal, &reduction])
 }

@@ -36,8 +36,16 @@ impl GeneLimits {
         min_convolutions: 0,
     };
 
+    /// Whether a genotype keeps to them.
+    pub(crate) fn allow(self, genotype: &Genotype) -> bool {
+        genotype.n_skips(CellKind::Normal) <= self.max_skips_normal
+            && CellKind::ALL
+                .into_iter()
+                .all(|kind| genotype.n_convolutions(kind) >= self.min_convolutions)
+    }
+
     /// Wider by `n` genes: convolutions give way first, so that no skip is there that the target does not force.
-    fn wider(self, n: usize) -> Self {
+    pub(crate) fn wider(self, n: usize) -> Self {
         let min_convolutions = self.min_convolutions.min(N_GENES);
         let n_skips = n.saturating_sub(min_convolutions);
         Self {
@@ -74,6 +82,13 @@ pub(crate) struct Band {
     pub(crate) high_millis: f64,
 }
 
+impl Band {
+    /// Whether a latency is neither below nor above.
+    pub(crate) fn contains(&self, millis: f64) -> bool {
+        (self.low_millis..=self.high_millis).contains(&millis)
+    }
+}
+
 /// A genotype within limits, or as near to them as there is.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Derivation {
@@ -87,6 +102,19 @@ pub(crate) struct Derivation {
     pub(crate) is_met: bool,
     /// Genes by which the limits of the genes gave way.
     pub(crate) n_given_way: usize,
+}
+
+impl Derivation {
+    /// Of a genotype that keeps to all limits as it is, but for so many genes.
+    pub(crate) fn unchanged(genotype: Genotype, n_given_way: usize) -> Self {
+        Self {
+            free: genotype.clone(),
+            genotype,
+            n_changed_genes: 0,
+            is_met: true,
+            n_given_way,
+        }
+    }
 }
 
 /// Nodes of both cells.

@@ -60,8 +60,10 @@ use crate::predictor::Predictor;
 use crate::search::{Data, EpochResult, Search};
 use crate::selection::ShortTraining;
 
-/// Draws of alpha for each candidate until giving up: others may be drawn again, or not keep to the target.
-const MAX_DRAWS_PER_CANDIDATE: usize = 10;
+/// Candidates that alpha draws until one that keeps to the limits is no longer waited for.
+const MAX_DRAWS: usize = 20_000;
+/// Draws behind those, which are brought within the limits.
+const MAX_REPAIRS: usize = 20;
 
 /// What the stage reads.
 pub struct Inputs {
@@ -443,20 +445,33 @@ fn derivations(
 ) -> Result<Vec<Derivation>, Error> {
     let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
     let (normal, reduction) = (normal?, reduction?);
+    let ranks = [&normal[..], &reduction];
     let limits = limits(config, search.objective.weight(), target_millis);
     let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
-    let derive = |ranks: [&[f32]; 2]| derivation::derive(ranks, limits, upper);
-    let mut found = vec![derive([&normal, &reduction])];
+    let first = derivation::derive(ranks, limits, upper);
+    let (is_met, n_given_way) = (first.is_met, first.n_given_way);
+    let mut found = vec![first];
     let mut rng = search::rng(config.seed, search::STREAM_CANDIDATES);
-    let n = config.n_candidates();
-    for _ in 0..MAX_DRAWS_PER_CANDIDATE * (n - 1) {
-        if found.len() == n || !found[0].is_met {
+    let genes = limits.genes.wider(n_given_way);
+    let is_within = |genotype: &Genotype| {
+        let is_in = |band: Band| band.contains(upper(genotype));
+        genes.allow(genotype) && limits.band.is_none_or(is_in)
+    };
+    for n_draws in 0..MAX_DRAWS + MAX_REPAIRS {
+        if found.len() == config.n_candidates() || !is_met {
             break;
         }
-        let [normal, reduction] = bridge::noisy([&normal, &reduction], &mut rng);
-        let drawn = derive([&normal, &reduction]);
-        let is_new = found.iter().all(|own| own.genotype != drawn.genotype);
-        if drawn.is_met && drawn.n_given_way <= found[0].n_given_way && is_new {
+        let drawn = if n_draws < MAX_DRAWS {
+            let genotype = bridge::draw(ranks, &mut rng);
+            is_within(&genotype).then(|| Derivation::unchanged(genotype, n_given_way))
+        } else {
+            // Where hardly anything keeps to the limits: what is drawn is brought within them.
+            let [normal, reduction] = bridge::noisy(ranks, &mut rng);
+            let drawn = derivation::derive([&normal, &reduction], limits, upper);
+            (drawn.is_met && drawn.n_given_way <= n_given_way).then_some(drawn)
+        };
+        let is_new = |drawn: &Derivation| found.iter().all(|own| own.genotype != drawn.genotype);
+        if let Some(drawn) = drawn.filter(is_new) {
             found.push(drawn);
         }
     }
