@@ -13,6 +13,7 @@
 //! | `bridge` | from alpha to an input of the model: soft, hard, sampled |
 //! | `predictor` | the model, and how far it may be trusted |
 //! | `derivation` | the genotype of alpha within limits |
+//! | `outcome` | what a search ends with |
 //! | `guard` | signs of collapse, and what is done about them |
 //! | `random` | no search: genotypes drawn within the limits |
 //! | `selection` | several genotypes trained for a short while, of which the best comes out |
@@ -28,6 +29,7 @@ mod derivation;
 mod error;
 mod guard;
 mod objective;
+mod outcome;
 mod predictor;
 mod random;
 mod resume;
@@ -40,8 +42,8 @@ use std::sync::Arc;
 
 use artifact::stage::SEARCH;
 use artifact::{
-    CandidateRecord, DeviceSpec, FloatTensors, KeyParts, LatencyModelArtifact, MemoryPlan, Opened,
-    Precision, RunContext, SearchResult, TargetRecord, TraceRow,
+    DeviceSpec, KeyParts, LatencyModelArtifact, MemoryPlan, Opened, Precision, RunContext,
+    SearchResult, TraceRow,
 };
 use candle_core::Device;
 use collective::Collective;
@@ -54,16 +56,11 @@ pub use crate::config::{
     ObjectiveKind, Order, Policy, ProgressiveConfig, SelectionConfig, TargetConfig, TargetLatency,
     WeightsConfig,
 };
-use crate::derivation::{Band, Derivation, GeneLimits, Limits};
 pub use crate::error::Error;
+use crate::outcome::Found;
 use crate::predictor::Predictor;
 use crate::search::{Data, EpochResult, Search};
 use crate::selection::ShortTraining;
-
-/// Candidates that alpha draws until one that keeps to the limits is no longer waited for.
-const MAX_DRAWS: usize = 20_000;
-/// Draws behind those, which are brought within the limits.
-const MAX_REPAIRS: usize = 20;
 
 /// What the stage reads.
 pub struct Inputs {
@@ -139,7 +136,13 @@ pub fn run_together(
     }
     if let [genotype] = &drawn[..] {
         let found = Found::drawn(genotype.clone(), Vec::new());
-        return Ok(result(config, inputs, &predictor, target_millis, found));
+        return Ok(outcome::result(
+            config,
+            inputs,
+            &predictor,
+            target_millis,
+            found,
+        ));
     }
     let set = load_images(config)?;
     let data = Data::new(&set, config)?;
@@ -158,7 +161,13 @@ pub fn run_together(
         plan(&short_training, None, context.device)?.check(context.device)?;
         let candidates = short_training.choose(&drawn, &predictor, context)?;
         let found = Found::drawn(candidates[0].genotype.clone(), candidates);
-        return Ok(result(config, inputs, &predictor, target_millis, found));
+        return Ok(outcome::result(
+            config,
+            inputs,
+            &predictor,
+            target_millis,
+            found,
+        ));
     }
     let objective = objective::new(config, predictor.reference_millis, target_millis);
     let mut search = Search::new(config, &set, &predictor, objective, &device, ranks.clone())?;
@@ -168,12 +177,52 @@ pub fn run_together(
         let alphas = resume::tensors(&neighbour.value.alphas, &search.device)?;
         search.warm_start(&alphas)?;
     }
-    let n_epochs = config.n_epochs_in_all();
-    let mut trace = resume::load(&mut search, &context.work_dir)?;
-    let mut from = "";
     let shares_warm_up = search.is_alone() && inputs.warm_start.is_none();
+    let trace = run_epochs(&mut search, config, &data, context, shares_warm_up)?;
+    let derivations = outcome::derivations(config, &search, target_millis)?;
+    let genotypes = derivations.iter().map(|own| own.genotype.clone());
+    let genotypes: Vec<Genotype> = genotypes.collect();
+    let candidates = short_training.choose(&genotypes, &predictor, context)?;
+    let best = candidates.first().map_or(0, |best| {
+        let is_best = |genotype: &Genotype| *genotype == best.genotype;
+        genotypes
+            .iter()
+            .position(is_best)
+            .expect("it is one of them")
+    });
+    let best = (best, &derivations[best]);
+    let found = outcome::found(config, &search, target_millis, best, trace, candidates)?;
+    search.agree("the found genotype", &found.genotype.to_string())?;
+    for event in found
+        .trace
+        .last()
+        .iter()
+        .filter_map(|row| row.event.as_ref())
+    {
+        context.progress.line(event);
+    }
+    Ok(outcome::result(
+        config,
+        inputs,
+        &predictor,
+        target_millis,
+        found,
+    ))
+}
+
+/// The epochs that are left to do; the trace of all.
+fn run_epochs(
+    search: &mut Search<'_>,
+    config: &Config,
+    data: &Data<'_>,
+    context: &RunContext,
+    shares_warm_up: bool,
+) -> Result<Vec<TraceRow>, Error> {
+    let n_epochs = config.n_epochs_in_all();
+    let mut trace = resume::load(search, &context.work_dir)?;
+    let mut from = "";
     if trace.is_empty() && shares_warm_up {
-        trace = warm_up::load(&mut search, config, context)?;
+        trace = warm_up::load(search, config, context)?;
         from = ", from a search with the same warm-up";
     }
     search.agree("the epochs that are done", &trace.len().to_string())?;
@@ -188,13 +237,13 @@ pub fn run_together(
         }
         search.enter(epoch)?;
         let label = format!("epoch {}/{n_epochs}", epoch + 1);
-        let bar = context.progress.bar(&label, search.n_steps(&data) as u64);
-        let result = search.epoch(epoch, &data, |loss| {
+        let bar = context.progress.bar(&label, search.n_steps(data) as u64);
+        let result = search.epoch(epoch, data, |loss| {
             bar.message(format!("loss {loss:.3}"));
             bar.inc(1);
         })?;
         bar.finish();
-        let mut row = trace_row(epoch, &result, &search)?;
+        let mut row = trace_row(epoch, &result, search)?;
         if !search.is_warm_up(epoch) {
             row.event = search.guard(&result.panel)?;
         }
@@ -205,7 +254,7 @@ pub fn run_together(
             result.performance.valid_loss,
             100.0 * result.performance.valid_accuracy,
             result.derived_latency_millis,
-            predictor.metric.unit(),
+            search.predictor.metric.unit(),
             row.event
                 .iter()
                 .map(|event| format!("; {event}"))
@@ -215,34 +264,12 @@ pub fn run_together(
         search.agree("the derived genotype", &result.genotype.to_string())?;
         if search.is_first() {
             if trace.len() == config.n_warmup_epochs && shares_warm_up {
-                warm_up::save(&search, config, &trace, context)?;
+                warm_up::save(search, config, &trace, context)?;
             }
-            resume::save(&search, &trace, &context.work_dir)?;
+            resume::save(search, &trace, &context.work_dir)?;
         }
     }
-    let derivations = derivations(config, &search, target_millis)?;
-    let genotypes = derivations.iter().map(|own| own.genotype.clone());
-    let genotypes: Vec<Genotype> = genotypes.collect();
-    let candidates = short_training.choose(&genotypes, &predictor, context)?;
-    let best = candidates.first().map_or(0, |best| {
-        let is_best = |genotype: &Genotype| *genotype == best.genotype;
-        genotypes
-            .iter()
-            .position(is_best)
-            .expect("it is one of them")
-    });
-    let best = (best, &derivations[best]);
-    let found = found(config, &search, target_millis, best, trace, candidates)?;
-    search.agree("the found genotype", &found.genotype.to_string())?;
-    for event in found
-        .trace
-        .last()
-        .iter()
-        .filter_map(|row| row.event.as_ref())
-    {
-        context.progress.line(event);
-    }
-    Ok(result(config, inputs, &predictor, target_millis, found))
+    Ok(trace)
 }
 
 /// What a search by each of so many ranks will keep in memory at its peak; nothing runs. A search that draws one
@@ -334,37 +361,6 @@ fn plan_for(
         .with("program", nn::memory::PROGRAM_BYTES))
 }
 
-/// What a search ends with.
-struct Found {
-    /// The architecture.
-    genotype: Genotype,
-    /// What alpha stood for, or what it drew, without limits.
-    derived: Genotype,
-    /// Genes that differ between both.
-    n_changed_genes: usize,
-    /// The weight of the latency in the loss.
-    latency_weight: f64,
-    alphas: FloatTensors,
-    trace: Vec<TraceRow>,
-    /// What the architecture was chosen from.
-    candidates: Vec<CandidateRecord>,
-}
-
-impl Found {
-    /// Without alpha.
-    fn drawn(genotype: Genotype, candidates: Vec<CandidateRecord>) -> Self {
-        Self {
-            derived: genotype.clone(),
-            genotype,
-            n_changed_genes: 0,
-            latency_weight: 0.0,
-            alphas: FloatTensors::default(),
-            trace: Vec::new(),
-            candidates,
-        }
-    }
-}
-
 /// The target in ms; an error if the model cannot tell, or if nothing is that fast.
 fn target_millis(
     config: &Config,
@@ -409,197 +405,6 @@ fn target_millis(
         });
     }
     Ok(Some(millis))
-}
-
-/// What may come out at most and at least, by guards and target.
-fn limits(config: &Config, latency_weight: f64, target_millis: Option<f64>) -> Limits {
-    let guards = &config.guards;
-    let genes = match guards.policy {
-        Policy::Off => GeneLimits {
-            max_skips_normal: usize::MAX,
-            min_convolutions: 0,
-        },
-        _ => GeneLimits {
-            max_skips_normal: guards.max_skips,
-            min_convolutions: guards.min_convolutions,
-        },
-    };
-    let band = target_millis.map(|high_millis| Band {
-        // Where the latency has no weight, alpha gave up nothing for it, and there is nothing to give back.
-        low_millis: if latency_weight > 0.0 {
-            (1.0 - config.target.slack) * high_millis
-        } else {
-            0.0
-        },
-        high_millis,
-    });
-    Limits { genes, band }
-}
-
-/// The genotype that alpha stands for, within the limits of target and guards; behind it others that alpha draws, no further
-/// from the limits than that one, as many as are to be chosen from, if there are so many.
-fn derivations(
-    config: &Config,
-    search: &Search<'_>,
-    target_millis: Option<f64>,
-) -> Result<Vec<Derivation>, Error> {
-    let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
-    let (normal, reduction) = (normal?, reduction?);
-    let ranks = [&normal[..], &reduction];
-    let limits = limits(config, search.objective.weight(), target_millis);
-    let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
-    let first = derivation::derive(ranks, limits, upper);
-    let (is_met, n_given_way) = (first.is_met, first.n_given_way);
-    let mut found = vec![first];
-    let mut rng = search::rng(config.seed, search::STREAM_CANDIDATES);
-    let genes = limits.genes.wider(n_given_way);
-    let is_within = |genotype: &Genotype| {
-        let is_in = |band: Band| band.contains(upper(genotype));
-        genes.allow(genotype) && limits.band.is_none_or(is_in)
-    };
-    for n_draws in 0..MAX_DRAWS + MAX_REPAIRS {
-        if found.len() == config.n_candidates() || !is_met {
-            break;
-        }
-        let drawn = if n_draws < MAX_DRAWS {
-            let genotype = bridge::draw(ranks, &mut rng);
-            is_within(&genotype).then(|| Derivation::unchanged(genotype, n_given_way))
-        } else {
-            // Where hardly anything keeps to the limits: what is drawn is brought within them.
-            let [normal, reduction] = bridge::noisy(ranks, &mut rng);
-            let drawn = derivation::derive([&normal, &reduction], limits, upper);
-            (drawn.is_met && drawn.n_given_way <= n_given_way).then_some(drawn)
-        };
-        let is_new = |drawn: &Derivation| found.iter().all(|own| own.genotype != drawn.genotype);
-        if let Some(drawn) = drawn.filter(is_new) {
-            found.push(drawn);
-        }
-    }
-    Ok(found)
-}
-
-/// A search that comes to a derivation, of which `number` others stand in front; the trace's last row tells what that took.
-fn found(
-    config: &Config,
-    search: &Search<'_>,
-    target_millis: Option<f64>,
-    (number, derivation): (usize, &Derivation),
-    mut trace: Vec<TraceRow>,
-    candidates: Vec<CandidateRecord>,
-) -> Result<Found, Error> {
-    let Derivation {
-        genotype,
-        free: derived,
-        n_changed_genes,
-        ..
-    } = derivation.clone();
-    let latency_weight = search.objective.weight();
-    let genes = limits(config, latency_weight, target_millis).genes;
-    let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
-    let mut events: Vec<String> = trace
-        .last_mut()
-        .and_then(|row| row.event.take())
-        .into_iter()
-        .collect();
-    if !candidates.is_empty() {
-        let which = match number {
-            0 => "what alpha stands for".to_owned(),
-            number => format!("draw {number} of alpha"),
-        };
-        let n = candidates.len();
-        events.push(format!("of {n} candidates {which} trains best"));
-    }
-    if n_changed_genes > 0 {
-        let bound = match target_millis {
-            Some(target) => format!(
-                ": at most {:.4} {} instead of {:.4}, target {target:.4}",
-                upper(&genotype),
-                search.predictor.metric.unit(),
-                upper(&derived)
-            ),
-            None => String::new(),
-        };
-        events.push(format!(
-            "{n_changed_genes} genes of the derived cells changed{bound}"
-        ));
-    }
-    let n_skips = genotype.n_skips(CellKind::Normal);
-    if n_skips > genes.max_skips_normal {
-        events.push(format!(
-            "the target forces {n_skips} skips in the normal cell"
-        ));
-    }
-    for (kind, name) in [
-        (CellKind::Normal, "normal"),
-        (CellKind::Reduction, "reduction"),
-    ] {
-        let n = genotype.n_convolutions(kind);
-        if n < genes.min_convolutions {
-            events.push(format!(
-                "the target leaves {n} convolutions in the {name} cell"
-            ));
-        }
-    }
-    if let Some(row) = trace.last_mut() {
-        row.event = (!events.is_empty()).then(|| events.join("; "));
-    }
-    Ok(Found {
-        genotype,
-        derived,
-        n_changed_genes,
-        latency_weight,
-        alphas: resume::float_tensors(&search.architecture.parameters().state()?)?,
-        trace,
-        candidates,
-    })
-}
-
-fn result(
-    config: &Config,
-    inputs: &Inputs,
-    predictor: &Predictor,
-    target_millis: Option<f64>,
-    found: Found,
-) -> SearchResult {
-    let Found {
-        genotype,
-        derived,
-        n_changed_genes,
-        latency_weight,
-        alphas,
-        trace,
-        candidates,
-    } = found;
-    let is_random = config.method == Method::Random;
-    let name = |name: &str| if is_random { "none" } else { name }.to_owned();
-    let probability = config.target.probability;
-    let upper = predictor.upper(&genotype, probability);
-    SearchResult {
-        predicted_latency_millis: predictor.predict(&genotype),
-        interval_millis: predictor.interval(&genotype),
-        target: target_millis
-            .zip(upper)
-            .map(|(target_millis, upper_millis)| TargetRecord {
-                target_millis,
-                probability,
-                upper_millis,
-                is_met: upper_millis <= target_millis,
-                derived,
-                n_changed_genes: n_changed_genes as u32,
-            }),
-        genotype,
-        method: config.method.name().to_owned(),
-        seed: config.seed,
-        objective: name(config.objective.name()),
-        bridge: name(config.bridge.name()),
-        lambda: latency_weight,
-        metric: predictor.metric,
-        settings: inputs.latency_model.value.card.settings.clone(),
-        reference_millis: predictor.reference_millis,
-        candidates,
-        alphas,
-        trace,
-    }
 }
 
 /// The precision of the config, as the network takes it.

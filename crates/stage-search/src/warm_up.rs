@@ -53,7 +53,7 @@ pub(crate) fn save(
         (NETWORK, search.network.parameters().state()?),
         (SGD, search.sgd.state()?),
     ])?;
-    let meta = json!({ "losses": epochs });
+    let meta = json!({ "epochs": epochs });
     Ok(Checkpoint { meta, tensors }.save(&path(config, context)?)?)
 }
 
@@ -72,7 +72,7 @@ pub(crate) fn load(
         what,
     };
     let epochs: Vec<Performance> =
-        serde_json::from_value(meta["losses"].take()).map_err(|error| misfit(error.to_string()))?;
+        serde_json::from_value(meta["epochs"].take()).map_err(|error| misfit(error.to_string()))?;
     let device = search.device.clone();
     let network = part(&tensors, NETWORK, &path, &device)?;
     let load = search.network.parameters().load(&network);
@@ -100,6 +100,7 @@ fn path(config: &Config, context: &RunContext) -> Result<PathBuf, Error> {
         }
     }
     let key = parts.threads(context.n_threads).key();
-    let name = format!("warm-up-{}.ckpt", key.folder());
+    // The number is that of this file's form.
+    let name = format!("warm-up-v1-{}.ckpt", key.folder());
     Ok(context.shared_dir.join(name))
 }

@@ -1,0 +1,238 @@
+//! What a search ends with: candidates within the limits of target and guards, and the record of the one that comes out.
+
+use artifact::{CandidateRecord, FloatTensors, SearchResult, TargetRecord, TraceRow};
+use space::{CellKind, Genotype};
+
+use crate::config::{Config, Method, Policy};
+use crate::derivation::{self, Band, Derivation, GeneLimits, Limits};
+use crate::error::Error;
+use crate::predictor::Predictor;
+use crate::search::{STREAM_CANDIDATES, Search, rng};
+use crate::{Inputs, bridge, resume};
+
+/// Candidates that alpha draws until one that keeps to the limits is no longer waited for.
+const MAX_DRAWS: usize = 20_000;
+/// Draws behind those, which are brought within the limits.
+const MAX_REPAIRS: usize = 20;
+
+/// What a search ends with.
+pub(crate) struct Found {
+    /// The architecture.
+    pub(crate) genotype: Genotype,
+    /// What alpha stood for, or what it drew, without limits.
+    pub(crate) derived: Genotype,
+    /// Genes that differ between both.
+    pub(crate) n_changed_genes: usize,
+    /// The weight of the latency in the loss.
+    pub(crate) latency_weight: f64,
+    pub(crate) alphas: FloatTensors,
+    pub(crate) trace: Vec<TraceRow>,
+    /// What the architecture was chosen from.
+    pub(crate) candidates: Vec<CandidateRecord>,
+}
+
+impl Found {
+    /// Without alpha.
+    pub(crate) fn drawn(genotype: Genotype, candidates: Vec<CandidateRecord>) -> Self {
+        Self {
+            derived: genotype.clone(),
+            genotype,
+            n_changed_genes: 0,
+            latency_weight: 0.0,
+            alphas: FloatTensors::default(),
+            trace: Vec::new(),
+            candidates,
+        }
+    }
+}
+
+/// What may come out at most and at least, by guards and target.
+fn limits(config: &Config, latency_weight: f64, target_millis: Option<f64>) -> Limits {
+    let guards = &config.guards;
+    let genes = match guards.policy {
+        Policy::Off => GeneLimits {
+            max_skips_normal: usize::MAX,
+            min_convolutions: 0,
+        },
+        _ => GeneLimits {
+            max_skips_normal: guards.max_skips,
+            min_convolutions: guards.min_convolutions,
+        },
+    };
+    let band = target_millis.map(|high_millis| Band {
+        // Where the latency has no weight, alpha gave up nothing for it, and there is nothing to give back.
+        low_millis: if latency_weight > 0.0 {
+            (1.0 - config.target.slack) * high_millis
+        } else {
+            0.0
+        },
+        high_millis,
+    });
+    Limits { genes, band }
+}
+
+/// The genotype that alpha stands for, within the limits of target and guards; behind it others that alpha draws, no further
+/// from the limits than that one, as many as are to be chosen from, if there are so many.
+pub(crate) fn derivations(
+    config: &Config,
+    search: &Search<'_>,
+    target_millis: Option<f64>,
+) -> Result<Vec<Derivation>, Error> {
+    let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
+    let (normal, reduction) = (normal?, reduction?);
+    let ranks = [&normal[..], &reduction];
+    let limits = limits(config, search.objective.weight(), target_millis);
+    let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
+    let first = derivation::derive(ranks, limits, upper);
+    let (is_met, n_given_way) = (first.is_met, first.n_given_way);
+    let mut found = vec![first];
+    let mut rng = rng(config.seed, STREAM_CANDIDATES);
+    let genes = limits.genes.wider(n_given_way);
+    let is_within = |genotype: &Genotype| {
+        let is_in = |band: Band| band.contains(upper(genotype));
+        genes.allow(genotype) && limits.band.is_none_or(is_in)
+    };
+    for n_draws in 0..MAX_DRAWS + MAX_REPAIRS {
+        if found.len() == config.n_candidates() || !is_met {
+            break;
+        }
+        let drawn = if n_draws < MAX_DRAWS {
+            let genotype = bridge::draw(ranks, &mut rng);
+            is_within(&genotype).then(|| Derivation::unchanged(genotype, n_given_way))
+        } else {
+            // Where hardly anything keeps to the limits: what is drawn is brought within them.
+            let [normal, reduction] = bridge::noisy(ranks, &mut rng);
+            let drawn = derivation::derive([&normal, &reduction], limits, upper);
+            (drawn.is_met && drawn.n_given_way <= n_given_way).then_some(drawn)
+        };
+        let is_new = |drawn: &Derivation| found.iter().all(|own| own.genotype != drawn.genotype);
+        if let Some(drawn) = drawn.filter(is_new) {
+            found.push(drawn);
+        }
+    }
+    Ok(found)
+}
+
+/// A search that comes to a derivation, of which `number` others stand in front; the trace's last row tells what that took.
+pub(crate) fn found(
+    config: &Config,
+    search: &Search<'_>,
+    target_millis: Option<f64>,
+    (number, derivation): (usize, &Derivation),
+    mut trace: Vec<TraceRow>,
+    candidates: Vec<CandidateRecord>,
+) -> Result<Found, Error> {
+    let Derivation {
+        genotype,
+        free: derived,
+        n_changed_genes,
+        ..
+    } = derivation.clone();
+    let latency_weight = search.objective.weight();
+    let genes = limits(config, latency_weight, target_millis).genes;
+    let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
+    let mut events: Vec<String> = trace
+        .last_mut()
+        .and_then(|row| row.event.take())
+        .into_iter()
+        .collect();
+    if !candidates.is_empty() {
+        let which = match number {
+            0 => "what alpha stands for".to_owned(),
+            number => format!("draw {number} of alpha"),
+        };
+        let n = candidates.len();
+        events.push(format!("of {n} candidates {which} trains best"));
+    }
+    if n_changed_genes > 0 {
+        let bound = match target_millis {
+            Some(target) => format!(
+                ": at most {:.4} {} instead of {:.4}, target {target:.4}",
+                upper(&genotype),
+                search.predictor.metric.unit(),
+                upper(&derived)
+            ),
+            None => String::new(),
+        };
+        events.push(format!(
+            "{n_changed_genes} genes of the derived cells changed{bound}"
+        ));
+    }
+    let n_skips = genotype.n_skips(CellKind::Normal);
+    if n_skips > genes.max_skips_normal {
+        events.push(format!(
+            "the target forces {n_skips} skips in the normal cell"
+        ));
+    }
+    for (kind, name) in [
+        (CellKind::Normal, "normal"),
+        (CellKind::Reduction, "reduction"),
+    ] {
+        let n = genotype.n_convolutions(kind);
+        if n < genes.min_convolutions {
+            events.push(format!(
+                "the target leaves {n} convolutions in the {name} cell"
+            ));
+        }
+    }
+    if let Some(row) = trace.last_mut() {
+        row.event = (!events.is_empty()).then(|| events.join("; "));
+    }
+    Ok(Found {
+        genotype,
+        derived,
+        n_changed_genes,
+        latency_weight,
+        alphas: resume::float_tensors(&search.architecture.parameters().state()?)?,
+        trace,
+        candidates,
+    })
+}
+
+pub(crate) fn result(
+    config: &Config,
+    inputs: &Inputs,
+    predictor: &Predictor,
+    target_millis: Option<f64>,
+    found: Found,
+) -> SearchResult {
+    let Found {
+        genotype,
+        derived,
+        n_changed_genes,
+        latency_weight,
+        alphas,
+        trace,
+        candidates,
+    } = found;
+    let is_random = config.method == Method::Random;
+    let name = |name: &str| if is_random { "none" } else { name }.to_owned();
+    let probability = config.target.probability;
+    let upper = predictor.upper(&genotype, probability);
+    SearchResult {
+        predicted_latency_millis: predictor.predict(&genotype),
+        interval_millis: predictor.interval(&genotype),
+        target: target_millis
+            .zip(upper)
+            .map(|(target_millis, upper_millis)| TargetRecord {
+                target_millis,
+                probability,
+                upper_millis,
+                is_met: upper_millis <= target_millis,
+                derived,
+                n_changed_genes: n_changed_genes as u32,
+            }),
+        genotype,
+        method: config.method.name().to_owned(),
+        seed: config.seed,
+        objective: name(config.objective.name()),
+        bridge: name(config.bridge.name()),
+        lambda: latency_weight,
+        metric: predictor.metric,
+        settings: inputs.latency_model.value.card.settings.clone(),
+        reference_millis: predictor.reference_millis,
+        candidates,
+        alphas,
+        trace,
+    }
+}
