@@ -1,7 +1,8 @@
-//! `compare`: is the latency-aware search better than search without latency, and than chance?
+//! `compare`: is the latency-aware search better than search without latency, and than random search?
 //!
-//! For each seed networks are trained by one recipe: of the search with lambda = 0, of the latency-aware search, and
-//! genotypes drawn at random whose predicted latency is that of the latter. Then all are timed, one after the other.
+//! For each seed networks are trained by one recipe: of the search with lambda = 0, of the latency-aware search, and of
+//! random searches at the latter's predicted latency, with as many candidates (`[selection]`). Then all are timed, one after
+//! the other.
 //! Differences are taken within a seed; their mean has a bootstrap interval over seeds.
 
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ pub(crate) struct CompareArgs {
     /// Seeds, from --seed (0 by default) on
     #[arg(long, value_name = "N", default_value_t = 3)]
     seeds: u64,
-    /// Genotypes drawn at random for each seed
+    /// Random searches for each seed
     #[arg(long, value_name = "N", default_value_t = 1)]
     randoms: u64,
     /// Whether the networks are timed at the end, or another time: `later` leaves that to the same command without it, in

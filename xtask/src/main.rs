@@ -45,8 +45,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Search and evaluate with several seeds: lambda = 0, latency-aware, and genotypes drawn at random of the same
-    /// latency; differences with bootstrap intervals
+    /// Search and evaluate with several seeds: lambda = 0, latency-aware, and random search at the same latency;
+    /// differences with bootstrap intervals
     Compare {
         #[command(flatten)]
         args: PipelineArgs,

@@ -104,7 +104,7 @@ pub(crate) const LATENCY_AWARE: &str = "latency-aware";
 pub(crate) const POINT: &str = "point";
 /// The step that a point's search begins with.
 pub(crate) const NEIGHBOUR: &str = "search (neighbour)";
-/// No search: a genotype drawn at random, of the latency of the latency-aware one.
+/// The best of some genotypes drawn at random, or one, of the latency of the latency-aware one.
 pub(crate) const RANDOM: &str = "random";
 
 /// A row of [`STEPS`]: stage, variant, the steps it reads, overrides.
@@ -127,7 +127,7 @@ const STEPS: [StepRow; 7] = [
     ("report",    None,                &["profile", "predictor", "evaluate (baseline)", "evaluate (latency-aware)"], &[]),
 ];
 
-/// What `compare` runs besides: a genotype drawn at random within 2 % of a prediction, in the unit of its metric, and its evaluation.
+/// What `compare` runs besides: a random search within 2 % of a prediction, in the unit of its metric, and its evaluation.
 /// Each `seed` draws another.
 pub(crate) fn random_steps(predicted: f64, metric: Metric, seed: u64) -> [Step; 2] {
     let draw = [

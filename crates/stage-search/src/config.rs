@@ -333,7 +333,7 @@ pub enum Method {
     PcDarts,
     /// Stages of growing depth and fewer and fewer primitives (Chen et al. 2019).
     PDarts,
-    /// A genotype drawn at random from those that keep to the target and not far below it: what a search
+    /// Genotypes drawn at random from those that keep to the target and not far below it: what a search
     /// must be better than.
     Random,
 }

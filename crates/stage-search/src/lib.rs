@@ -350,11 +350,14 @@ fn plan_for(
     let steps = supernet.into_iter().chain(candidate);
     let most = steps.max_by_key(StepMemory::total_bytes);
     let parts = most.iter().flat_map(StepMemory::parts);
-    let plan = parts.fold(MemoryPlan::on(spec), |plan, (what, bytes)| {
+    let mut plan = parts.fold(MemoryPlan::on(spec), |plan, (what, bytes)| {
         plan.with(what, bytes)
     });
     if !device.is_cpu() {
         return Ok(plan);
+    }
+    if candidate.is_some() {
+        plan = plan.with("derivation", outcome::DERIVATION_BYTES);
     }
     Ok(plan
         .with("images", data.n_bytes(n_images))

@@ -10,6 +10,9 @@ use crate::predictor::Predictor;
 use crate::search::{STREAM_CANDIDATES, Search, rng};
 use crate::{Inputs, bridge, resume};
 
+/// What the knapsack and the latency model take on the processor while candidates are derived; measured. It is not given back
+/// at once, so candidates are trained beside it.
+pub(crate) const DERIVATION_BYTES: u64 = 26 << 20;
 /// Candidates that alpha draws until one that keeps to the limits is no longer waited for.
 const MAX_DRAWS: usize = 20_000;
 /// Draws behind those, which are brought within the limits.
