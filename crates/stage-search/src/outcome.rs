@@ -192,6 +192,7 @@ pub(crate) fn found(
     })
 }
 
+/// What is written down of it.
 pub(crate) fn result(
     config: &Config,
     inputs: &Inputs,
