@@ -356,7 +356,7 @@ fn plan_for(
     if !device.is_cpu() {
         return Ok(plan);
     }
-    if candidate.is_some() {
+    if candidate.is_some() && search.is_some() {
         plan = plan.with("derivation", outcome::DERIVATION_BYTES);
     }
     Ok(plan
