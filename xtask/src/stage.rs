@@ -100,16 +100,19 @@ pub(crate) fn build_for(args: &PipelineArgs) -> Result<PathBuf> {
 
 /// Builds the stage binaries and returns the folder that holds them.
 pub(crate) fn build() -> Result<PathBuf> {
+    let exe = std::env::current_exe().context("cannot tell where this program lies")?;
+    let dir = exe.parent().context("this program lies in no folder")?;
     // The whole workspace, as `ci` builds it: another selection of packages would have other features, and
     // be compiled anew.
-    let mut command = cargo(&["build", "--quiet", "--release", "--workspace", "--bins"]);
+    let mut command = cargo(&["build", "--release", "--workspace", "--bins"]);
+    // The first time takes minutes, which are not to pass in silence.
+    let is_first = PIPELINE.iter().any(|stage| !dir.join(stage.name).exists());
+    if !is_first {
+        command.arg("--quiet");
+    }
     let status = command.status().context("cannot start cargo")?;
     anyhow::ensure!(status.success(), "the stages do not build");
-    let exe = std::env::current_exe().context("cannot tell where this program lies")?;
-    Ok(exe
-        .parent()
-        .context("this program lies in no folder")?
-        .to_owned())
+    Ok(dir.to_owned())
 }
 
 /// Networks that were timed.
