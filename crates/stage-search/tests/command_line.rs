@@ -166,6 +166,21 @@ impl Place {
         }
     }
 
+    /// Runs it in the store `killed` until it has said such a line, and kills it (SIGKILL); false if it ended before that.
+    fn is_killed_behind(&self, sets: &[&str], mut is_such: impl FnMut(&str) -> bool) -> bool {
+        let mut child = self
+            .command("killed", sets)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        lines.any(|line| is_such(&line.unwrap()));
+        // It may have ended by itself.
+        let _ = child.kill();
+        !child.wait().unwrap().success()
+    }
+
     /// Asserts that the store holds no file but the lock.
     #[track_caller]
     fn assert_nothing_stored(&self) {
@@ -567,20 +582,7 @@ fn of_several_candidates_the_best_comes_out() {
 fn a_search_that_is_killed_between_candidates_goes_on_with_the_next() {
     let place = Place::new();
     let sets = [&["--json", "--set", "lambda=0.0"], &SELECTS[..]].concat();
-    let mut child = place
-        .command("killed", &sets)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let until = lines
-        .map(Result::unwrap)
-        .find(|line| line.contains("candidate 2/3"));
-    assert!(until.is_some());
-    // It may have ended by itself.
-    let _ = child.kill();
-    let was_killed = !child.wait().unwrap().success();
+    let was_killed = place.is_killed_behind(&sets, |line| line.contains("candidate 2/3"));
     let resumed = place.run_in("killed", &sets);
     assert!(
         !was_killed || !resumed.stderr.contains("candidate 1/3"),
@@ -602,20 +604,7 @@ fn a_search_that_went_on_on_other_threads_leaves_no_warm_up() {
         "--set",
         "n_warmup_epochs=5",
     ];
-    let mut child = place
-        .command("killed", &sets)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(
-        lines
-            .map(Result::unwrap)
-            .any(|line| line.contains("epoch 2/6: train"))
-    );
-    let _ = child.kill();
-    child.wait().unwrap();
+    place.is_killed_behind(&sets, |line| line.contains("epoch 2/6: train"));
     let shared = place.path("killed").join("search-result-v1/shared");
     if shared.exists() {
         // It was through before it died.
@@ -752,17 +741,11 @@ fn every_bridge_order_and_guard_runs_and_leaves_its_mark() {
 fn killed_and_undisturbed(place: &Place, sets: &[&str]) -> Value {
     // How many lines each run may say before it dies.
     for n_lines in [1, 4, 2, 7, 3, 5] {
-        let mut child = place
-            .command("killed", sets)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        lines.take(n_lines).for_each(drop);
-        // SIGKILL; it may have ended by itself.
-        let _ = child.kill();
-        child.wait().unwrap();
+        let mut n_said = 0;
+        place.is_killed_behind(sets, |_| {
+            n_said += 1;
+            n_said == n_lines
+        });
     }
     let resumed = place.run_in("killed", sets).json();
     let undisturbed = place.run_in("undisturbed", sets).json();
