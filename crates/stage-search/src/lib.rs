@@ -125,6 +125,7 @@ pub fn run_together(
     let _guard = context.machine_use.compute()?;
     let predictor = Predictor::new(&inputs.latency_model)?;
     let target_millis = target_millis(config, inputs, &predictor)?;
+    let record = |found| outcome::result(config, inputs, &predictor, target_millis, found);
     let drawn = match config.method {
         Method::Random => random::draw(config, &predictor, target_millis)?,
         _ => Vec::new(),
@@ -135,14 +136,7 @@ pub fn run_together(
         context.progress.line(&line);
     }
     if let [genotype] = &drawn[..] {
-        let found = Found::drawn(genotype.clone(), Vec::new());
-        return Ok(outcome::result(
-            config,
-            inputs,
-            &predictor,
-            target_millis,
-            found,
-        ));
+        return Ok(record(Found::drawn(genotype.clone(), Vec::new())));
     }
     let set = load_images(config)?;
     let data = Data::new(&set, config)?;
@@ -160,14 +154,8 @@ pub fn run_together(
     if !drawn.is_empty() {
         plan(&short_training, None, context.device)?.check(context.device)?;
         let candidates = short_training.choose(&drawn, &predictor, context)?;
-        let found = Found::drawn(candidates[0].genotype.clone(), candidates);
-        return Ok(outcome::result(
-            config,
-            inputs,
-            &predictor,
-            target_millis,
-            found,
-        ));
+        let genotype = candidates[0].genotype.clone();
+        return Ok(record(Found::drawn(genotype, candidates)));
     }
     let objective = objective::new(config, predictor.reference_millis, target_millis);
     let mut search = Search::new(config, &set, &predictor, objective, &device, ranks.clone())?;
@@ -201,13 +189,7 @@ pub fn run_together(
     {
         context.progress.line(event);
     }
-    Ok(outcome::result(
-        config,
-        inputs,
-        &predictor,
-        target_millis,
-        found,
-    ))
+    Ok(record(found))
 }
 
 /// The epochs that are left to do; the trace of all.

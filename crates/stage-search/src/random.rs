@@ -3,6 +3,7 @@
 use space::{Genotype, SearchSpace};
 
 use crate::config::Config;
+use crate::derivation::Band;
 use crate::error::Error;
 use crate::predictor::Predictor;
 use crate::search::{STREAM_GENOTYPES, rng};
@@ -21,7 +22,10 @@ pub(crate) fn draw(
         key: "target.latency",
         expected: "a latency such as 0.4ms or 0.6x for the method random",
     })?;
-    let low_millis = (1.0 - config.target.slack) * target_millis;
+    let band = Band {
+        low_millis: (1.0 - config.target.slack) * target_millis,
+        high_millis: target_millis,
+    };
     let mut rng = rng(config.seed, STREAM_GENOTYPES);
     let mut genotypes: Vec<Genotype> = Vec::new();
     for _ in 0..MAX_DRAWS {
@@ -31,7 +35,7 @@ pub(crate) fn draw(
         let genotype = SearchSpace::darts().sample(&mut rng);
         let is_within = predictor
             .upper(&genotype, config.target.probability)
-            .is_some_and(|upper| (low_millis..=target_millis).contains(&upper));
+            .is_some_and(|upper| band.contains(upper));
         if is_within && !genotypes.contains(&genotype) {
             genotypes.push(genotype);
         }
@@ -39,7 +43,7 @@ pub(crate) fn draw(
     if genotypes.is_empty() {
         return Err(Error::NothingDrawn {
             unit: predictor.metric.unit(),
-            low_millis,
+            low_millis: band.low_millis,
             target_millis,
             n_draws: MAX_DRAWS,
         });
