@@ -13,7 +13,7 @@ use runtime::Costs;
 use serde::{Deserialize, Serialize};
 use space::NetworkSpec;
 
-use crate::bench::{Bench, Position, positions};
+use crate::bench::{Bench, Position, TimedNetwork, positions};
 use crate::itinerary::{Architectures, Itinerary, Timed};
 use crate::journal::Journal;
 use crate::{Config, Error};
@@ -76,37 +76,17 @@ struct Visit {
     gpu: Option<GpuRecord>,
 }
 
-/// What is usual in a run: it tells which of its visits were disturbed.
-struct Usual {
-    anchor: Anchor,
-    /// Median over 10th percentile of a network's times.
-    spread: f64,
-    max_disturbance: f64,
+impl Visit {
+    /// How the machine stood about it.
+    fn drift(&self, anchor: &Anchor) -> Drift {
+        anchor.drift(&self.before.into(), &self.after.into())
+    }
 }
 
-impl Usual {
-    /// What is usual of these visits, one at least.
-    fn of(visits: &[Visit], max_disturbance: f64) -> Self {
-        let anchors: Vec<Timing> = visits.iter().map(|visit| visit.after.into()).collect();
-        let mut spreads: Vec<f64> = visits.iter().map(|visit| visit.network.spread()).collect();
-        spreads.sort_unstable_by(f64::total_cmp);
-        Self {
-            anchor: Anchor::new(&anchors, max_disturbance),
-            spread: spreads[spreads.len() / 2],
-            max_disturbance,
-        }
-    }
-
-    /// How the machine stood about a visit, and in it: where the network's own times spread more than is usual, the
-    /// machine was another one for a part of them.
-    fn drift(&self, visit: &Visit) -> Drift {
-        let drift = self.anchor.drift(&visit.before.into(), &visit.after.into());
-        let wide = visit.network.spread() > self.spread * (1.0 + self.max_disturbance);
-        Drift {
-            disturbed: drift.disturbed || wide,
-            ..drift
-        }
-    }
+/// The anchor of a run; it tells which of its visits were disturbed.
+fn anchor(visits: &[Visit], max_disturbance: f64) -> Anchor {
+    let anchors: Vec<Timing> = visits.iter().map(|visit| visit.after.into()).collect();
+    Anchor::new(&anchors, max_disturbance)
 }
 
 /// A visit without what lies around it.
@@ -126,13 +106,6 @@ struct Nanos {
     p10: u64,
     p90: u64,
     n_repeats: u32,
-}
-
-impl Nanos {
-    /// Median over 10th percentile.
-    fn spread(self) -> f64 {
-        self.median as f64 / self.p10.max(1) as f64
-    }
 }
 
 impl From<Timing> for Nanos {
@@ -337,14 +310,15 @@ impl Profiling {
             .collect())
     }
 
-    /// Times a network and, on the first visit, its cells at every position, and measures what else is asked for.
+    /// Times a network and, on the first visit, its cells at every position and the network again, and measures what else is
+    /// asked for. A neighbour that slows down one timing of the network between two undisturbed anchors seldom slows down
+    /// both.
     fn time_visit(&self, index: usize) -> Result<Visited, Error> {
         let genotype = self.itinerary.architecture(index);
-        let timed = self.bench.time_network(genotype)?;
-        let (network, gpu) = (timed.timing.into(), timed.gpu);
+        let TimedNetwork { timing, gpu } = self.bench.time_network(genotype)?;
         if !self.itinerary.is_first(index) {
             return Ok(Visited {
-                network,
+                network: timing.into(),
                 gpu,
                 cells: Vec::new(),
                 costs: Costs::default(),
@@ -355,9 +329,13 @@ impl Profiling {
             .positions
             .iter()
             .map(|Position { spec, .. }| Ok(self.bench.time_cell(spec, genotype)?.into()))
-            .collect::<Result<_, Error>>()?;
+            .collect::<Result<Vec<_>, Error>>()?;
+        let timing = match cells.is_empty() {
+            true => timing,
+            false => timing.faster(self.bench.time_network(genotype)?.timing),
+        };
         Ok(Visited {
-            network,
+            network: timing.into(),
             gpu,
             cells,
             costs: self.bench.costs(genotype)?,
@@ -376,7 +354,7 @@ impl Profiling {
         if let Some(progress) = self.itinerary.progress() {
             self.progress.line(&progress);
         }
-        let usual = Usual::of(&self.visits, self.max_disturbance);
+        let anchor = anchor(&self.visits, self.max_disturbance);
         let (firsts, seconds): (Vec<&Visit>, Vec<&Visit>) = self
             .visits
             .iter()
@@ -385,7 +363,7 @@ impl Profiling {
         let mut cells = Vec::with_capacity(firsts.len() * self.positions.len());
         for (row, visit) in firsts.into_iter().enumerate() {
             let genotype = self.itinerary.architecture(visit.index);
-            let drift = usual.drift(visit);
+            let drift = visit.drift(&anchor);
             let timing = drift.correct(&visit.network.into());
             samples.push(LatencySample {
                 genotype: genotype.clone(),
@@ -396,7 +374,7 @@ impl Profiling {
                 anchor_ratio: drift.ratio,
                 disturbed: drift.disturbed,
                 repeat_median_millis: seconds.get(row).and_then(|second| {
-                    let drift = usual.drift(second);
+                    let drift = second.drift(&anchor);
                     let timing = drift.correct(&second.network.into());
                     (!drift.disturbed).then(|| timing.median_millis())
                 }),
@@ -429,7 +407,7 @@ impl Profiling {
             }
         }
         self.settings.anchor = Some(AnchorRecord {
-            median_nanos: usual.anchor.reference_nanos(),
+            median_nanos: anchor.reference_nanos(),
             machine: self.device.fingerprint(Machine::detect().fingerprint())?,
         });
         Ok(LatencyDataset {
@@ -455,7 +433,7 @@ fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
 }
 
 /// Takes a visit among the others; true if it is a new one. Of two of one index the less disturbed one stays: about
-/// which the anchor took less, and whose own times spread less.
+/// which the anchor took less.
 fn take_in(visit: Visit, visits: &mut Vec<Visit>, n_revisits: &mut Vec<u32>) -> bool {
     let Some(earlier) = visits.get_mut(visit.index) else {
         visits.push(visit);
@@ -463,8 +441,7 @@ fn take_in(visit: Visit, visits: &mut Vec<Visit>, n_revisits: &mut Vec<u32>) -> 
         return true;
     };
     n_revisits[visit.index] += 1;
-    let disturbance =
-        |visit: &Visit| visit.before.median.max(visit.after.median) as f64 * visit.network.spread();
+    let disturbance = |visit: &Visit| visit.before.median.max(visit.after.median);
     if disturbance(&visit) < disturbance(earlier) {
         *earlier = visit;
     }
@@ -474,8 +451,8 @@ fn take_in(visit: Visit, visits: &mut Vec<Visit>, n_revisits: &mut Vec<u32>) -> 
 /// The visits that were disturbed and are to be made again: those first that were made again least often. Where the machine
 /// does not come to rest, none: once a round of them settles fewer than half, and more than [`FEW`] of all visits are left.
 fn to_revisit(visits: &[Visit], n_revisits: &[u32], max_disturbance: f64) -> Vec<usize> {
-    let usual = Usual::of(visits, max_disturbance);
-    let is_disturbed = |&index: &usize| usual.drift(&visits[index]).disturbed;
+    let anchor = anchor(visits, max_disturbance);
+    let is_disturbed = |&index: &usize| visits[index].drift(&anchor).disturbed;
     let mut disturbed: Vec<usize> = (0..visits.len())
         .filter(|&index| n_revisits[index] < MAX_REVISITS)
         .filter(is_disturbed)
@@ -498,9 +475,9 @@ fn to_revisit(visits: &[Visit], n_revisits: &[u32], max_disturbance: f64) -> Vec
 
 /// What visits say, corrected for drift; `None` for those that were disturbed.
 fn timed(visits: &[Visit], max_disturbance: f64) -> Timed {
-    let usual = Usual::of(visits, max_disturbance);
+    let anchor = anchor(visits, max_disturbance);
     let millis = visits.iter().map(|visit| {
-        let drift = usual.drift(visit);
+        let drift = visit.drift(&anchor);
         let timing = drift.correct(&visit.network.into());
         (!drift.disturbed).then(|| timing.median_millis())
     });
@@ -511,19 +488,14 @@ fn timed(visits: &[Visit], max_disturbance: f64) -> Timed {
 mod tests {
     use super::*;
 
-    /// A visit between two anchors whose network took so long, with a 10th percentile.
-    fn visit(index: usize, [before, after]: [u64; 2], median: u64, p10: u64) -> Visit {
-        let nanos = |median, p10| Nanos {
-            median,
-            p10,
-            p90: median,
-            n_repeats: 9,
-        };
+    /// A visit between two anchors whose network took so long.
+    fn visit(index: usize, [before, after]: [u64; 2], network: u64) -> Visit {
+        let nanos = |nanos| Timing::from_nanos(vec![nanos; 9]).into();
         Visit {
             index,
-            before: nanos(before, before),
-            after: nanos(after, after),
-            network: nanos(median, p10),
+            before: nanos(before),
+            after: nanos(after),
+            network: nanos(network),
             cells: vec![],
             peak_memory_bytes: None,
             energy_joules: None,
@@ -533,29 +505,22 @@ mod tests {
     }
 
     #[test]
-    fn slow_anchors_and_wide_times_are_disturbances() {
+    fn anchors_that_disagree_and_slow_ones_are_disturbances() {
         let visits = [
-            visit(0, [1000, 1000], 500, 495),
-            visit(1, [1000, 1010], 600, 594),
-            visit(2, [1010, 1480], 700, 693), // anchors that disagree
-            visit(3, [1480, 1480], 900, 891), // slow ones
-            visit(4, [1000, 1000], 900, 600), // slow for a part of the visit
-            visit(5, [1000, 990], 500, 495),
-            visit(6, [990, 1000], 500, 495),
+            visit(0, [1000, 1000], 500),
+            visit(1, [1000, 1010], 600),
+            visit(2, [1010, 1480], 700),
+            visit(3, [1480, 1480], 900),
+            visit(4, [1000, 990], 500),
+            visit(5, [990, 1000], 500),
         ];
-        let usual = Usual::of(&visits, 0.05);
-        assert_eq!(usual.anchor.reference_nanos(), 1000);
-        let disturbed = visits.each_ref().map(|visit| usual.drift(visit).disturbed);
-        assert_eq!(disturbed, [false, false, true, true, true, false, false]);
-        assert_eq!(timed(&visits, 0.05).0[3], None);
-        assert!(timed(&visits, 0.05).0[0].is_some());
-    }
-
-    #[test]
-    fn where_all_times_spread_none_is_a_disturbance() {
-        let visits = [0, 1, 2].map(|index| visit(index, [1000, 1000], 900, 600));
-        let usual = Usual::of(&visits, 0.05);
-        assert!(visits.iter().all(|visit| !usual.drift(visit).disturbed));
+        assert_eq!(anchor(&visits, 0.05).reference_nanos(), 1005);
+        let is_timed = timed(&visits, 0.05)
+            .0
+            .iter()
+            .map(Option::is_some)
+            .collect::<Vec<_>>();
+        assert_eq!(is_timed, [true, true, false, false, true, true]);
     }
 
     #[test]
@@ -564,8 +529,8 @@ mod tests {
         let after_rounds = |n: usize, n_settled: usize, n_rounds: u32| {
             let visits: Vec<Visit> = (0..20)
                 .map(|index| match (n_settled..n).contains(&index) {
-                    true => visit(index, [1000, 1480], 700, 693),
-                    false => visit(index, [1000, 1000], 500, 495),
+                    true => visit(index, [1000, 1480], 700),
+                    false => visit(index, [1000, 1000], 500),
                 })
                 .collect();
             let n_revisits: Vec<u32> = (0..20)
@@ -584,11 +549,11 @@ mod tests {
     fn of_two_visits_the_less_disturbed_one_stays() {
         let (mut visits, mut n_revisits) = (vec![], vec![]);
         let mut take = |visit| take_in(visit, &mut visits, &mut n_revisits);
-        assert!(take(visit(0, [1000, 1480], 700, 693)));
-        assert!(take(visit(1, [1000, 1000], 900, 600)));
-        assert!(!take(visit(0, [1000, 1000], 500, 495)));
-        assert!(!take(visit(0, [1480, 1480], 700, 693)));
-        assert!(!take(visit(1, [1010, 1010], 600, 594)));
+        assert!(take(visit(0, [1000, 1480], 700)));
+        assert!(take(visit(1, [1000, 1000], 600)));
+        assert!(!take(visit(0, [1000, 1000], 500)));
+        assert!(!take(visit(0, [1480, 1480], 700)));
+        assert!(!take(visit(1, [1010, 1010], 900)));
         let medians: Vec<u64> = visits.iter().map(|visit| visit.network.median).collect();
         assert_eq!(medians, [500, 600]);
         assert_eq!(n_revisits, [2, 1]);
