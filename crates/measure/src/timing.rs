@@ -86,32 +86,39 @@ impl Timing {
 /// # Errors
 /// The first error of the closure; nothing is called after it.
 pub fn time<E>(protocol: &Protocol, run: impl FnMut() -> Result<(), E>) -> Result<Timing, E> {
-    let start = Instant::now();
-    let clock = || u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    time_on(clock, protocol, run)
+    repeats(protocol, run).map(Timing::from_nanos)
 }
 
-/// [`time`] on a clock that gives nanoseconds since some moment and never goes back.
-fn time_on<E>(
+/// What each repeat took, in nanoseconds, in the order of the calls.
+///
+/// # Errors
+/// As [`time`].
+pub fn repeats<E>(protocol: &Protocol, run: impl FnMut() -> Result<(), E>) -> Result<Vec<u64>, E> {
+    let start = Instant::now();
+    let clock = || u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    repeats_on(clock, protocol, run)
+}
+
+/// [`repeats`] on a clock that gives nanoseconds since some moment and never goes back.
+fn repeats_on<E>(
     mut now_nanos: impl FnMut() -> u64,
     protocol: &Protocol,
     mut run: impl FnMut() -> Result<(), E>,
-) -> Result<Timing, E> {
+) -> Result<Vec<u64>, E> {
     for _ in 0..protocol.n_warmup {
         run()?;
     }
-    let nanos = (0..protocol.n_repeats.max(1))
+    (0..protocol.n_repeats.max(1))
         .map(|_| {
             let before = now_nanos();
             run()?;
             Ok(now_nanos() - before)
         })
-        .collect::<Result<_, _>>()?;
-    Ok(Timing::from_nanos(nanos))
+        .collect()
 }
 
-/// A quantile of sorted times: see [`Timing`].
-pub(crate) fn quantile(sorted: &[u64], q: f64) -> u64 {
+/// A quantile of sorted times, one at least: see [`Timing`].
+pub fn quantile(sorted: &[u64], q: f64) -> u64 {
     let position = q * (sorted.len() - 1) as f64;
     let below = sorted[position.floor() as usize];
     let above = sorted[position.ceil() as usize];
@@ -190,7 +197,7 @@ mod tests {
     fn only_the_repeats_count_and_each_on_its_own() {
         let clock = Cell::new(0);
         let n_calls = Cell::new(0);
-        let timing = time_on(
+        let nanos = repeats_on(
             || clock.get(),
             &Protocol {
                 n_warmup: 2,
@@ -205,17 +212,8 @@ mod tests {
                 Ok::<(), Infallible>(())
             },
         );
-        let Ok(timing) = timing;
         assert_eq!(n_calls.get(), 5);
-        assert_eq!(
-            timing,
-            Timing {
-                median_nanos: 1010,
-                p10_nanos: 1002,
-                p90_nanos: 1018,
-                n_repeats: 3
-            }
-        );
+        assert_eq!(nanos, Ok(vec![1000, 1020, 1010]));
     }
 
     #[test]
