@@ -258,7 +258,7 @@ pub struct AnchorRecord {
 pub struct LatencySample {
     /// The architecture.
     pub genotype: Genotype,
-    /// The median over the repeats, corrected for drift, in milliseconds.
+    /// The median over the repeats that nothing disturbed, corrected for drift, in milliseconds.
     pub median_millis: f64,
     /// The 10th percentile over the repeats.
     pub p10_millis: f64,

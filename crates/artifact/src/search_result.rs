@@ -48,6 +48,9 @@ pub struct CandidateRecord {
     pub valid_loss: f64,
     /// The share of validation images classified right.
     pub valid_accuracy: f64,
+    /// The norm of the gradient of its loss before any training, where candidates were taken by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_norm: Option<f64>,
 }
 
 /// A found architecture.
@@ -206,7 +209,7 @@ fn soft() -> String {
 
 impl Artifact for SearchResult {
     const KIND: Kind = Kind::SearchResult;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 4);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 5);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

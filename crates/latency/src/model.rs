@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 /// Predicts the latency of an architecture from its code.
-pub trait LatencyModel {
+pub trait LatencyModel: Send + Sync {
     /// The length of the codes that the model was fitted on.
     fn code_len(&self) -> usize;
 

@@ -66,6 +66,11 @@ pub struct Config {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelectionConfig {
+    /// Genotypes that alpha draws. Of these and its own those become candidates whose loss has the smallest gradient norm
+    /// before any training (Abdelfattah et al. 2021, `grad_norm`; which end of it is the good one was measured, see
+    /// docs/search.md). No more than the candidates need: all are candidates. The method `random` draws the candidates alone.
+    #[serde(default)]
+    pub n_draws: usize,
     /// Genotypes to choose from. 1 = none is trained.
     pub n_candidates: usize,
     /// Passes over the training part, with the settings of `weights`, in networks of `network.n_layers` cells; the loss on
@@ -114,6 +119,12 @@ impl Config {
         self.selection
             .as_ref()
             .map_or(1, |selection| selection.n_candidates)
+    }
+
+    /// Genotypes that alpha draws beside its own.
+    pub(crate) fn n_draws(&self) -> usize {
+        let asked = self.selection.as_ref().map_or(0, |own| own.n_draws);
+        asked.max(self.n_candidates() - 1)
     }
 
     /// Epochs of all stages together.

@@ -9,7 +9,11 @@
 //! a knapsack with one item per node, solved by dynamic programming; then the model is asked about the
 //! outcome, and its answer moves the next round.
 
-use space::{CellKind, Gene, Genotype, Primitive, SearchSpace};
+use nn::Rng;
+use rand::RngExt as _;
+use space::{CellGenotype, CellKind, Gene, Genotype, Primitive, SearchSpace};
+
+use crate::bridge;
 
 /// What the genotype must keep to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,12 +40,14 @@ impl GeneLimits {
         min_convolutions: 0,
     };
 
-    /// Whether a genotype keeps to them.
-    pub(crate) fn allow(self, genotype: &Genotype) -> bool {
-        genotype.n_skips(CellKind::Normal) <= self.max_skips_normal
-            && CellKind::ALL
-                .into_iter()
-                .all(|kind| genotype.n_convolutions(kind) >= self.min_convolutions)
+    /// By how many genes a genotype misses them.
+    fn excess(self, genotype: &Genotype) -> usize {
+        let n_skips = genotype.n_skips(CellKind::Normal);
+        let missing = CellKind::ALL.map(|kind| {
+            let n_convolutions = genotype.n_convolutions(kind);
+            self.min_convolutions.saturating_sub(n_convolutions)
+        });
+        n_skips.saturating_sub(self.max_skips_normal) + missing.iter().sum::<usize>()
     }
 
     /// Wider by `n` genes: convolutions give way first, so that no skip is there that the target does not force.
@@ -85,7 +91,14 @@ pub(crate) struct Band {
 impl Band {
     /// Whether a latency is neither below nor above.
     pub(crate) fn contains(&self, millis: f64) -> bool {
-        (self.low_millis..=self.high_millis).contains(&millis)
+        self.gap_millis(millis) == 0.0
+    }
+
+    /// How far a latency is off.
+    fn gap_millis(&self, millis: f64) -> f64 {
+        (millis - self.high_millis)
+            .max(self.low_millis - millis)
+            .max(0.0)
     }
 }
 
@@ -115,6 +128,54 @@ impl Derivation {
             n_given_way,
         }
     }
+}
+
+/// Nodes that a draw exchanges at most to come within limits.
+const MAX_EXCHANGES: usize = 200;
+
+/// A genotype that alpha draws ([`bridge::draw`]) within limits; `None` if the draw did not come to any.
+///
+/// It is brought there by alpha as well: one node after the other is taken from another draw, where that leads no further
+/// away from the limits. Draws that keep to them as they are would take a thousand questions to the latency model each.
+pub(crate) fn draw(
+    ranks: [&[f32]; 2],
+    limits: Limits,
+    upper_millis: impl Fn(&Genotype) -> f64,
+    rng: &mut Rng,
+) -> Option<Genotype> {
+    let excess = |genotype: &Genotype| {
+        let gap = |band: Band| band.gap_millis(upper_millis(genotype));
+        (limits.genes.excess(genotype), limits.band.map_or(0.0, gap))
+    };
+    let mut genotype = bridge::draw(ranks, rng);
+    let mut own = excess(&genotype);
+    for _ in 0..MAX_EXCHANGES {
+        if own == (0, 0.0) {
+            return Some(genotype);
+        }
+        let other = bridge::draw(ranks, rng);
+        let other = with_node(&genotype, &other, rng.random_range(0..N_NODES));
+        let theirs = excess(&other);
+        if theirs <= own {
+            (genotype, own) = (other, theirs);
+        }
+    }
+    None
+}
+
+/// A genotype with one node of another, counted over both cells.
+fn with_node(genotype: &Genotype, other: &Genotype, node: usize) -> Genotype {
+    let [normal, reduction] = CellKind::ALL.map(|kind| {
+        let own = [genotype, other].map(|genotype| genotype.cell(kind).genes());
+        let [own, other] = own.map(|genes| genes.map(|(_, gene)| gene).collect::<Vec<_>>());
+        let nodes = std::array::from_fn(|index| {
+            let is_it = kind.index() * N_NODES / 2 + index == node;
+            let genes = if is_it { &other } else { &own };
+            [genes[2 * index], genes[2 * index + 1]]
+        });
+        CellGenotype::new(nodes).expect("both are cells")
+    });
+    Genotype::new(normal, reduction).expect("both are cells of one search space")
 }
 
 /// Nodes of both cells.
@@ -589,6 +650,83 @@ mod tests {
     use rand_chacha::rand_core::SeedableRng;
 
     use super::*;
+
+    #[test]
+    fn draws_keep_to_the_limits() {
+        let ranks = ranks(3);
+        let ranks = [&ranks[0][..], &ranks[1]];
+        // The number of convolutions, and a little for where each gene reads.
+        let upper = |genotype: &Genotype| {
+            let cells = CellKind::ALL.map(|kind| {
+                let genes = genotype.cell(kind).genes();
+                let reads: usize = genes.map(|(_, gene)| gene.source).sum();
+                genotype.n_convolutions(kind) as f64 + 0.01 * reads as f64
+            });
+            cells.iter().sum()
+        };
+        let limits = Limits {
+            genes: GeneLimits {
+                max_skips_normal: 1,
+                min_convolutions: 2,
+            },
+            band: Some(Band {
+                low_millis: 5.1,
+                high_millis: 5.2,
+            }),
+        };
+        let mut rng = Rng::seed_from_u64(1);
+        let mut draws = |limits| -> Vec<Genotype> {
+            let draw = |_| draw(ranks, limits, upper, &mut rng);
+            (0..50).filter_map(draw).collect()
+        };
+        let drawn = draws(limits);
+        assert!(drawn.len() > 40, "{}", drawn.len());
+        for genotype in &drawn {
+            assert!((5.1..=5.2).contains(&upper(genotype)), "{genotype}");
+            assert!(genotype.n_skips(CellKind::Normal) <= 1);
+            let is_enough = |kind| genotype.n_convolutions(kind) >= 2;
+            assert!(CellKind::ALL.into_iter().all(is_enough), "{genotype}");
+        }
+        let different: HashSet<String> = drawn.iter().map(Genotype::to_string).collect();
+        assert!(different.len() > 40, "{}", different.len());
+        let impossible = Band {
+            low_millis: 90.0,
+            high_millis: 91.0,
+        };
+        let band = Some(impossible);
+        assert!(draws(Limits { band, ..limits }).is_empty());
+    }
+
+    #[test]
+    fn a_draw_without_limits_is_as_alpha_draws_it() {
+        let ranks = ranks(4);
+        let ranks = [&ranks[0][..], &ranks[1]];
+        let limits = Limits {
+            genes: GeneLimits::NONE,
+            band: None,
+        };
+        let [mut rng, mut same] = [7, 7].map(Rng::seed_from_u64);
+        let drawn = draw(ranks, limits, |_| f64::INFINITY, &mut rng);
+        assert_eq!(drawn, Some(bridge::draw(ranks, &mut same)));
+    }
+
+    #[test]
+    fn one_node_is_taken_over() {
+        let [a, b] = ["PDARTS", "DARTS_V2"].map(|name| Genotype::named(name).unwrap());
+        let all = (0..N_NODES).fold(a.clone(), |genotype, node| with_node(&genotype, &b, node));
+        assert_eq!(all, b);
+        let one = with_node(&a, &b, 5);
+        assert_eq!(one.cell(CellKind::Normal), a.cell(CellKind::Normal));
+        let genes = |genotype: &Genotype| -> Vec<Gene> {
+            let genes = genotype.cell(CellKind::Reduction).genes();
+            genes.map(|(_, gene)| gene).collect()
+        };
+        let (one, a, b) = (genes(&one), genes(&a), genes(&b));
+        assert_eq!(
+            [&one[..2], &one[2..4], &one[4..]],
+            [&a[..2], &b[2..4], &a[4..]]
+        );
+    }
 
     fn ranks(seed: u64) -> [Vec<f32>; 2] {
         let mut rng = Rng::seed_from_u64(seed);

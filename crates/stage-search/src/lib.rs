@@ -56,6 +56,7 @@ pub use crate::config::{
     ObjectiveKind, Order, Policy, ProgressiveConfig, SelectionConfig, TargetConfig, TargetLatency,
     WeightsConfig,
 };
+use crate::derivation::Derivation;
 pub use crate::error::Error;
 use crate::outcome::Found;
 use crate::predictor::Predictor;
@@ -153,6 +154,7 @@ pub fn run_together(
     };
     if !drawn.is_empty() {
         plan(&short_training, None, context.device)?.check(context.device)?;
+        let drawn: Vec<_> = drawn.into_iter().map(|own| (own, None)).collect();
         let candidates = short_training.choose(&drawn, &predictor, context)?;
         let genotype = candidates[0].genotype.clone();
         return Ok(record(Found::drawn(genotype, candidates)));
@@ -169,14 +171,12 @@ pub fn run_together(
     let trace = run_epochs(&mut search, config, &data, context, shares_warm_up)?;
     let derivations = outcome::derivations(config, &search, target_millis)?;
     let genotypes = derivations.iter().map(|own| own.genotype.clone());
-    let genotypes: Vec<Genotype> = genotypes.collect();
-    let candidates = short_training.choose(&genotypes, &predictor, context)?;
+    let tried = short_training.look(genotypes.collect(), &context.progress)?;
+    let candidates = short_training.choose(&tried, &predictor, context)?;
     let best = candidates.first().map_or(0, |best| {
-        let is_best = |genotype: &Genotype| *genotype == best.genotype;
-        genotypes
-            .iter()
-            .position(is_best)
-            .expect("it is one of them")
+        let is_best = |own: &Derivation| own.genotype == best.genotype;
+        let found = derivations.iter().position(is_best);
+        found.expect("it is one of them")
     });
     let best = (best, &derivations[best]);
     let found = outcome::found(config, &search, target_millis, best, trace, candidates)?;

@@ -1,6 +1,9 @@
 //! What a search ends with: candidates within the limits of target and guards, and the record of the one that comes out.
 
 use artifact::{CandidateRecord, FloatTensors, SearchResult, TargetRecord, TraceRow};
+use nn::Rng;
+use rand::SeedableRng as _;
+use rayon::prelude::*;
 use space::{CellKind, Genotype};
 
 use crate::config::{Config, Method, Policy};
@@ -8,15 +11,13 @@ use crate::derivation::{self, Band, Derivation, GeneLimits, Limits};
 use crate::error::Error;
 use crate::predictor::Predictor;
 use crate::search::{STREAM_CANDIDATES, Search, rng};
-use crate::{Inputs, bridge, resume};
+use crate::{Inputs, resume};
 
 /// What the knapsack and the latency model take on the processor while candidates are derived; measured. It is not given back
 /// at once, so candidates are trained beside it.
 pub(crate) const DERIVATION_BYTES: u64 = 26 << 20;
-/// Candidates that alpha draws until one that keeps to the limits is no longer waited for.
-const MAX_DRAWS: usize = 20_000;
-/// Draws behind those, which are brought within the limits.
-const MAX_REPAIRS: usize = 20;
+/// How often alpha draws as many genotypes as are missing: it may draw one twice, or none within the limits.
+const MAX_ROUNDS: usize = 4;
 
 /// What a search ends with.
 pub(crate) struct Found {
@@ -75,7 +76,7 @@ fn limits(config: &Config, latency_weight: f64, target_millis: Option<f64>) -> L
 }
 
 /// The genotype that alpha stands for, within the limits of target and guards; behind it others that alpha draws, no further
-/// from the limits than that one, as many as are to be chosen from, if there are so many.
+/// from the limits than that one, as many as the selection asks for, if there are so many.
 pub(crate) fn derivations(
     config: &Config,
     search: &Search<'_>,
@@ -85,32 +86,33 @@ pub(crate) fn derivations(
     let (normal, reduction) = (normal?, reduction?);
     let ranks = [&normal[..], &reduction];
     let limits = limits(config, search.objective.weight(), target_millis);
-    let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
+    let (predictor, probability) = (search.predictor, config.target.probability);
+    let upper = |genotype: &Genotype| {
+        let upper = predictor.upper(genotype, probability);
+        upper.unwrap_or(f64::INFINITY)
+    };
     let first = derivation::derive(ranks, limits, upper);
     let (is_met, n_given_way) = (first.is_met, first.n_given_way);
+    let n_derivations = if is_met { 1 + config.n_draws() } else { 1 };
+    let limits = Limits {
+        genes: limits.genes.wider(n_given_way),
+        ..limits
+    };
     let mut found = vec![first];
     let mut rng = rng(config.seed, STREAM_CANDIDATES);
-    let genes = limits.genes.wider(n_given_way);
-    let is_within = |genotype: &Genotype| {
-        let is_in = |band: Band| band.contains(upper(genotype));
-        genes.allow(genotype) && limits.band.is_none_or(is_in)
-    };
-    for n_draws in 0..MAX_DRAWS + MAX_REPAIRS {
-        if found.len() == config.n_candidates() || !is_met {
-            break;
-        }
-        let drawn = if n_draws < MAX_DRAWS {
-            let genotype = bridge::draw(ranks, &mut rng);
-            is_within(&genotype).then(|| Derivation::unchanged(genotype, n_given_way))
-        } else {
-            // Where hardly anything keeps to the limits: what is drawn is brought within them.
-            let [normal, reduction] = bridge::noisy(ranks, &mut rng);
-            let drawn = derivation::derive([&normal, &reduction], limits, upper);
-            (drawn.is_met && drawn.n_given_way <= n_given_way).then_some(drawn)
-        };
-        let is_new = |drawn: &Derivation| found.iter().all(|own| own.genotype != drawn.genotype);
-        if let Some(drawn) = drawn.filter(is_new) {
-            found.push(drawn);
+    for _ in 0..MAX_ROUNDS {
+        let rngs: Vec<Rng> = (found.len()..n_derivations)
+            .map(|_| Rng::from_rng(&mut rng))
+            .collect();
+        // Side by side: most of the time goes into questions to the latency model.
+        let drawn: Vec<Option<Genotype>> = rngs
+            .into_par_iter()
+            .map(|mut rng| derivation::draw(ranks, limits, upper, &mut rng))
+            .collect();
+        for genotype in drawn.into_iter().flatten() {
+            if found.iter().all(|own| own.genotype != genotype) {
+                found.push(Derivation::unchanged(genotype, n_given_way));
+            }
         }
     }
     Ok(found)

@@ -167,7 +167,7 @@ impl<'a> Data<'a> {
     }
 
     /// Images `[n, c, h, w]` and their classes `[n]` on the device.
-    fn tensors(&self, batch: Batch, device: &Device) -> Result<(Tensor, Tensor), Error> {
+    pub(crate) fn tensors(&self, batch: Batch, device: &Device) -> Result<(Tensor, Tensor), Error> {
         let Batch { images, labels, n } = batch;
         let shape = (
             n,
@@ -912,11 +912,22 @@ pub(crate) fn descend(
     clip_norm: f64,
     share: Option<&Share>,
 ) -> Result<(Tensor, Tensor), Error> {
-    let loss = weighted(cross_entropy(logits, y, 0.0)?, share)?;
-    let gradients = Gradients::collect(parameters, &mut loss.backward()?).summed(share)?;
+    let (loss, gradients) = gradients(logits, y, parameters, share)?;
     let (gradients, factor) = gradients.clip(clip_norm)?;
     sgd.step(parameters, &gradients, learning_rate, factor)?;
-    Ok((loss.detach(), hits(&logits.detach(), y)?))
+    Ok((loss, hits(&logits.detach(), y)?))
+}
+
+/// This rank's part of the loss behind logits `[n, classes]` and classes `[n]`, and the gradients over all ranks.
+pub(crate) fn gradients(
+    logits: &Tensor,
+    y: &Tensor,
+    parameters: &Parameters,
+    share: Option<&Share>,
+) -> Result<(Tensor, Gradients), Error> {
+    let loss = weighted(cross_entropy(logits, y, 0.0)?, share)?;
+    let gradients = Gradients::collect(parameters, &mut loss.backward()?).summed(share)?;
+    Ok((loss.detach(), gradients))
 }
 
 pub(crate) fn sgd(config: &Config) -> Sgd {

@@ -577,6 +577,37 @@ fn of_several_candidates_the_best_comes_out() {
     assert_eq!(again, found);
 }
 
+#[test]
+fn draws_of_the_smallest_gradient_norm_become_candidates() {
+    let place = Place::new();
+    let of_eight = |n_candidates: usize| {
+        let selection = format!("selection={{n_draws=7, n_candidates={n_candidates}, n_epochs=1}}");
+        let answer = place.run(&["--json", "--set", "lambda=0.0", "--set", &selection]);
+        let mut candidates = search_result(&answer.json()).candidates;
+        candidates.sort_by(|a, b| {
+            a.gradient_norm
+                .unwrap()
+                .total_cmp(&b.gradient_norm.unwrap())
+        });
+        (candidates, answer.stderr)
+    };
+    let (seven, _) = of_eight(7);
+    let (three, said) = of_eight(3);
+    assert_eq!((seven.len(), three.len()), (7, 3));
+    assert_eq!(seven[..3], three[..]);
+    assert!(seven[0].gradient_norm < seven[6].gradient_norm);
+    let least = format!("{:.2} to ", seven[0].gradient_norm.unwrap());
+    assert!(said.contains(&least) && said.contains("of all 8"), "{said}");
+    // All are candidates: there is nothing to look at.
+    let (eight, said) = {
+        let selection = "selection={n_draws=7, n_candidates=8, n_epochs=1}";
+        let answer = place.run(&["--json", "--set", "lambda=0.0", "--set", selection]);
+        (search_result(&answer.json()).candidates, answer.stderr)
+    };
+    assert!(eight.len() == 8 && eight.iter().all(|own| own.gradient_norm.is_none()));
+    assert!(!said.contains("gradient norms"), "{said}");
+}
+
 /// Kills a search when it says that it has trained the first candidate; the next run keeps that one.
 #[test]
 fn a_search_that_is_killed_between_candidates_goes_on_with_the_next() {

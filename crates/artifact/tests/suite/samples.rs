@@ -222,6 +222,7 @@ impl Sample for SearchResult {
                     predicted_latency_millis: 20.1,
                     valid_loss: 0.54,
                     valid_accuracy: 0.786,
+                    gradient_norm: (name == "PDARTS").then_some(4.2),
                 })
                 .to_vec(),
             alphas: tensors(&[
