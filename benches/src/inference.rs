@@ -41,6 +41,7 @@ pub(crate) fn run(args: &InferenceArgs) -> Result<()> {
     // Of all repeats, disturbed or not: beside other programs, which are timed alike.
     let mut nanos = Executor::new(args.size.threads)?
         .install(|| repeats(&protocol, || prepared.run().map(drop)))?;
+    let millis: Vec<f64> = nanos.iter().map(|&nanos| nanos as f64 / 1e6).collect();
     nanos.sort_unstable();
     let [median, p10, p90] = [0.5, 0.1, 0.9].map(|q| quantile(&nanos, q) as f64 / 1e6);
     if args.json {
@@ -48,6 +49,7 @@ pub(crate) fn run(args: &InferenceArgs) -> Result<()> {
             "median_millis": median,
             "p10_millis": p10,
             "p90_millis": p90,
+            "raw": { "millis": millis },
             "peak_rss_bytes": measure::peak_rss_bytes(),
         });
         println!("{answer}");

@@ -106,26 +106,22 @@ struct Times {
 }
 
 impl Times {
-    /// The sum of the medians: an alpha step and a weight step, or one inference.
-    fn total(&self) -> Option<f64> {
-        let medians: Vec<f64> = self
-            .millis
-            .values()
-            .filter_map(|times| median(times))
-            .collect();
-        (!medians.is_empty()).then(|| medians.iter().sum())
+    /// The sum of the quantiles of what was timed, an alpha step and a weight step or one inference: the medians, and the
+    /// 10 % quantiles, which neighbours of a shared machine hardly move.
+    fn total(&self) -> Option<[f64; 2]> {
+        let all = || self.millis.values();
+        (!self.millis.is_empty())
+            .then(|| [0.5, 0.1].map(|q| all().map(|times| quantile(times, q)).sum()))
     }
 }
 
-fn median(times: &[f64]) -> Option<f64> {
+/// Linear between order statistics; of one time at least.
+fn quantile(times: &[f64], q: f64) -> f64 {
     let mut sorted = times.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => None,
-        n if n % 2 == 1 => Some(sorted[middle]),
-        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
-    }
+    let position = q * (sorted.len() - 1) as f64;
+    let [below, above] = [position.floor(), position.ceil()].map(|at| sorted[at as usize]);
+    below + (above - below) * position.fract()
 }
 
 fn peers(program: &Path, args: &PeersArgs) -> Result<()> {
@@ -133,8 +129,8 @@ fn peers(program: &Path, args: &PeersArgs) -> Result<()> {
         .with_context(|| format!("cannot write {}", args.out.display()))?;
     let script = Path::new("benches/peers/peer.py");
     println!(
-        "{:<13} {:>7}  {:<22} {:>12} {:>8}  {:>12}",
-        "work", "threads", "who", "median", "ours is", "peak memory"
+        "{:<13} {:>7}  {:<22} {:>12} {:>8} {:>12} {:>8}  {:>12}",
+        "work", "threads", "who", "median", "ours is", "10 % in", "ours is", "peak memory"
     );
     for work in &args.works {
         for &threads in &args.threads {
@@ -162,9 +158,10 @@ fn peers(program: &Path, args: &PeersArgs) -> Result<()> {
             let ours = own.total().context("our own bench gave no times")?;
             let line = |name: &str, times: &Times| match times.total() {
                 None => println!("{work:<13} {threads:>7}  {name:<22} {:>12}", "did not run"),
-                Some(total) => println!(
-                    "{work:<13} {threads:>7}  {name:<22} {total:>9.1} ms {:>7.2}x  {:>8} MiB",
-                    total / ours,
+                Some([median, p10]) => println!(
+                    "{work:<13} {threads:>7}  {name:<22} {median:>9.1} ms {:>7.2}x {p10:>9.1} ms {:>7.2}x  {:>8} MiB",
+                    median / ours[0],
+                    p10 / ours[1],
                     times.peak_rss_bytes >> 20
                 ),
             };
@@ -218,9 +215,10 @@ fn sides(work: &str, threads: usize) -> Result<(Vec<String>, Vec<Side>)> {
         "inference-1" | "inference-32" => {
             let batch = work.trim_start_matches("inference-");
             let size = format!("--channels 36 --layers 20 --batch {batch} --threads {threads}");
-            let counts = "--warmup 2 --steps 10";
+            let n = if batch == "1" { 100 } else { 10 };
+            let counts = format!("--warmup 2 --steps {n}");
             Ok((
-                words(&format!("inference {size} --warmup 2 --repeats 10 --json")),
+                words(&format!("inference {size} --warmup 2 --repeats {n} --json")),
                 vec![
                     side(
                         "onnxruntime",
@@ -278,9 +276,6 @@ fn keep(times: &mut Times, row: &Value, is_ours: bool) {
         if !found.is_empty() {
             times.millis.entry(name).or_default().extend(found);
         }
-    }
-    if let Some(millis) = row["median_millis"].as_f64() {
-        times.millis.entry("millis").or_default().push(millis);
     }
     let peak = row["peak_rss_bytes"].as_u64().unwrap_or(0);
     times.peak_rss_bytes = times.peak_rss_bytes.max(peak);

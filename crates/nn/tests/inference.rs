@@ -97,3 +97,34 @@ fn a_number_that_is_none_shows_in_the_answer() {
     let logits = network.for_inference().unwrap().run(&images, 1, [8; 2]);
     assert!(logits.iter().any(|x| x.is_nan()));
 }
+
+/// Images that are run one by one, many at once, on the threads of one pool and each on a pool of its own: none waits for
+/// another for ever, and all answer as on one thread.
+#[test]
+fn single_images_run_beside_each_other() {
+    let spec = spec(Stem::Conv3x3Stride2, 16);
+    let genotype = Genotype::named("PC_DARTS_cifar").unwrap();
+    let network = network(&spec, &genotype).for_inference().unwrap();
+    let image = images(1, spec.image_size);
+    let size = [spec.image_size; 2];
+    let expected = pool(1).install(|| network.run(&image, 1, size));
+    let shared = pool(3);
+    std::thread::scope(|scope| {
+        for n_threads in [None, None, None, Some(2), Some(4)] {
+            let (network, image, expected, shared) = (&network, &image, &expected, &shared);
+            scope.spawn(move || {
+                let own = n_threads.map(pool);
+                let pool = own.as_ref().unwrap_or(shared);
+                for _ in 0..100 {
+                    let answer = pool.install(|| network.run(image, 1, size));
+                    assert_eq!(&answer, expected);
+                }
+            });
+        }
+    });
+}
+
+fn pool(n_threads: usize) -> rayon::ThreadPool {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
+    pool.build().expect("threads")
+}
