@@ -91,14 +91,16 @@ pub(crate) struct Band {
 impl Band {
     /// Whether a latency is neither below nor above.
     pub(crate) fn contains(&self, millis: f64) -> bool {
-        self.gap_millis(millis) == 0.0
+        (self.low_millis..=self.high_millis).contains(&millis)
     }
 
     /// How far a latency is off.
     fn gap_millis(&self, millis: f64) -> f64 {
-        (millis - self.high_millis)
-            .max(self.low_millis - millis)
-            .max(0.0)
+        if self.contains(millis) {
+            0.0
+        } else {
+            (millis - self.high_millis).max(self.low_millis - millis)
+        }
     }
 }
 
