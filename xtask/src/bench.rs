@@ -115,13 +115,11 @@ impl Times {
     }
 }
 
-/// Linear between order statistics; of one time at least.
-fn quantile(times: &[f64], q: f64) -> f64 {
-    let mut sorted = times.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let position = q * (sorted.len() - 1) as f64;
-    let [below, above] = [position.floor(), position.ceil()].map(|at| sorted[at as usize]);
-    below + (above - below) * position.fract()
+/// Of times in milliseconds, one at least.
+fn quantile(millis: &[f64], q: f64) -> f64 {
+    let mut nanos: Vec<u64> = millis.iter().map(|millis| (1e6 * millis) as u64).collect();
+    nanos.sort_unstable();
+    measure::timing::quantile(&nanos, q) as f64 / 1e6
 }
 
 fn peers(program: &Path, args: &PeersArgs) -> Result<()> {

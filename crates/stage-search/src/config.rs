@@ -60,7 +60,7 @@ pub struct Config {
     pub selection: Option<SelectionConfig>,
 }
 
-/// Several genotypes are trained from scratch for a short while, and the best comes out: that of alpha, and others drawn
+/// Several genotypes are trained from scratch for a short while, and the best comes out: of that of alpha and others drawn
 /// by alpha, all within target and guards; of the method `random` as many drawn at random. As DARTS chooses between its
 /// runs (Liu et al. 2018, section 3.2).
 #[derive(Debug, Clone, Serialize, Deserialize)]

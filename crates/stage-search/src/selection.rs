@@ -9,7 +9,7 @@ use std::sync::Arc;
 use artifact::checkpoint::Checkpoint;
 use artifact::stage::Progress;
 use artifact::{CandidateRecord, RunContext};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use collective::{Collective, Share};
 use nn::loss::Tally;
 use nn::memory::StepMemory;
@@ -53,8 +53,17 @@ impl ShortTraining<'_> {
         }
         let bar = progress.bar("gradient norms of draws", genotypes.len() as u64);
         let mut looked_at = Vec::with_capacity(genotypes.len());
+        let (config, data) = (self.config, self.data);
+        let share = self.ranks.map(|ranks| Share::of(ranks, config.batch_size));
+        let share = share.as_ref();
+        // The first that candidates are trained on.
+        let mut rng = rng(config.seed, STREAM_FIRST_CANDIDATE_EPOCH);
+        let order = images::epoch_order(&data.train, &mut rng);
+        let first = &order[..config.batch_size];
+        let batch = data.batch(first, &data.augmentation, &mut rng, share)?;
+        let batch = data.tensors(batch, self.device)?;
         for genotype in genotypes {
-            let norm = self.gradient_norm(&genotype)?;
+            let norm = self.gradient_norm(&genotype, &batch, share)?;
             looked_at.push((genotype, norm));
             bar.inc(1);
         }
@@ -73,19 +82,16 @@ impl ShortTraining<'_> {
         Ok(known.map(|(own, norm)| (own, Some(norm))).collect())
     }
 
-    /// The norm of the gradient of the loss in all weights, on the first batch that a candidate is trained on, before it is.
-    fn gradient_norm(&self, genotype: &Genotype) -> Result<f64, Error> {
-        let (config, data) = (self.config, self.data);
-        let network = network(config, self.spec, genotype, self.device)?;
-        let share = self.ranks.map(|ranks| Share::of(ranks, config.batch_size));
-        let share = share.as_ref();
-        let mut rng = rng(config.seed, STREAM_FIRST_CANDIDATE_EPOCH);
-        let order = images::epoch_order(&data.train, &mut rng);
-        let first = &order[..config.batch_size];
-        let batch = data.batch(first, &data.augmentation, &mut rng, share)?;
-        let (x, y) = data.tensors(batch, self.device)?;
-        let logits = network.forward(&x, &Pass::training().over(share))?.main;
-        let gradients = gradients(&logits, &y, network.parameters(), share)?.1;
+    /// The norm of the gradient of the loss in all weights, as they are drawn, on images and their classes.
+    fn gradient_norm(
+        &self,
+        genotype: &Genotype,
+        (x, y): &(Tensor, Tensor),
+        share: Option<&Share>,
+    ) -> Result<f64, Error> {
+        let network = network(self.config, self.spec, genotype, self.device)?;
+        let logits = network.forward(x, &Pass::training().over(share))?.main;
+        let gradients = gradients(&logits, y, network.parameters(), share)?.1;
         Ok(gradients.global_norm()?)
     }
 
