@@ -76,6 +76,10 @@ pub struct SelectionConfig {
     /// Passes over the training part, with the settings of `weights`, in networks of `network.n_layers` cells; the loss on
     /// the validation part decides.
     pub n_epochs: usize,
+    /// Share of each class on which candidates are trained: `data.train_fraction`, or more of what is not the validation
+    /// part. Little data ranks networks by how fast they learn, all of it by how much.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_fraction: Option<f64>,
 }
 
 /// A search in stages, each in a deeper supernet with fewer primitives on every edge (P-DARTS). Weights and alpha
@@ -125,6 +129,12 @@ impl Config {
     pub(crate) fn n_draws(&self) -> usize {
         let asked = self.selection.as_ref().map_or(0, |own| own.n_draws);
         asked.max(self.n_candidates() - 1)
+    }
+
+    /// Share of each class that candidates are trained on and the weights of the supernet are not.
+    pub(crate) fn further_fraction(&self) -> f64 {
+        let asked = self.selection.as_ref().and_then(|own| own.train_fraction);
+        asked.map_or(0.0, |fraction| fraction - self.data.train_fraction)
     }
 
     /// Epochs of all stages together.
@@ -265,6 +275,12 @@ impl Config {
                 "data.train_fraction + data.valid_fraction",
                 data.train_fraction + data.valid_fraction <= 1.0 + 1e-9,
                 "at most 1",
+            ),
+            (
+                "selection.train_fraction",
+                (0.0..=1.0 - data.train_fraction - data.valid_fraction + 1e-9)
+                    .contains(&self.further_fraction()),
+                "at least data.train_fraction, and with data.valid_fraction at most 1",
             ),
             (
                 "data.color_jitter",

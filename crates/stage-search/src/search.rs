@@ -46,11 +46,13 @@ pub(crate) const STREAM_CANDIDATES: u64 = STREAM_GENOTYPES + 1;
 pub(crate) const STREAM_CANDIDATE_INIT: u64 = STREAM_GENOTYPES + 2;
 pub(crate) const STREAM_FIRST_CANDIDATE_EPOCH: u64 = 1 << 36;
 
-/// The two parts of the training split.
+/// The two parts of the training split, and what candidates are trained on.
 pub(crate) struct Data<'a> {
     set: &'a ImageSet,
     pub(crate) train: Vec<usize>,
     pub(crate) valid: Vec<usize>,
+    /// `train`, and more where the config says so.
+    pub(crate) candidates_train: Vec<usize>,
     normalization: Normalization,
     pub(crate) augmentation: Augmentation,
 }
@@ -59,10 +61,11 @@ impl<'a> Data<'a> {
     /// Splits by class; normalises by the statistics of the whole set.
     pub(crate) fn new(set: &'a ImageSet, config: &Config) -> Result<Self, Error> {
         let data = &config.data;
-        let fractions = [data.train_fraction, data.valid_fraction];
+        let further = config.further_fraction();
+        let fractions = [data.train_fraction, data.valid_fraction, further];
         let mut rng = rng(config.seed, STREAM_SPLIT);
-        let mut parts = images::stratified_split(set.labels(), &fractions, &mut rng).into_iter();
-        let (train, valid) = parts.next().zip(parts.next()).unwrap_or_default();
+        let parts = images::stratified_split(set.labels(), &fractions, &mut rng);
+        let [train, valid, further] = parts.try_into().expect("as many parts as fractions");
         if train.len() < config.batch_size || valid.len() < config.batch_size {
             return Err(Error::Setting {
                 key: "batch_size",
@@ -80,6 +83,7 @@ impl<'a> Data<'a> {
         let normalization = set.channel_statistics()?;
         Ok(Self {
             set,
+            candidates_train: [train.as_slice(), &further].concat(),
             train,
             valid,
             normalization,

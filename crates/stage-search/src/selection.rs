@@ -58,7 +58,7 @@ impl ShortTraining<'_> {
         let share = share.as_ref();
         // The first that candidates are trained on.
         let mut rng = rng(config.seed, STREAM_FIRST_CANDIDATE_EPOCH);
-        let order = images::epoch_order(&data.train, &mut rng);
+        let order = images::epoch_order(&data.candidates_train, &mut rng);
         let first = &order[..config.batch_size];
         let batch = data.batch(first, &data.augmentation, &mut rng, share)?;
         let batch = data.tensors(batch, self.device)?;
@@ -202,13 +202,13 @@ impl ShortTraining<'_> {
         let n_warmup_epochs = config.weights.n_warmup_epochs.min(selection.n_epochs - 1);
         let share = self.ranks.map(|ranks| Share::of(ranks, config.batch_size));
         let share = share.as_ref();
-        let n_steps = data.train.len() / config.batch_size;
+        let n_steps = data.candidates_train.len() / config.batch_size;
         let bar = progress.bar(label, (selection.n_epochs * n_steps) as u64);
         let (mut loss_sum, mut n_right) = (0.0, 0.0);
         for epoch in 0..selection.n_epochs {
             let learning_rate = schedule.learning_rate(epoch, selection.n_epochs, n_warmup_epochs);
             let mut rng = rng(config.seed, STREAM_FIRST_CANDIDATE_EPOCH + epoch as u64);
-            let order = images::epoch_order(&data.train, &mut rng);
+            let order = images::epoch_order(&data.candidates_train, &mut rng);
             let batches = order
                 .chunks_exact(config.batch_size)
                 .map(|indices| data.batch(indices, &data.augmentation, &mut rng, share));

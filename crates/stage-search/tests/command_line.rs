@@ -608,6 +608,30 @@ fn draws_of_the_smallest_gradient_norm_become_candidates() {
     assert!(!said.contains("gradient norms"), "{said}");
 }
 
+/// Forty images: a quarter each for weights and alpha; candidates see that quarter, or everything that is not alpha's.
+#[test]
+fn candidates_may_see_more_images_than_the_supernet() {
+    let place = Place::new();
+    let trained_on = |fraction: &str| {
+        let selection = format!("selection={{n_candidates=2, n_epochs=2{fraction}}}");
+        let data = ["data.train_fraction=0.25", "data.valid_fraction=0.25"];
+        let sets = [
+            "--json", "--set", data[0], "--set", data[1], "--set", &selection,
+        ];
+        let answer = place.run(&sets);
+        (search_result(&answer.json()), answer.stderr)
+    };
+    let (quarter, said) = trained_on("");
+    assert!(said.contains("candidate 2/2: 2/2"), "{said}");
+    let (more, said) = trained_on(", train_fraction=0.75");
+    assert!(said.contains("candidate 2/2: 6/6"), "{said}");
+    assert_eq!(quarter.alphas, more.alphas);
+    assert_ne!(quarter.candidates, more.candidates);
+    // No share said and the same share said are one thing.
+    let (same, _) = trained_on(", train_fraction=0.25");
+    assert_eq!(quarter.candidates, same.candidates);
+}
+
 /// Kills a search when it says that it has trained the first candidate; the next run keeps that one.
 #[test]
 fn a_search_that_is_killed_between_candidates_goes_on_with_the_next() {
@@ -1011,6 +1035,16 @@ fn a_config_mistake_is_shown_with_its_place() {
         ("lambda=-1.0", "lambda", "0 or more"),
         ("method=enas", "enas", "pc-darts"),
         ("data.train_fraction=0.7", "valid_fraction", "at most 1"),
+        (
+            "selection={n_candidates=2, n_epochs=1, train_fraction=0.4}",
+            "selection.train_fraction",
+            "at least data.train_fraction",
+        ),
+        (
+            "selection={n_candidates=2, n_epochs=1, train_fraction=0.6}",
+            "selection.train_fraction",
+            "at most 1",
+        ),
         ("batch_size=21", "batch_size", "images of either part"),
         ("network.channel_ratio=3", "channel_ratio", "a divisor"),
         ("network.stem=deep", "network.stem", "conv3x3-stride2"),
