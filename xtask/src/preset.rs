@@ -124,7 +124,7 @@ const STEPS: [StepRow; 7] = [
     ("search",    Some(LATENCY_AWARE), &["predictor"],                &[]),
     ("evaluate",  Some(BASELINE),      &["search (baseline)"],        &[]),
     ("evaluate",  Some(LATENCY_AWARE), &["search (latency-aware)"],   &[]),
-    ("report",    None,                &["profile", "predictor", "evaluate (baseline)", "evaluate (latency-aware)"], &[]),
+    ("report",    None,                &["profile", "predictor", "search (baseline)", "search (latency-aware)", "evaluate (baseline)", "evaluate (latency-aware)"], &[]),
 ];
 
 /// What `compare` runs besides: a random search within 2 % of a prediction, in the unit of its metric, and its evaluation.

@@ -86,10 +86,12 @@ pub const EVALUATE: StageSpec = StageSpec {
 pub const REPORT: StageSpec = StageSpec {
     name: "report",
     package: "stage-report",
-    revision: 1,
+    revision: 2,
     inputs: &[
         Kind::LatencyDataset,
         Kind::LatencyModel,
+        Kind::SearchResult,
+        Kind::SearchResult,
         Kind::Evaluation,
         Kind::Evaluation,
     ],

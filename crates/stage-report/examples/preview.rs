@@ -14,18 +14,16 @@ fn main() {
     let mut names = std::env::args().skip(1);
     let mut evaluation = |name: &str, lambda, accuracy, target| {
         let name = names.next().unwrap_or_else(|| name.to_owned());
-        fixture::publish(
-            store,
-            &EVALUATE,
-            fixture::evaluation(&name, lambda, accuracy, target),
-        )
+        let evaluation = fixture::evaluation(&name, lambda, accuracy, target);
+        fixture::publish_with_search(store, evaluation)
     };
-    let baseline = evaluation("PC_DARTS_cifar", 0.0, 0.882, None);
-    let aware = evaluation("DARTS_V2", 0.5, 0.8805, Some(1.02));
+    let (first, baseline) = evaluation("PC_DARTS_cifar", 0.0, 0.882, None);
+    let (second, aware) = evaluation("DARTS_V2", 0.5, 0.8805, Some(1.02));
     let dataset = fixture::publish(store, &PROFILE, fixture::latency_dataset());
     let model = fixture::publish(store, &PREDICTOR, fixture::latency_model());
     let front = fixture::publish(store, &EVALUATE, fixture::front());
-    let inputs = Inputs::open(&dataset, &model, &[baseline, aware], Some(&front))
+    let (searches, evaluations) = ([first, second], [baseline, aware]);
+    let inputs = Inputs::open(&dataset, &model, &searches, &evaluations, Some(&front))
         .expect("artifacts just made");
     let config = Config {
         title: "Latency-aware search on Fashion-MNIST".to_owned(),

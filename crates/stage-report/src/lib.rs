@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use artifact::stage::REPORT;
 use artifact::{
-    Evaluation, ExitCode, Front, KeyParts, LatencyDataset, LatencyModelArtifact, Opened, Report,
-    StageError,
+    Artifact, Evaluation, ExitCode, Front, KeyParts, Kind, LatencyDataset, LatencyModelArtifact,
+    Opened, Report, SearchResult, StageError,
 };
 
 pub use crate::config::Config;
@@ -23,31 +23,40 @@ pub struct Inputs {
     pub latency_dataset: Opened<LatencyDataset>,
     /// The predictor that the searches used.
     pub latency_model: Opened<LatencyModelArtifact>,
-    /// The network found for accuracy alone, and the one found with latency in mind.
+    /// The search for accuracy alone, and the one with latency in mind.
+    pub searches: [Opened<SearchResult>; 2],
+    /// The networks that they found.
     pub evaluations: [Opened<Evaluation>; 2],
     /// Networks of several targets.
     pub front: Option<Opened<Front>>,
 }
 
 impl Inputs {
-    /// Opens artifacts in their folders; the evaluations are the baseline's and the latency-aware one's, the front is
-    /// what a sweep left.
+    /// Opens artifacts in their folders; search results and evaluations are the baseline's and the latency-aware one's, the
+    /// front is what a sweep left.
     ///
     /// # Errors
-    /// As [`artifact::open`]; if there are not two evaluations; and if the two networks were timed under different settings, so that their
-    /// latencies cannot be compared.
+    /// As [`artifact::open`]; if there are not two search results and two evaluations; if an evaluation is not of its search
+    /// result; and if the two networks were timed under different settings, so that their latencies cannot be compared.
     pub fn open(
         latency_dataset: &Path,
         latency_model: &Path,
+        search_results: &[PathBuf],
         evaluations: &[PathBuf],
         front: Option<&Path>,
     ) -> Result<Self, Error> {
-        let [baseline, aware] = evaluations else {
-            let n_given = evaluations.len();
-            return Err(Error::NotTwo { n_given });
-        };
-        let [baseline, aware]: [Opened<Evaluation>; 2] =
-            [artifact::open(baseline)?, artifact::open(aware)?];
+        let searches = two::<SearchResult>(search_results)?;
+        let evaluations = two::<Evaluation>(evaluations)?;
+        for (search, evaluation) in searches.iter().zip(&evaluations) {
+            let inputs = &evaluation.manifest.key_parts.inputs;
+            if inputs.get(Kind::SearchResult.name()) != Some(&search.digest()) {
+                return Err(Error::NotItsSearch {
+                    evaluation: evaluation.dir.clone(),
+                    search_result: search.dir.clone(),
+                });
+            }
+        }
+        let [baseline, aware] = evaluations;
         if baseline.value.settings != aware.value.settings {
             let (baseline, aware) = (baseline.dir, aware.dir);
             return Err(Error::Incomparable { baseline, aware });
@@ -62,6 +71,7 @@ impl Inputs {
         Ok(Self {
             latency_dataset: artifact::open(latency_dataset)?,
             latency_model: artifact::open(latency_model)?,
+            searches,
             evaluations: [baseline, aware],
             front: front.map(artifact::open).transpose()?,
         })
@@ -72,10 +82,13 @@ impl Inputs {
     /// # Errors
     /// If the config cannot be written as JSON.
     pub fn key(&self, config: &Config) -> Result<KeyParts, Error> {
+        let [baseline_search, aware_search] = &self.searches;
         let [baseline, aware] = &self.evaluations;
         let parts = KeyParts::new(&REPORT, config)?
             .input("latency-dataset", self.latency_dataset.digest())
             .input("latency-model", self.latency_model.digest())
+            .input("search-result (baseline)", baseline_search.digest())
+            .input("search-result (latency-aware)", aware_search.digest())
             .input("evaluation (baseline)", baseline.digest())
             .input("evaluation (latency-aware)", aware.digest());
         Ok(match &self.front {
@@ -83,6 +96,17 @@ impl Inputs {
             None => parts,
         })
     }
+}
+
+/// The artifacts of the baseline and of the latency-aware network.
+fn two<A: Artifact>(dirs: &[PathBuf]) -> Result<[Opened<A>; 2], Error> {
+    let [baseline, aware] = dirs else {
+        return Err(Error::NotTwo {
+            kind: A::KIND,
+            n_given: dirs.len(),
+        });
+    };
+    Ok([artifact::open(baseline)?, artifact::open(aware)?])
 }
 
 /// Makes the page: the same bytes for the same artifacts.
@@ -101,13 +125,26 @@ pub enum Error {
     /// The files between the stages.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
-    /// Another number of evaluations than two.
+    /// Another number of artifacts than two.
     #[error(
-        "{n_given} evaluations were given, expected two: --evaluation BASELINE --evaluation LATENCY_AWARE"
+        "--{kind} was given {n_given} times, expected twice: --{kind} BASELINE --{kind} LATENCY_AWARE"
     )]
     NotTwo {
+        /// Of what.
+        kind: Kind,
         /// How many were given.
         n_given: usize,
+    },
+    /// An evaluation of another network.
+    #[error(
+        "the evaluation {evaluation} was not made from the search result {search_result}; give search results in the order \
+         of their evaluations, the baseline's first"
+    )]
+    NotItsSearch {
+        /// The folder of the evaluation.
+        evaluation: PathBuf,
+        /// The folder of the search result that should be its own.
+        search_result: PathBuf,
     },
     /// The two evaluations are not of one experiment.
     #[error(
@@ -143,7 +180,9 @@ impl StageError for Error {
         match self {
             Self::Artifact(error) => error.exit_code(),
             Self::NotTwo { .. } => ExitCode::Usage,
-            Self::Incomparable { .. } | Self::Metrics { .. } => ExitCode::Input,
+            Self::NotItsSearch { .. } | Self::Incomparable { .. } | Self::Metrics { .. } => {
+                ExitCode::Input
+            }
             Self::Template(_) => ExitCode::Bug,
         }
     }

@@ -29,6 +29,9 @@ struct RunArgs {
     /// The folder of the latency model
     #[arg(long, value_name = "DIR")]
     latency_model: PathBuf,
+    /// The folder of a search result; given twice, first the baseline's, then the latency-aware one's
+    #[arg(long, value_name = "DIR", required = true)]
+    search_result: Vec<PathBuf>,
     /// The folder of an evaluation; given twice, first the baseline's, then the latency-aware one's
     #[arg(long, value_name = "DIR", required = true)]
     evaluation: Vec<PathBuf>,
@@ -53,6 +56,7 @@ fn run(args: &RunArgs) -> Result<(), Error> {
     let inputs = Inputs::open(
         &args.latency_dataset,
         &args.latency_model,
+        &args.search_result,
         &args.evaluation,
         args.front.as_deref(),
     )?;

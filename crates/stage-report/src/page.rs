@@ -4,12 +4,17 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use artifact::manifest::Manifest;
-use artifact::{Evaluation, FiguresRecord, LatencyModelArtifact, MeasurementSettings, Metric};
+use artifact::{
+    CandidateRecord, Evaluation, FiguresRecord, LatencyModelArtifact, MeasurementSettings, Metric,
+    SearchResult, TraceRow,
+};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
 use serde_json::Value;
+
+use space::Primitive;
 
 use crate::svg::cell;
 use crate::svg::charts::{self, Curve, Marked, Series, Swept};
@@ -39,6 +44,11 @@ struct Page<'a> {
     scatter_caption: String,
     front: Option<String>,
     front_caption: String,
+    search_losses: String,
+    search_latencies: String,
+    search_ends: Vec<Row>,
+    candidates: Option<Candidates>,
+    events: Vec<String>,
     loss_curves: String,
     accuracy_curves: String,
     networks: Vec<Network>,
@@ -60,6 +70,13 @@ struct Tile {
 struct Row {
     name: Cow<'static, str>,
     cells: Vec<String>,
+}
+
+/// What the networks were chosen from.
+#[derive(Serialize)]
+struct Candidates {
+    heads: Vec<String>,
+    rows: Vec<Row>,
 }
 
 /// A network with its cells.
@@ -114,6 +131,7 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
         .map(|floor| percent(floor, 2));
     let (histogram, histogram_caption) = histogram(inputs, latencies);
     let (models, figures) = figures(inputs);
+    let searches = inputs.searches.each_ref().map(|opened| &opened.value);
     let (front, front_caption) = front(inputs).unzip();
     let front_caption = front_caption.unwrap_or_default();
     Page {
@@ -136,6 +154,16 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
         ),
         front,
         front_caption,
+        search_losses: charts::curves(
+            "Loss of the supernets",
+            "cross entropy, nats",
+            &traces(searches, |row| row.valid_loss),
+            None,
+        ),
+        search_latencies: derived_costs(searches),
+        search_ends: search_ends(searches),
+        candidates: candidates(searches),
+        events: events(searches),
         loss_curves: curves("Loss", "cross entropy, nats", evaluations, |evaluation| {
             let losses = evaluation.epochs.iter().map(|row| row.train_loss).collect();
             (losses, evaluation.test_loss)
@@ -615,10 +643,132 @@ fn curves(
         Curve {
             name: NAMES[index],
             values,
-            test,
+            test: Some(test),
         }
     });
-    charts::curves(title, y_title, &[baseline, aware])
+    charts::curves(title, y_title, &[baseline, aware], None)
+}
+
+/// A number of each epoch of the two searches.
+fn traces(searches: [&SearchResult; 2], of: impl Fn(&TraceRow) -> f64) -> [Curve<'static>; 2] {
+    [0, 1].map(|index| Curve {
+        name: NAMES[index],
+        values: searches[index].trace.iter().map(&of).collect(),
+        test: None,
+    })
+}
+
+/// What the genotype that alpha stands for is predicted to take after each epoch, and the target.
+fn derived_costs(searches: [&SearchResult; 2]) -> String {
+    let metric = searches[1].metric;
+    let target = searches[1].target.as_ref();
+    charts::curves(
+        "Predictions of what alpha stands for",
+        &format!("predicted {}, {}", noun(metric), metric.unit()),
+        &traces(searches, |row| row.derived_latency_millis),
+        target.map(|target| ("target", target.target_millis)),
+    )
+}
+
+/// What the searches came to, with the signs of collapse.
+fn search_ends(searches: [&SearchResult; 2]) -> Vec<Row> {
+    let row = |name: &'static str, of: &dyn Fn(&SearchResult) -> Option<String>| Row {
+        name: name.into(),
+        cells: searches
+            .iter()
+            .map(|search| of(search).unwrap_or("–".to_owned()))
+            .collect(),
+    };
+    let at_end = |name, of: &dyn Fn(&TraceRow) -> Option<String>| {
+        row(name, &|search| search.trace.last().and_then(of))
+    };
+    let skips = |cell: &space::CellGenotype| {
+        let genes = cell.genes();
+        let skips = genes.filter(|(_, gene)| gene.primitive == Primitive::SkipConnect);
+        skips.count().to_string()
+    };
+    let mut rows = vec![
+        row("skips in the normal cell, of 8 operations", &|search| {
+            Some(skips(&search.genotype.normal))
+        }),
+        row("skips in the reduction cell", &|search| {
+            Some(skips(&search.genotype.reduction))
+        }),
+        at_end("entropy of alpha, normal cell", &|row| {
+            Some(format!("{:.3}\u{a0}nats", row.entropy_normal))
+        }),
+        at_end("entropy of alpha, reduction cell", &|row| {
+            Some(format!("{:.3}\u{a0}nats", row.entropy_reduce))
+        }),
+        at_end("skips and poolings in alpha, normal cell", &|row| {
+            row.parameter_free_normal.map(|share| percent(share, 1))
+        }),
+        at_end("discretisation gap", &|row| {
+            let gap = row.discretisation_gap?;
+            Some(format!("{}\u{a0}%", signed(100.0 * gap, 1)))
+        }),
+    ];
+    let eigenvalue = |search: &&SearchResult| search.trace.last()?.eigenvalue;
+    if searches.iter().any(|search| eigenvalue(search).is_some()) {
+        rows.push(at_end(
+            "largest eigenvalue of the Hessian in alpha",
+            &|row| row.eigenvalue.map(|value| format!("{value:.3}")),
+        ));
+    }
+    let changed = |search: &SearchResult| search.target.as_ref().map(|own| own.n_changed_genes);
+    if searches.iter().any(|search| changed(search).is_some()) {
+        rows.push(row("operations changed to meet the target", &|search| {
+            changed(search).map(|n| n.to_string())
+        }));
+    }
+    rows
+}
+
+/// What the networks were chosen from, each in front of the others of its search.
+fn candidates(searches: [&SearchResult; 2]) -> Option<Candidates> {
+    let metric = searches[1].metric;
+    let all = searches.iter().zip(NAMES).flat_map(|(search, name)| {
+        let numbered = search.candidates.iter().enumerate();
+        numbered.map(move |(index, own)| (name, index, own))
+    });
+    let row = |(name, index, own): (&str, usize, &CandidateRecord)| Row {
+        name: match index {
+            0 => format!("{name}: the network found"),
+            _ => format!("{name}: candidate {}", index + 1),
+        }
+        .into(),
+        cells: vec![
+            format!(
+                "{}\u{a0}{}",
+                millis(own.predicted_latency_millis),
+                metric.unit()
+            ),
+            own.gradient_norm
+                .map_or("–".to_owned(), |norm| format!("{norm:.2}")),
+            format!("{:.3}", own.valid_loss),
+            percent(own.valid_accuracy, 2),
+        ],
+    };
+    let rows: Vec<Row> = all.map(row).collect();
+    let heads = vec![
+        format!("predicted {}", noun(metric)),
+        "gradient norm".to_owned(),
+        "validation loss".to_owned(),
+        "validation accuracy".to_owned(),
+    ];
+    (!rows.is_empty()).then_some(Candidates { heads, rows })
+}
+
+/// What the guards saw and did, and how the genotypes came about.
+fn events(searches: [&SearchResult; 2]) -> Vec<String> {
+    let of_one = |(search, name): (&SearchResult, &str)| -> Vec<String> {
+        let told = |row: &TraceRow| {
+            let event = row.event.as_ref()?;
+            Some(format!("{name}, epoch {}: {event}", row.epoch + 1))
+        };
+        search.trace.iter().filter_map(told).collect()
+    };
+    searches.into_iter().zip(NAMES).flat_map(of_one).collect()
 }
 
 fn network((evaluation, name): (&Evaluation, &str)) -> Network {
@@ -639,12 +789,15 @@ fn network((evaluation, name): (&Evaluation, &str)) -> Network {
 
 /// The manifests of all inputs, with the names that they go by in the page.
 fn manifests(inputs: &Inputs) -> impl Iterator<Item = (&'static str, &Manifest)> {
+    let [baseline_search, aware_search] = &inputs.searches;
     let [baseline, aware] = &inputs.evaluations;
     let front = inputs.front.as_ref();
     let front = front.map(|front| ("front", &front.manifest));
     [
         ("latency data set", &inputs.latency_dataset.manifest),
         ("latency model", &inputs.latency_model.manifest),
+        ("search, baseline", &baseline_search.manifest),
+        ("search, latency-aware", &aware_search.manifest),
         ("evaluation, baseline", &baseline.manifest),
         ("evaluation, latency-aware", &aware.manifest),
     ]

@@ -15,6 +15,7 @@ struct Place {
     dir: tempfile::TempDir,
     latency_dataset: PathBuf,
     latency_model: PathBuf,
+    searches: [PathBuf; 2],
     evaluations: [PathBuf; 2],
 }
 
@@ -47,10 +48,13 @@ impl Place {
         let baseline = fixture::evaluation("PC_DARTS_cifar", 0.0, 0.882, None);
         let mut aware = fixture::evaluation("DARTS_V2", 0.5, 0.8805, None);
         change_aware(&mut aware);
+        let [(first, baseline), (second, aware)] =
+            [baseline, aware].map(|evaluation| fixture::publish_with_search(&inputs, evaluation));
         Self {
             latency_dataset: fixture::publish(&inputs, &PROFILE, fixture::latency_dataset()),
             latency_model: fixture::publish(&inputs, &PREDICTOR, model),
-            evaluations: [baseline, aware].map(|value| fixture::publish(&inputs, &EVALUATE, value)),
+            searches: [first, second],
+            evaluations: [baseline, aware],
             dir,
         }
     }
@@ -61,12 +65,15 @@ impl Place {
 
     fn run(&self, more: &[&str]) -> Answer {
         let [config, store] = ["report.toml", "store"].map(|name| self.path(name));
+        let [first, second] = self.searches.each_ref().map(|path| text(path));
         let [baseline, aware] = self.evaluations.each_ref().map(|path| text(path));
         let args = [
             ["--config", text(&config)],
             ["--store", text(&store)],
             ["--latency-dataset", text(&self.latency_dataset)],
             ["--latency-model", text(&self.latency_model)],
+            ["--search-result", first],
+            ["--search-result", second],
             ["--evaluation", baseline],
             ["--evaluation", aware],
         ];
@@ -146,8 +153,8 @@ fn the_page_shows_both_networks_in_numbers_and_drawings() {
         let escaped = genotype.to_string().replace('\'', "&#x27;");
         assert!(page.contains(&escaped), "{name}");
     }
-    // Two networks with two cells; histogram, scatter, two charts of the training; four in the legend.
-    assert_eq!(page.matches("<svg ").count(), 4 + 4 + 4);
+    // Two networks with two cells; histogram, scatter, two charts of the search and of the training; four in the legend.
+    assert_eq!(page.matches("<svg ").count(), 4 + 6 + 4);
     assert_eq!(
         page.matches("<svg ").count(),
         page.matches("</svg>").count()
@@ -250,6 +257,47 @@ fn a_target_is_passed_or_failed_and_the_interval_tells_where_the_measurement_lie
 }
 
 #[test]
+fn the_searches_are_shown_with_their_candidates_and_signs_of_collapse() {
+    let page = Place::with(
+        |_| (),
+        |aware| *aware = fixture::evaluation("DARTS_V2", 0.25, 0.8805, Some(1.02)),
+    )
+    .page(&[]);
+    let section = page.split("<h2>The search</h2>").nth(1).unwrap();
+    let section = section.split("</section>").next().unwrap();
+    assert_eq!(section.matches(": the network found").count(), 2);
+    assert_eq!(section.matches(": candidate 2<").count(), 2);
+    for text in [
+        "cross entropy, nats",
+        "predicted latency, ms",
+        ">target</text>",
+        "2.077 nats",
+        "43.2 %",
+        "+34.5 %",
+        "0.457",
+        "2.96",
+        "81.23 %",
+        "latency-aware, epoch 4: 3 skips in the normal cell",
+    ] {
+        assert!(section.contains(text), "{text}");
+    }
+}
+
+#[test]
+fn an_evaluation_of_another_search_is_named() {
+    let place = Place::new();
+    let [first, second] = place.searches.clone();
+    let place = Place {
+        searches: [second.clone(), first],
+        ..place
+    };
+    place.run(&[]).failed(
+        3,
+        &[text(&place.evaluations[0]), text(&second), "in the order"],
+    );
+}
+
+#[test]
 fn networks_timed_differently_are_not_compared() {
     let place = Place::with(|_| (), |aware| aware.settings.timing.n_threads = 2);
     let [baseline, aware] = place.evaluations.each_ref().map(|path| text(path));
@@ -297,7 +345,11 @@ fn config_and_command_line_mistakes_are_usage_errors() {
     let third = text(&place.evaluations[0]).to_owned();
     place
         .run(&["--evaluation", &third])
-        .failed(2, &["3 evaluations", "expected two"]);
+        .failed(2, &["--evaluation was given 3 times", "expected twice"]);
+    let third = text(&place.searches[0]).to_owned();
+    place
+        .run(&["--search-result", &third])
+        .failed(2, &["--search-result was given 3 times", "expected twice"]);
 }
 
 #[test]
@@ -316,7 +368,7 @@ fn the_key_is_made_of_all_inputs() {
     let answer = place.run(&["--key-only"]);
     let answer: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
     assert_eq!(answer["stage"], "report");
-    assert_eq!(answer["parts"]["inputs"].as_object().unwrap().len(), 4);
+    assert_eq!(answer["parts"]["inputs"].as_object().unwrap().len(), 6);
     let other = Place::with(|_| (), |aware| aware.test_accuracy += 0.01).run(&["--key-only"]);
     let other: serde_json::Value = serde_json::from_str(&other.stdout).unwrap();
     assert_ne!(other["key"], answer["key"]);

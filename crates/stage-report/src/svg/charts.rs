@@ -177,21 +177,27 @@ fn count(values: &[f64], axis: &Axis, n_bins: usize) -> Vec<usize> {
     counts
 }
 
-/// What a network's training showed.
+/// What epochs of a network's training, or of its search, showed.
 pub(crate) struct Curve<'a> {
     /// The network's name.
     pub(crate) name: &'a str,
     /// The value after each epoch.
     pub(crate) values: Vec<f64>,
     /// The value on the test images, drawn at the last epoch.
-    pub(crate) test: f64,
+    pub(crate) test: Option<f64>,
 }
 
-/// Two networks' values over the epochs.
-pub(crate) fn curves(title: &str, y_title: &str, networks: &[Curve<'_>; 2]) -> String {
+/// Two networks' values over the epochs, and a value that is the same in all, with its name.
+pub(crate) fn curves(
+    title: &str,
+    y_title: &str,
+    networks: &[Curve<'_>; 2],
+    level: Option<(&str, f64)>,
+) -> String {
     let values = networks
         .iter()
-        .flat_map(|curve| curve.values.iter().copied().chain([curve.test]));
+        .flat_map(|curve| curve.values.iter().copied().chain(curve.test))
+        .chain(level.map(|(_, value)| value));
     let n_epochs = networks
         .iter()
         .map(|curve| curve.values.len())
@@ -207,7 +213,12 @@ pub(crate) fn curves(title: &str, y_title: &str, networks: &[Curve<'_>; 2]) -> S
     };
     let mut svg = Svg::new(WIDTH, 310.0, title);
     frame.draw(&mut svg, "epoch", y_title);
-    for (curve, class) in networks.iter().zip(NETWORKS) {
+    if let Some((_, value)) = level {
+        let ends = [frame.x.min, frame.x.max].map(|x| frame.at(x, value));
+        svg.line("identity", ends[0], ends[1]);
+    }
+    // The dashed line on top, so that both are seen where they are equal.
+    for (curve, class) in networks.iter().zip(NETWORKS).rev() {
         let points: Vec<[f64; 2]> = curve
             .values
             .iter()
@@ -215,20 +226,29 @@ pub(crate) fn curves(title: &str, y_title: &str, networks: &[Curve<'_>; 2]) -> S
             .map(|(epoch, &value)| frame.at(epoch as f64 + 1.0, value))
             .collect();
         svg.polyline(&format!("curve {class}"), &points);
-        let [x, y] = frame.at(curve.values.len() as f64, curve.test);
-        // The first mark is larger, so that the second does not hide it where both are equal.
-        let radius = if class == NETWORKS[0] { 8.0 } else { 5.0 };
-        test_mark(&mut svg, class, [x, y], radius);
+    }
+    for (curve, class) in networks.iter().zip(NETWORKS) {
+        if let Some(test) = curve.test {
+            // The first mark is larger, so that the second does not hide it where both are equal.
+            let radius = if class == NETWORKS[0] { 8.0 } else { 5.0 };
+            let at = frame.at(curve.values.len() as f64, test);
+            test_mark(&mut svg, class, at, radius);
+        }
     }
     let mut x = frame.left;
-    for (curve, class) in networks.iter().zip(NETWORKS) {
-        svg.line(&format!("curve {class}"), [x, 14.0], [x + 26.0, 14.0]);
-        svg.text("legend", [x + 32.0, 14.0], Anchor::Start, curve.name);
+    let names = networks.iter().zip(NETWORKS);
+    let names = names.map(|(curve, class)| (format!("curve {class}"), curve.name));
+    let level = level.map(|(name, _)| ("identity".to_owned(), name));
+    for (class, name) in names.chain(level) {
+        svg.line(&class, [x, 14.0], [x + 26.0, 14.0]);
+        svg.text("legend", [x + 32.0, 14.0], Anchor::Start, name);
         // As far as the name is wide, or a little more.
-        x += 46.0 + 7.0 * curve.name.chars().count() as f64;
+        x += 46.0 + 7.0 * name.chars().count() as f64;
     }
-    test_mark(&mut svg, "neutral", [x + 6.0, 14.0], 6.0);
-    svg.text("legend", [x + 16.0, 14.0], Anchor::Start, "test");
+    if networks.iter().any(|curve| curve.test.is_some()) {
+        test_mark(&mut svg, "neutral", [x + 6.0, 14.0], 6.0);
+        svg.text("legend", [x + 16.0, 14.0], Anchor::Start, "test");
+    }
     svg.finish()
 }
 
@@ -375,10 +395,10 @@ mod tests {
             test,
         };
         let networks = [
-            curve("λ = 0", &[2.0, 1.0], 1.2),
-            curve("λ = 0.5", &[2.1, 1.1], 1.3),
+            curve("λ = 0", &[2.0, 1.0], Some(1.2)),
+            curve("λ = 0.5", &[2.1, 1.1], Some(1.3)),
         ];
-        let svg = curves("Loss", "cross entropy, nats", &networks);
+        let svg = curves("Loss", "cross entropy, nats", &networks, None);
         for class in NETWORKS {
             assert_eq!(
                 svg.matches(&format!(r#"<polyline class="curve {class}""#))
@@ -387,5 +407,20 @@ mod tests {
             );
             assert_eq!(svg.matches(&format!(r#"class="test {class}""#)).count(), 1);
         }
+        assert!(!svg.contains("identity"));
+    }
+
+    #[test]
+    fn a_level_is_drawn_from_end_to_end_and_named() {
+        let curve = |name, values: &[f64]| Curve {
+            name,
+            values: values.to_vec(),
+            test: None,
+        };
+        let networks = [curve("one", &[0.5, 0.4]), curve("other", &[0.5, 0.3])];
+        let svg = curves("Latency", "latency, ms", &networks, Some(("target", 0.35)));
+        // Once across, once in the legend.
+        assert_eq!(svg.matches(r#"class="identity""#).count(), 2);
+        assert!(svg.contains(">target</text>") && !svg.contains(">test</text>"));
     }
 }
