@@ -5,11 +5,11 @@ use space::{CellGenotype, CellKind, CellSpec, Genotype, NetworkSpec};
 
 use crate::auxiliary::AuxiliaryHead;
 use crate::candidate::{Candidate, EdgeInput};
-use crate::fused::{CellParts, Chain, EdgeParts, Ends, FusedCell, InputParts, to_grouped};
+use crate::fused::{CellParts, Chain, EdgeParts, FusedCell, InputParts, Start, to_grouped};
 use crate::inference::{InferenceCell, InferenceNet};
 use crate::layers::{
     Affine, FactorizedReduce, Linear, ReluConvBn, Stem, from_planes, global_average_pool,
-    grouped_average_pool, planes_average_pool, swap_images_and_channels,
+    grouped_average_pool, swap_images_and_channels,
 };
 use crate::memory::{self, Path, StepMemory};
 use crate::parameters::Builder;
@@ -289,15 +289,15 @@ impl DerivedNet {
             }
             grouped_average_pool(&chain_of(rest).grouped_last(&ends, pass, found)?)?
         } else if FusedCell::can_run(x, false, pass) {
-            let mut ends = Ends::of_images(&self.stem, x, pass)?;
+            let mut start = Start::of_images(&self.stem, x, pass)?;
             let mut rest = &self.cells[..];
             if let Some((layer, head)) = auxiliary {
                 let (first, behind) = rest.split_at(layer + 1);
-                ends = chain_of(first).ends(ends, pass)?;
+                let ends = chain_of(first).ends(start, pass)?;
                 auxiliary_logits = Some(head.forward(&from_planes(&ends.s1)?, pass)?);
-                rest = behind;
+                (start, rest) = (Start::Ends(ends), behind);
             }
-            planes_average_pool(&chain_of(rest).last(&ends, pass)?)?
+            chain_of(rest).pooled(&start, pass)?
         } else {
             let (mut s0, mut s1) = self.stem.forward(x, pass)?;
             for (layer, cell) in self.cells.iter().enumerate() {

@@ -8,15 +8,11 @@
 //!
 //! [`DerivedNet`]: crate::DerivedNet
 
-use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
-
 use candle_core::{DType, Result, Tensor, Var};
 use kernels::image::{Dense, Maps, PaddedMaps, Pointwise, Unit, average_pool, max_pool};
 use rayon::prelude::*;
 
+use crate::awake::Awake;
 use crate::candidate::PoolKind;
 use crate::fused::{FusedCell, Norm, OperationKind, OperationPlan, UnitPlan};
 use crate::layers::{BATCH_NORM_EPS, BatchNorm, Linear, Stem};
@@ -77,67 +73,6 @@ impl InferenceNet {
         self.classifier
             .forward(&Maps::from_slice(means.len(), 1, 1, &means), &mut logits, 0);
         logits.to_vec()
-    }
-}
-
-thread_local! {
-    /// Whether this thread runs an image.
-    static RUNS: Cell<bool> = const { Cell::new(false) };
-}
-
-/// How long an image waits for the other threads to wake up.
-const WAKING: Duration = Duration::from_micros(200);
-
-/// Keeps the other threads of the pool awake while it lives.
-///
-/// The operations of one image take some ten microseconds each, and one that begins on a thread which has gone to sleep in between
-/// waits as long for it to wake up.
-struct Awake {
-    state: Arc<AwakeState>,
-    ran_before: bool,
-}
-
-#[derive(Default)]
-struct AwakeState {
-    n_awake: AtomicUsize,
-    /// There is work: a thread that was busy until now stays out. It might be in the middle of that very work, waiting for a
-    /// part of it, and would wait for the whole.
-    has_begun: AtomicBool,
-    is_over: AtomicBool,
-}
-
-impl Awake {
-    fn new() -> Self {
-        let state = Arc::new(AwakeState::default());
-        let ran_before = RUNS.replace(true);
-        let seen = Arc::clone(&state);
-        rayon::spawn_broadcast(move |_| {
-            // A thread that runs an image itself must get on with it.
-            if RUNS.get() || seen.has_begun.load(Ordering::SeqCst) {
-                return;
-            }
-            seen.n_awake.fetch_add(1, Ordering::SeqCst);
-            while !seen.is_over.load(Ordering::Relaxed) {
-                if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                    // Who else has something to do on this core goes first.
-                    std::thread::yield_now();
-                }
-            }
-        });
-        let n_others = rayon::current_num_threads() - 1;
-        let start = Instant::now();
-        while state.n_awake.load(Ordering::SeqCst) < n_others && start.elapsed() < WAKING {
-            std::hint::spin_loop();
-        }
-        state.has_begun.store(true, Ordering::SeqCst);
-        Self { state, ran_before }
-    }
-}
-
-impl Drop for Awake {
-    fn drop(&mut self) {
-        self.state.is_over.store(true, Ordering::Relaxed);
-        RUNS.set(self.ran_before);
     }
 }
 

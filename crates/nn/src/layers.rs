@@ -4,8 +4,9 @@ use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Tensor, Var};
 use kernels::pieces::Following;
 use kernels::{BatchStatistics, Conv2dGeometry, DeviceStatistics, Precision};
 
+use crate::Pass;
+use crate::fused::StemRun;
 use crate::parameters::Builder;
-use crate::{Pass, fused};
 
 /// Batch normalisation's epsilon.
 pub const BATCH_NORM_EPS: f64 = 1e-5;
@@ -365,12 +366,13 @@ impl Stem {
         parts.map(|conv| (&conv.weight, conv.geometry(), &conv.norm))
     }
 
-    /// What both states are, `[c, h, w, n]`, if one convolution gives them and images have no gradient.
-    pub(crate) fn planes(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Option<Tensor>> {
+    /// The stem with images `[n, c, h, w]`, ready to run in front of fused cells: if one convolution gives both states, and
+    /// images have no gradient.
+    pub(crate) fn run<'a>(&'a self, x: &Tensor, pass: &Pass<'_>) -> Result<Option<StemRun<'a>>> {
         match &self.layout {
             StemLayout::Single(conv) if !x.track_op() => {
                 let weight = pass.weight(&conv.weight);
-                fused::convolve(x, &weight, conv.geometry(), &conv.norm, pass).map(Some)
+                StemRun::new(x, weight, conv.geometry(), &conv.norm, pass).map(Some)
             }
             StemLayout::Single(_) | StemLayout::Imagenet(_) => Ok(None),
         }

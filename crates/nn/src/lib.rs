@@ -22,6 +22,7 @@
 
 pub mod architecture;
 pub mod auxiliary;
+mod awake;
 pub mod bilevel;
 pub mod candidate;
 pub mod derived;

@@ -13,12 +13,9 @@ use crate::architecture::{Candidates, ChannelRatio, Mixing};
 use crate::candidate::{Candidate, EdgeInput};
 use crate::derived::Preprocess;
 use crate::fused::{
-    CellParts, Chain, ChainMixing, EdgeParts, Ends, FusedCell, InputParts, to_grouped,
+    CellParts, Chain, ChainMixing, EdgeParts, FusedCell, InputParts, Start, to_grouped,
 };
-use crate::layers::{
-    Affine, Linear, ReluConvBn, Stem, global_average_pool, grouped_average_pool,
-    planes_average_pool,
-};
+use crate::layers::{Affine, Linear, ReluConvBn, Stem, global_average_pool, grouped_average_pool};
 use crate::memory::{self, Path, StepMemory};
 use crate::parameters::Builder;
 use crate::{Parameters, Pass};
@@ -355,8 +352,8 @@ impl Supernet {
             let found = self.parameters.found();
             grouped_average_pool(&self.chain(mixing)?.grouped_last(&ends, pass, found)?)?
         } else if FusedCell::can_run(x, is_tracked, pass) {
-            let ends = Ends::of_images(&self.stem, x, pass)?;
-            planes_average_pool(&self.chain(mixing)?.last(&ends, pass)?)?
+            let start = Start::of_images(&self.stem, x, pass)?;
+            self.chain(mixing)?.pooled(&start, pass)?
         } else {
             let (mut s0, mut s1) = self.stem.forward(x, pass)?;
             for cell in &self.cells {

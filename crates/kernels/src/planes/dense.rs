@@ -20,7 +20,7 @@ impl Dense {
     }
 
     /// The size of an input plane.
-    fn input(&self) -> Grid {
+    pub fn input(&self) -> Grid {
         let [h, w] = self.window.input;
         Grid { h, w, n: self.n }
     }

@@ -3,7 +3,7 @@
 use super::combine::{PartMoments, add, rectify, write_where_positive};
 use multiversion::multiversion;
 
-use super::{Buffer, Moments, PIECE, for_each, pieces_mut};
+use super::{Buffer, Moments, PIECE, for_each, parts_mut, pieces_mut};
 use crate::Element;
 use crate::product::{Panels, Rows, add_outer, row_stride};
 
@@ -291,10 +291,16 @@ pub fn pointwise_backward<T: Element>(
 /// The sum of partial sums, in their order.
 pub(super) fn sum(parts: &[Vec<f64>], len: usize) -> Vec<f64> {
     let mut total = vec![0.0; len];
-    for part in parts {
-        for (total, part) in total.iter_mut().zip(part) {
-            *total += part;
-        }
-    }
+    for_each(
+        parts_mut(vec![&mut total[..]], PIECE),
+        || (),
+        |(), _, (_, start, total)| {
+            for part in parts {
+                for (total, part) in total.iter_mut().zip(&part[start..]) {
+                    *total += part;
+                }
+            }
+        },
+    );
     total
 }

@@ -163,16 +163,32 @@ pub fn subsample<T: Element>(grid: Grid, offset: usize, x: &[T], y: &mut [T]) {
     }
 }
 
-/// Adds the gradient of [`subsample`] to that of its input.
-pub fn subsample_backward<T: Element>(grid: Grid, offset: usize, grad_y: &[T], grad_x: &mut [T]) {
-    let (Grid { h, w, n }, out) = (grid, grid.halved());
-    for (index, grad_y) in grad_y.chunks(n.max(1)).enumerate() {
-        let (row, column) = (2 * (index / out.w) + offset, 2 * (index % out.w) + offset);
-        if row < h && column < w {
-            let grad_x = &mut grad_x[(row * w + column) * n..][..n];
-            grad_x.iter_mut().zip(grad_y).for_each(|(x, &y)| *x += y);
-        }
-    }
+/// Adds the gradients of [`subsample`] with an offset of 0 and of 1 to that of their input, or takes its place.
+pub fn subsample_backward<T: Element>(
+    grid: Grid,
+    grads: [&[&[T]]; 2],
+    grad_x: Vec<&mut [T]>,
+    adds: bool,
+) {
+    let (n, row_len) = (grid.n, grid.row_len());
+    for_each(
+        parts_mut(grad_x, row_len),
+        || (),
+        |(), _, (channel, start, grad_x)| {
+            if !adds {
+                grad_x.fill(T::zero());
+            }
+            let row = start / row_len;
+            // Even rows have even pixels that were kept, odd rows odd ones.
+            let offset = row % 2;
+            let out_len = grid.halved().row_len();
+            let grad_y = &grads[offset][channel][row / 2 * out_len..][..out_len];
+            let kept = grad_x.chunks_exact_mut(n.max(1)).skip(offset).step_by(2);
+            for (grad_x, grad_y) in kept.zip(grad_y.chunks_exact(n.max(1))) {
+                grad_x.iter_mut().zip(grad_y).for_each(|(x, &y)| *x += y);
+            }
+        },
+    );
 }
 
 /// Average pooling without the padding: the window of `stencil`, all taps alike.

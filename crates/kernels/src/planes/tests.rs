@@ -369,10 +369,17 @@ fn subsampling_and_its_gradient_pick_every_second_pixel() {
     subsample(grid, 1, &x, &mut y);
     // Row 1, columns 1 and 3; row 3 is beyond the plane.
     assert_eq!(y, [10.0, 11.0, 14.0, 15.0, 0.0, 0.0, 0.0, 0.0]);
-    let mut grad_x = vec![0.0; grid.len()];
-    subsample_backward(grid, 1, &[1.0; 8], &mut grad_x);
-    let picked: Vec<usize> = (0..grid.len()).filter(|&i| grad_x[i] == 1.0).collect();
-    assert_eq!(picked, [10, 11, 14, 15]);
+    let grads: [&[&[f64]]; 2] = [&[&[2.0; 8]], &[&[1.0; 8]]];
+    let mut grad_x = vec![7.0; grid.len()];
+    subsample_backward(grid, grads, vec![&mut grad_x], false);
+    let picked = |x: &[f64], grad| -> Vec<usize> {
+        (0..grid.len()).filter(|&index| x[index] == grad).collect()
+    };
+    assert_eq!(picked(&grad_x, 1.0), [10, 11, 14, 15]);
+    assert_eq!(picked(&grad_x, 2.0), [0, 1, 4, 5, 16, 17, 20, 21]);
+    assert_eq!(picked(&grad_x, 0.0).len(), grid.len() - 12);
+    subsample_backward(grid, grads, vec![&mut grad_x], true);
+    assert_eq!(picked(&grad_x, 4.0).len(), 8);
 }
 
 #[test]

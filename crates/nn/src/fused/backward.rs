@@ -415,10 +415,8 @@ impl<'a, T: Element> Backward<'a, T> {
                     self.unhalve(halves, kernels, &chain, target, &mut found);
                 });
             }
-            if convolutions.is_empty() && !is_written {
-                partial.fill(T::zero());
-            }
-            add_halves(&grads, grid, partial);
+            let adds = is_written || !convolutions.is_empty();
+            add_halves(&grads, grid, partial, adds);
         }
         self.add(found);
     }
@@ -746,10 +744,7 @@ impl<'a, T: Element> Backward<'a, T> {
                 let wanted = grad_s.is_some().then_some((&mut grads, false));
                 self.unhalve(halves, &kernels, &chain, wanted, &mut found);
                 if let Some(grad_s) = &mut grad_s {
-                    if !adds {
-                        grad_s.fill(T::zero());
-                    }
-                    add_halves(&grads, raw_grid, grad_s);
+                    add_halves(&grads, raw_grid, grad_s, adds);
                 }
             }
             (_, kernels) => {
@@ -772,12 +767,11 @@ impl<'a, T: Element> Backward<'a, T> {
     }
 }
 
-/// Adds the gradients of even and odd pixels to that of all pixels.
-fn add_halves<T: Element>(halves: &[Buffer<T>; 2], grid: Grid, grad_x: &mut [T]) {
-    for (offset, half) in halves.iter().enumerate() {
-        let half = planes(half, grid.halved().len());
-        for (half, grad_x) in half.into_iter().zip(planes_mut(grad_x, grid.len())) {
-            subsample_backward(grid, offset, half, grad_x);
-        }
-    }
+/// Adds the gradients of even and odd pixels to that of all pixels, or takes its place.
+fn add_halves<T: Element>(halves: &[Buffer<T>; 2], grid: Grid, grad_x: &mut [T], adds: bool) {
+    let [even, odd] = halves
+        .each_ref()
+        .map(|half| planes(half, grid.halved().len()));
+    let grad_x = planes_mut(grad_x, grid.len());
+    subsample_backward(grid, [&even, &odd], grad_x, adds);
 }

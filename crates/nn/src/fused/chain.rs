@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
 use kernels::planes::{Buffer, Grid, Outputs, Term, combine};
 use kernels::{BatchStatistics, Element};
+use rayon::prelude::*;
 
 use super::backward::Backward;
 use super::forward::{Saved, Statistics};
 use super::plan::{Plan, Sizes};
-use super::{CellOp, CellRun, FusedCell, Masks, Wants, cast, slice};
+use super::stem::{SavedStem, StemPlan, StemRun};
+use super::{CellOp, CellRun, FusedCell, Masks, Wants, cast, planes, slice};
 use crate::Pass;
-use crate::layers::{Stem, to_planes};
+use crate::layers::{BatchNorm, Stem, planes_average_pool, to_planes};
 
 /// Cells in a row, each of which reads the outputs of the two before it.
 ///
@@ -37,59 +39,78 @@ pub(crate) struct Ends {
     pub(crate) s1: Tensor,
 }
 
-impl Ends {
-    /// What a stem gives of images `n c h w`.
-    pub(crate) fn of_images(stem: &Stem, x: &Tensor, pass: &Pass<'_>) -> Result<Self> {
-        if let Some(y) = stem.planes(x, pass)? {
-            return Ok(Self {
-                s0: y.clone(),
-                s1: y,
-            });
+/// What a row of cells begins with.
+pub(crate) enum Start<'a> {
+    /// What others gave.
+    Ends(Ends),
+    /// Images, and the stem in front of the cells.
+    Images(StemRun<'a>),
+}
+
+impl<'a> Start<'a> {
+    /// Of images `n c h w`.
+    pub(crate) fn of_images(stem: &'a Stem, x: &Tensor, pass: &Pass<'_>) -> Result<Self> {
+        if let Some(run) = stem.run(x, pass)? {
+            return Ok(Self::Images(run));
         }
         let (s0, s1) = stem.forward(x, pass)?;
         let planes = to_planes(&s1)?;
-        Ok(Self {
+        Ok(Self::Ends(Ends {
             s0: if s0.id() == s1.id() {
                 planes.clone()
             } else {
                 to_planes(&s0)?
             },
             s1: planes,
-        })
+        }))
     }
 }
 
-impl Chain<'_> {
-    /// The output of the last cell, `c h w n`.
-    pub(crate) fn last(&self, ends: &Ends, pass: &Pass<'_>) -> Result<Tensor> {
-        if self.cells.is_empty() {
-            return Ok(ends.s1.clone());
-        }
-        let (y, [_, shape]) = self.run(ends, pass, false)?;
-        y.reshape(shape)
-    }
+/// What a chain gives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gives {
+    /// The mean over all pixels of the last output, `c n`.
+    Mean,
+    /// The last two outputs; the stem's is one, too.
+    Ends,
+}
 
-    /// The outputs of the last two cells.
-    pub(crate) fn ends(&self, ends: Ends, pass: &Pass<'_>) -> Result<Ends> {
-        match self.cells.len() {
-            0 => Ok(ends),
-            1 => Ok(Ends {
-                s1: self.last(&ends, pass)?,
-                s0: ends.s1,
-            }),
+impl Chain<'_> {
+    /// The mean over all pixels of the last cell's output, `[n, c]`.
+    pub(crate) fn pooled(&self, start: &Start<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        match start {
+            Start::Ends(ends) if self.cells.is_empty() => planes_average_pool(&ends.s1),
             _ => {
-                let (y, [shape0, shape1]) = self.run(&ends, pass, true)?;
-                let len = shape0.elem_count();
-                Ok(Ends {
-                    s0: y.narrow(0, 0, len)?.reshape(shape0)?,
-                    s1: y.narrow(0, len, shape1.elem_count())?.reshape(shape1)?,
-                })
+                let (y, [_, shape]) = self.run(start, pass, Gives::Mean)?;
+                y.reshape(shape)?.t()
             }
         }
     }
 
-    /// The numbers of the last output, or of the last two, and the shapes of these two.
-    fn run(&self, ends: &Ends, pass: &Pass<'_>, gives_both: bool) -> Result<(Tensor, [Shape; 2])> {
+    /// The outputs of the last two cells, or of the last one and what came before.
+    pub(crate) fn ends(&self, start: Start<'_>, pass: &Pass<'_>) -> Result<Ends> {
+        match start {
+            Start::Ends(ends) if self.cells.is_empty() => Ok(ends),
+            start => {
+                let (y, [shape0, shape1]) = self.run(&start, pass, Gives::Ends)?;
+                let len = shape0.elem_count();
+                let s1 = y.narrow(0, len, shape1.elem_count())?.reshape(shape1)?;
+                let s0 = match start {
+                    Start::Ends(ends) if self.cells.len() == 1 => ends.s1,
+                    _ => y.narrow(0, 0, len)?.reshape(shape0)?,
+                };
+                Ok(Ends { s0, s1 })
+            }
+        }
+    }
+
+    /// The numbers that are given, and the shapes of the last two outputs as they are given.
+    fn run(
+        &self,
+        start: &Start<'_>,
+        pass: &Pass<'_>,
+        gives: Gives,
+    ) -> Result<(Tensor, [Shape; 2])> {
         let weights = self.cells.iter().flat_map(|cell| &cell.weights);
         let mut parameters = weights
             .map(|var| pass.weight(var).flatten_all())
@@ -109,14 +130,26 @@ impl Chain<'_> {
             }
             *range = start..len;
         }
+        let (s, wants_inputs, stem) = match start {
+            Start::Ends(Ends { s0, s1 }) => {
+                let wants = [s0.track_op(), s1.track_op()];
+                ([s0.contiguous()?, s1.contiguous()?], wants, None)
+            }
+            Start::Images(stem) => {
+                for tensor in &stem.parameters {
+                    parameters.push(tensor.flatten_all()?);
+                }
+                let wants = [pass.tracks_weights(); 2];
+                ([stem.x.clone(), stem.x.clone()], wants, Some(stem))
+            }
+        };
         let parameters = Tensor::cat(&parameters, 0)?;
-        let (s0, s1) = (ends.s0.contiguous()?, ends.s1.contiguous()?);
         let wants = Wants {
-            inputs: [s0.track_op(), s1.track_op()],
+            inputs: wants_inputs,
             weights: pass.tracks_weights(),
             mixing: wants_mixing,
         };
-        let n_images = ends.s1.dim(3)?;
+        let n_images = s[1].dim(3)?;
         let kind_of = |index| self.mixing.as_ref().map_or(0, |mixing| mixing.kinds[index]);
         let mut first = 0;
         let cells = self.cells.iter().enumerate().map(|(index, cell)| {
@@ -134,34 +167,37 @@ impl Chain<'_> {
             })
         });
         let op = Arc::new(ChainCells {
+            stem: stem.map(|stem| stem.plan(len)),
             cells: cells.collect::<Result<_>>()?,
             wants,
-            gives_both,
+            gives,
         });
-        match s0.dtype() {
-            DType::F64 => self.apply::<f64>(&s0, &s1, &parameters, op),
-            _ => self.apply::<f32>(&s0, &s1, &parameters, op),
+        let norm = stem.map(|stem| stem.norm);
+        match s[0].dtype() {
+            DType::F64 => self.apply::<f64>(&s, &parameters, op, norm),
+            _ => self.apply::<f32>(&s, &parameters, op, norm),
         }
     }
 
     fn apply<T: Element>(
         &self,
-        s0: &Tensor,
-        s1: &Tensor,
+        [s0, s1]: &[Tensor; 2],
         parameters: &Tensor,
         chain: Arc<ChainCells>,
+        stem: Option<&BatchNorm>,
     ) -> Result<(Tensor, [Shape; 2])> {
-        let saved = Arc::new(Mutex::new(Vec::new()));
+        let saved = Arc::new(Mutex::new(SavedChain::default()));
         let op = ChainOp::<T> {
-            chain,
+            chain: chain.clone(),
             saved: saved.clone(),
         };
         let y = s0.apply_op3(s1, parameters, op)?;
         let saved = saved.lock().expect("no thread panicked with it");
+        if let (Some(norm), Some(stem), true) = (stem, &saved.stem, saved.is_of_training()) {
+            norm.observe(&stem.statistics())?;
+        }
         let norms = self.cells.iter().flat_map(|cell| &cell.norms);
-        let cells = saved
-            .iter()
-            .filter_map(|cell: &SavedCell<T>| cell.saved.as_ref());
+        let cells = saved.cells.iter().filter_map(|cell| cell.saved.as_ref());
         let statistics = cells.flat_map(|saved| &saved.statistics);
         for (norm, Statistics { moments, count }) in norms.zip(statistics) {
             norm.observe(&BatchStatistics {
@@ -170,14 +206,20 @@ impl Chain<'_> {
                 count: *count,
             })?;
         }
-        let shape =
-            |cell: Option<&SavedCell<T>>| cell.map_or(Shape::from(0), |cell| cell.shape.clone());
-        let before = saved
-            .len()
-            .checked_sub(2)
-            .and_then(|index| saved.get(index));
-        Ok((y, [shape(before), shape(saved.last())]))
+        let mut shapes: Vec<Shape> = chain.stem.iter().map(stem_shape).collect();
+        shapes.extend(saved.cells.iter().map(SavedCell::shape));
+        let last = match (chain.gives, saved.cells.last()) {
+            (Gives::Mean, Some(cell)) => Shape::from((cell.n_planes, cell.sizes.node.n)),
+            _ => shapes[shapes.len() - 1].clone(),
+        };
+        let before = shapes.len().checked_sub(2).map(|at| shapes[at].clone());
+        Ok((y, [before.unwrap_or(Shape::from(0)), last]))
     }
+}
+
+fn stem_shape(stem: &StemPlan) -> Shape {
+    let Grid { h, w, n } = stem.grid();
+    Shape::from((stem.n_out(), h, w, n))
 }
 
 /// A cell of a chain: the places of its parameters and of the weights that mix it.
@@ -192,9 +234,11 @@ struct ChainCell {
 
 /// What a chain computes.
 struct ChainCells {
+    /// What makes of images what the first cell reads.
+    stem: Option<StemPlan>,
     cells: Vec<ChainCell>,
     wants: Wants,
-    gives_both: bool,
+    gives: Gives,
 }
 
 impl ChainCells {
@@ -219,28 +263,62 @@ impl ChainCells {
 /// A cell that has run, with what its backward pass needs.
 struct SavedCell<T: Element> {
     sizes: Sizes,
-    shape: Shape,
+    n_planes: usize,
     nodes: Buffer<T>,
     /// Nothing outside training.
     saved: Option<Saved<T>>,
 }
 
+impl<T: Element> SavedCell<T> {
+    fn shape(&self) -> Shape {
+        let Grid { h, w, n } = self.sizes.node;
+        Shape::from((self.n_planes, h, w, n))
+    }
+}
+
+/// A chain that has run.
+struct SavedChain<T: Element> {
+    stem: Option<SavedStem<T>>,
+    cells: Vec<SavedCell<T>>,
+}
+
+impl<T: Element> Default for SavedChain<T> {
+    fn default() -> Self {
+        Self {
+            stem: None,
+            cells: Vec::new(),
+        }
+    }
+}
+
+impl<T: Element> SavedChain<T> {
+    fn is_of_training(&self) -> bool {
+        self.cells.iter().any(|cell| cell.saved.is_some())
+    }
+
+    /// The outputs of stem and cells, in order.
+    fn outputs(&self) -> Vec<&[T]> {
+        let stem = self.stem.iter().map(|stem| &stem.y[..]);
+        stem.chain(self.cells.iter().map(|cell| &cell.nodes[..]))
+            .collect()
+    }
+
+    /// What the cell at `index` reads: outputs of cells, of the stem, or else what the chain starts from.
+    fn sources<'a>(&'a self, s: [&'a [T]; 2], index: usize) -> [&'a [T]; 2] {
+        [0, 1].map(|input| match (index + input).checked_sub(2) {
+            Some(cell) => &self.cells[cell].nodes[..],
+            None => match &self.stem {
+                Some(stem) => &stem.y[..],
+                None => s[index + input],
+            },
+        })
+    }
+}
+
 /// One run of a chain.
 struct ChainOp<T: Element> {
     chain: Arc<ChainCells>,
-    saved: Arc<Mutex<Vec<SavedCell<T>>>>,
-}
-
-/// What the cell at `index` reads: outputs of cells, or what the chain starts from.
-fn sources<'a, T: Element>(
-    saved: &'a [SavedCell<T>],
-    s: [&'a [T]; 2],
-    index: usize,
-) -> [&'a [T]; 2] {
-    [0, 1].map(|input| match (index + input).checked_sub(2) {
-        Some(cell) => &saved[cell].nodes[..],
-        None => s[index + input],
-    })
+    saved: Arc<Mutex<SavedChain<T>>>,
 }
 
 fn grid(shape: &Shape) -> Result<Grid> {
@@ -262,34 +340,36 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
         parameters: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let chain = &*self.chain;
         let s = [slice::<T>(s0, l0)?, slice::<T>(s1, l1)?];
         let parameters = slice::<T>(parameters, l2)?;
         let mut grids = [grid(l0.shape())?, grid(l1.shape())?];
-        let mut saved: Vec<SavedCell<T>> = Vec::with_capacity(self.chain.cells.len());
-        for (index, cell) in self.chain.cells.iter().enumerate() {
+        let mut saved = SavedChain::default();
+        if let Some(stem) = &chain.stem {
+            saved.stem = Some(stem.forward(s[0], parameters));
+            grids = [stem.grid(); 2];
+        }
+        for (index, cell) in chain.cells.iter().enumerate() {
             let sizes = cell.plan.sizes(grids)?;
-            let (nodes, own) = self.chain.op(index).forward(
-                sources(&saved, s, index),
+            let (nodes, own) = chain.op(index).forward(
+                saved.sources(s, index),
                 &sizes,
                 &parameters[cell.parameters.clone()],
                 &parameters[cell.mixing.clone()],
             );
             grids = [grids[1], sizes.node];
-            let Grid { h, w, n } = sizes.node;
-            let shape = Shape::from((cell.plan.n_nodes * cell.plan.channels, h, w, n));
-            saved.push(SavedCell {
+            saved.cells.push(SavedCell {
                 sizes,
-                shape,
+                n_planes: cell.plan.n_nodes * cell.plan.channels,
                 nodes,
                 saved: cell.running.is_none().then_some(own),
             });
         }
-        let n_given = if self.chain.gives_both { 2 } else { 1 };
-        let given = &saved[saved.len() - n_given.min(saved.len())..];
-        let y: Vec<T> = given
-            .iter()
-            .flat_map(|cell| cell.nodes.iter().copied())
-            .collect();
+        let outputs = saved.outputs();
+        let y: Vec<T> = match (chain.gives, outputs.last()) {
+            (Gives::Mean, Some(last)) => pixel_means(&planes(last, grids[1].len()), grids[1]),
+            _ => outputs[outputs.len().saturating_sub(2)..].concat(),
+        };
         let shape = Shape::from(y.len());
         *self.saved.lock().expect("no thread panicked with it") = saved;
         Ok((T::to_cpu_storage_owned(y), shape))
@@ -304,7 +384,7 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
         grad_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let saved = std::mem::take(&mut *self.saved.lock().expect("no thread panicked with it"));
-        if saved.iter().all(|cell| cell.saved.is_none()) {
+        if !saved.is_of_training() {
             candle_core::bail!(
                 "fused cells: the backward pass runs once for each forward pass in training"
             );
@@ -332,7 +412,7 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
             grad.map(|grad| Tensor::from_vec(grad, like.shape(), like.device()))
                 .transpose()
         };
-        let [grad0, grad1] = grads.inputs;
+        let [grad0, grad1] = grads.inputs.map(|grad| grad.map(|grad| grad.to_vec()));
         let wants = self.chain.wants;
         let grad_parameters = (wants.weights || wants.mixing).then(|| cast::<T>(&grads.parameters));
         Ok((
@@ -344,8 +424,9 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
 }
 
 /// The gradients of a chain.
-struct ChainGrads<T> {
-    inputs: [Option<Vec<T>>; 2],
+struct ChainGrads<T: Element> {
+    /// Of what it starts from, unless that is images.
+    inputs: [Option<Buffer<T>>; 2],
     parameters: Vec<f64>,
 }
 
@@ -354,56 +435,63 @@ impl<T: Element> ChainOp<T> {
     /// tensor twice, the first gradient is that of both.
     fn backward(
         &self,
-        mut saved: Vec<SavedCell<T>>,
+        mut saved: SavedChain<T>,
         s: [&[T]; 2],
         parameters: &[T],
         grad_out: &[T],
         starts_alike: bool,
     ) -> ChainGrads<T> {
+        let chain = &*self.chain;
         let mut grad_parameters = vec![0.0; parameters.len()];
+        let n = saved.cells.len();
         // What is known so far of the gradients of what the chain starts from and of each output.
         let mut pending: Vec<Option<Buffer<T>>> = Vec::new();
-        pending.resize_with(saved.len() + 2, || None);
-        let n = saved.len();
-        let given_len = |index: usize| match n - index {
-            1 => saved[index].nodes.len(),
-            2 if self.chain.gives_both => saved[index].nodes.len(),
-            _ => 0,
+        pending.resize_with(n + 2, || None);
+        let spread = match chain.gives {
+            Gives::Mean => saved
+                .cells
+                .last()
+                .map(|cell| of_pixels(grad_out, cell.n_planes, cell.sizes.node)),
+            Gives::Ends => None,
         };
-        let mut given_ends = grad_out.len();
-        let given: Vec<&[T]> = (0..n)
-            .rev()
-            .map(|index| {
-                let end = given_ends;
-                given_ends -= given_len(index);
-                &grad_out[given_ends..end]
-            })
-            .collect();
-        for (index, given) in (0..n).rev().zip(given) {
+        // What is given of the gradients of the last outputs, from behind.
+        let mut given: Vec<&[T]> = match &spread {
+            Some(spread) => vec![spread],
+            None => {
+                let mut end = grad_out.len();
+                let lens = saved.outputs().into_iter().rev().take(2).map(<[T]>::len);
+                lens.map(|len| {
+                    end -= len;
+                    &grad_out[end..end + len]
+                })
+                .collect()
+            }
+        };
+        given.reverse();
+        for index in (0..n).rev() {
             let own = pending.pop().flatten();
-            let cell = &self.chain.cells[index];
-            let (before, last) = saved.split_at(index);
+            let cell = &chain.cells[index];
             let SavedCell {
                 sizes,
                 nodes,
                 saved: Some(own_saved),
                 ..
-            } = &last[0]
+            } = &saved.cells[index]
             else {
                 unreachable!("a chain has saved what all its cells need, or nothing");
             };
             let run = CellRun {
-                op: self.chain.op(index),
+                op: chain.op(index),
                 sizes,
                 parameters: &parameters[cell.parameters.clone()],
                 mixing: &parameters[cell.mixing.clone()],
-                s: sources(before, s, index),
+                s: saved.sources(s, index),
                 nodes,
                 saved: own_saved,
             };
-            let given = [given]
+            let given = given
+                .pop()
                 .into_iter()
-                .filter(|given| !given.is_empty())
                 .chain(own.iter().map(|grad| &grad[..]))
                 .collect();
             let of_inputs = [index, index + 1].map(|output| pending[output].take());
@@ -418,26 +506,67 @@ impl<T: Element> ChainOp<T> {
             for (input, grad) in grads.inputs.into_iter().enumerate() {
                 pending[index + input] = grad;
             }
-            saved.truncate(index);
+            saved.cells.truncate(index);
         }
         let mut pending = pending.into_iter().map(Option::into_iter);
         let [mut first, mut second] = std::array::from_fn(|_| -> Vec<Buffer<T>> {
             pending.next().into_iter().flatten().collect()
         });
-        if starts_alike {
+        let given = given.pop();
+        if starts_alike || chain.stem.is_some() {
             first.append(&mut second);
         }
-        let inputs = [first, second].map(|grads| {
-            let len = grads.first()?.len();
-            let mut sum = vec![T::zero(); len];
-            let terms = grads.iter().map(|grad| Term::new(T::one(), &grad[..]));
+        let sum = |grads: Vec<Buffer<T>>, given: Option<&[T]>| {
+            let terms = given.into_iter().chain(grads.iter().map(|grad| &grad[..]));
+            let terms: Vec<Term<'_, T>> = terms.map(|grad| Term::new(T::one(), grad)).collect();
+            let mut sum = Buffer::any(terms.first()?.plane.len());
             let outputs = Outputs::new(vec![&mut sum]);
-            combine(outputs, &[terms.collect()], &[T::zero()]);
+            combine(outputs, &[terms], &[T::zero()]);
             Some(sum)
-        });
+        };
+        let mut inputs = [sum(first, given), sum(second, None)];
+        if let (Some(stem), Some(saved)) = (&chain.stem, &saved.stem)
+            && let [Some(grad), _] = std::mem::take(&mut inputs)
+        {
+            stem.backward(s[0], parameters, saved, &grad, &mut grad_parameters);
+        }
         ChainGrads {
             inputs,
             parameters: grad_parameters,
         }
     }
+}
+
+/// The mean over all pixels of each plane and image, `c n`.
+fn pixel_means<T: Element>(planes: &[&[T]], grid: Grid) -> Vec<T> {
+    let scale = T::from_f64(1.0 / (grid.h * grid.w) as f64);
+    let mut means = vec![T::zero(); planes.len() * grid.n];
+    for (means, plane) in means.chunks_exact_mut(grid.n.max(1)).zip(planes) {
+        for pixel in plane.chunks_exact(grid.n.max(1)) {
+            for (mean, &x) in means.iter_mut().zip(pixel) {
+                *mean += x;
+            }
+        }
+        for mean in means {
+            *mean *= scale;
+        }
+    }
+    means
+}
+
+/// The gradient of all pixels from that of their means, `c n`.
+fn of_pixels<T: Element>(grad: &[T], n_planes: usize, grid: Grid) -> Buffer<T> {
+    let scale = T::from_f64(1.0 / (grid.h * grid.w) as f64);
+    let mut all = Buffer::any(n_planes * grid.len());
+    let planes = all.par_chunks_exact_mut(grid.len().max(1));
+    planes
+        .zip(grad.par_chunks_exact(grid.n.max(1)))
+        .for_each(|(plane, grad)| {
+            for pixel in plane.chunks_exact_mut(grid.n.max(1)) {
+                for (all, &grad) in pixel.iter_mut().zip(grad) {
+                    *all = grad * scale;
+                }
+            }
+        });
+    all
 }

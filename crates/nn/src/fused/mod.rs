@@ -22,14 +22,14 @@ use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor, Var, WithDT
 use kernels::Element;
 use kernels::planes::Moments;
 
-pub(crate) use self::chain::{Chain, ChainMixing, Ends};
+pub(crate) use self::chain::{Chain, ChainMixing, Start};
 use self::forward::{Saved, Statistics};
 use self::grouped::Grouping;
 pub(crate) use self::grouped::to_grouped;
 pub(crate) use self::plan::{CellParts, EdgeParts, InputParts};
 use self::plan::{Collector, EdgePlan, Sizes};
 pub(crate) use self::plan::{Norm, OperationKind, OperationPlan, Plan, UnitPlan};
-pub(crate) use self::stem::convolve;
+pub(crate) use self::stem::StemRun;
 use crate::Pass;
 use crate::layers::BatchNorm;
 
