@@ -25,13 +25,18 @@ pub(crate) struct Awake {
 struct AwakeState {
     n_awake: AtomicUsize,
     /// There is work: a thread that was busy until now stays out. It might be in the middle of that very work, waiting for a
-    /// part of it, and would wait for the whole.
+    /// part of it, and would wait for the whole. What a thread that is kept awake had begun before, the work does not wait for.
     has_begun: AtomicBool,
     is_over: AtomicBool,
 }
 
 impl Awake {
-    pub(crate) fn new() -> Self {
+    /// From here on; `None` if there are no others.
+    pub(crate) fn others() -> Option<Self> {
+        let n_others = rayon::current_num_threads() - 1;
+        if n_others == 0 {
+            return None;
+        }
         let state = Arc::new(AwakeState::default());
         let ran_before = RUNS.replace(true);
         let seen = Arc::clone(&state);
@@ -48,13 +53,12 @@ impl Awake {
                 }
             }
         });
-        let n_others = rayon::current_num_threads() - 1;
         let start = Instant::now();
         while state.n_awake.load(Ordering::SeqCst) < n_others && start.elapsed() < WAKING {
             std::hint::spin_loop();
         }
         state.has_begun.store(true, Ordering::SeqCst);
-        Self { state, ran_before }
+        Some(Self { state, ran_before })
     }
 }
 

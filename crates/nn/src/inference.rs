@@ -49,8 +49,8 @@ impl InferenceNet {
         assert_eq!(images.len(), n * len);
         let run = |image: &[f32]| self.image(Maps::from_slice(self.in_channels, h, w, image));
         let images = images.chunks_exact(len.max(1));
-        if n == 1 && rayon::current_num_threads() > 1 {
-            let _awake = Awake::new();
+        if n == 1 {
+            let _awake = Awake::others();
             images.flat_map(run).collect()
         } else if n > 1 && rayon::current_num_threads() > 1 {
             let images: Vec<&[f32]> = images.collect();

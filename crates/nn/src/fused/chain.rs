@@ -14,6 +14,7 @@ use super::plan::{Plan, Sizes};
 use super::stem::{SavedStem, StemPlan, StemRun};
 use super::{CellOp, CellRun, FusedCell, Masks, Wants, cast, planes, slice};
 use crate::Pass;
+use crate::awake::Awake;
 use crate::layers::{BatchNorm, Stem, planes_average_pool, to_planes};
 
 /// Cells in a row, each of which reads the outputs of the two before it.
@@ -340,6 +341,7 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
         parameters: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let _awake = Awake::others();
         let chain = &*self.chain;
         let s = [slice::<T>(s0, l0)?, slice::<T>(s1, l1)?];
         let parameters = slice::<T>(parameters, l2)?;
@@ -383,6 +385,7 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
         _: &Tensor,
         grad_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let _awake = Awake::others();
         let saved = std::mem::take(&mut *self.saved.lock().expect("no thread panicked with it"));
         if !saved.is_of_training() {
             candle_core::bail!(
