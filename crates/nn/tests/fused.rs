@@ -209,11 +209,18 @@ fn a_fused_derived_network_is_the_derived_network() -> Result<()> {
 #[test]
 fn an_auxiliary_head_sees_what_fused_cells_give() -> Result<()> {
     let genotype = Genotype::named("PC_DARTS_cifar").expect("a published name");
-    for n_layers in [3, 6] {
+    // The head wants 8 pixels. In front of it lie one, two or more cells; behind it none or several.
+    for (n_layers, size, tracked) in [
+        (1, 16, false),
+        (1, 16, true),
+        (2, 32, false),
+        (3, 32, true),
+        (6, 32, false),
+    ] {
         let run = |pass: &Pass<'_>| -> Result<_> {
-            let network = derived(&genotype, &spec(32, n_layers), true)?;
-            let (x, y) = batch(3, 32)?;
-            let logits = network.forward(&x, pass)?;
+            let network = derived(&genotype, &spec(size, n_layers), true)?;
+            let (x, y) = batch(3, size)?;
+            let logits = network.forward(&images(&x, tracked), pass)?;
             let auxiliary = logits.auxiliary.expect("in training there is one");
             let auxiliary = (cross_entropy(&auxiliary, &y, 0.0)? * 0.4)?;
             let loss = (cross_entropy(&logits.main, &y, 0.0)? + auxiliary)?;
