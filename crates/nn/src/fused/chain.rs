@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
+use kernels::Element;
 use kernels::planes::{Buffer, Grid, Outputs, Term, combine};
-use kernels::{BatchStatistics, Element};
 use rayon::prelude::*;
 
 use super::backward::Backward;
@@ -195,17 +195,13 @@ impl Chain<'_> {
         let y = s0.apply_op3(s1, parameters, op)?;
         let saved = saved.lock().expect("no thread panicked with it");
         if let (Some(norm), Some(stem), true) = (stem, &saved.stem, saved.is_of_training()) {
-            norm.observe(&stem.statistics())?;
+            norm.observe(&stem.statistics.of_batch())?;
         }
         let norms = self.cells.iter().flat_map(|cell| &cell.norms);
         let cells = saved.cells.iter().filter_map(|cell| cell.saved.as_ref());
         let statistics = cells.flat_map(|saved| &saved.statistics);
-        for (norm, Statistics { moments, count }) in norms.zip(statistics) {
-            norm.observe(&BatchStatistics {
-                mean: moments.iter().map(|m| m.mean).collect(),
-                var: moments.iter().map(|m| m.var).collect(),
-                count: *count,
-            })?;
+        for (norm, statistics) in norms.zip(statistics) {
+            norm.observe(&statistics.of_batch())?;
         }
         let mut shapes: Vec<Shape> = chain.stem.iter().map(stem_shape).collect();
         shapes.extend(saved.cells.iter().map(SavedCell::shape));

@@ -1,10 +1,10 @@
 //! The forward pass of a fused cell, and what it leaves for the backward pass.
 
-use kernels::Element;
 use kernels::planes::{
     Affine, Buffer, Grid, MaxPool, Moments, Outputs, Source, Stencil, Term, Unit, average, combine,
     drop_images, moments, normalise, normalise_in_place, pointwise_forward, subsample,
 };
+use kernels::{BatchStatistics, Element};
 use rayon::prelude::*;
 
 use super::plan::{EdgePlan, Norm, OperationKind, OperationPlan, Plan, Sizes};
@@ -45,6 +45,16 @@ pub(super) struct Statistics {
     pub(super) moments: Vec<Moments>,
     /// Values of a channel.
     pub(super) count: usize,
+}
+
+impl Statistics {
+    pub(super) fn of_batch(&self) -> BatchStatistics {
+        BatchStatistics {
+            mean: self.moments.iter().map(|m| m.mean).collect(),
+            var: self.moments.iter().map(|m| m.var).collect(),
+            count: self.count,
+        }
+    }
 }
 
 /// A preprocessed input.

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
-use kernels::planes::{Affine, Buffer, Dense, Grid, Moments, NormGrad, Outputs, dots, normalise};
-use kernels::{BatchStatistics, Conv2dGeometry, Element, Window};
+use kernels::planes::{Affine, Buffer, Dense, Grid, NormGrad, Outputs, dots, normalise};
+use kernels::{Conv2dGeometry, Element, Window};
 
 use super::forward::Statistics;
 use super::{planes, planes_mut, running};
@@ -80,18 +80,8 @@ pub(super) struct SavedStem<T: Element> {
     pub(super) y: Buffer<T>,
     /// What the convolution gave.
     raw: Buffer<T>,
-    moments: Vec<Moments>,
-}
-
-impl<T: Element> SavedStem<T> {
-    /// What it saw of a batch in training.
-    pub(super) fn statistics(&self) -> BatchStatistics {
-        BatchStatistics {
-            mean: self.moments.iter().map(|m| m.mean).collect(),
-            var: self.moments.iter().map(|m| m.var).collect(),
-            count: self.raw.len() / self.moments.len().max(1),
-        }
-    }
+    /// What its normalisation went by.
+    pub(super) statistics: Statistics,
 }
 
 impl StemPlan {
@@ -111,12 +101,12 @@ impl StemPlan {
         let weight = &parameters[self.weight.clone()];
         let x = planes(x, self.dense.input().len());
         let found = self.dense.forward(&x, weight, planes_mut(&mut raw, len));
-        let moments = match &self.running {
-            Some(running) => running.moments.clone(),
-            None => found,
-        };
+        let statistics = self.running.clone().unwrap_or(Statistics {
+            moments: found,
+            count: len,
+        });
         let (factors, shifts) = parameters[self.affine.clone()].split_at(n_out);
-        let channels = moments.iter().zip(factors).zip(shifts);
+        let channels = statistics.moments.iter().zip(factors).zip(shifts);
         let channels: Vec<Affine<T>> = channels
             .map(|((moments, factor), shift)| {
                 Affine {
@@ -130,7 +120,7 @@ impl StemPlan {
         let mut y = Buffer::any(raw.len());
         let outputs = Outputs::new(planes_mut(&mut y, len));
         normalise(outputs, &planes(&raw, len), &channels);
-        SavedStem { y, raw, moments }
+        SavedStem { y, raw, statistics }
     }
 
     /// Puts the gradients of its parameters into their places among all.
@@ -143,7 +133,7 @@ impl StemPlan {
         grads: &mut [f64],
     ) {
         let len = self.grid().len();
-        let (raw, moments) = (planes(&saved.raw, len), &saved.moments);
+        let (raw, moments) = (planes(&saved.raw, len), &saved.statistics.moments);
         let grad_y = planes(grad_y, len);
         let sources: Vec<Vec<&[T]>> = raw.iter().map(|plane| vec![*plane]).collect();
         let sums: Vec<[f64; 2]> = dots(&grad_y, &sources)
