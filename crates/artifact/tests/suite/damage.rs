@@ -227,7 +227,7 @@ fn a_changed_manifest_is_refused() {
     let published = Published::new::<Report>();
     let path = published.dir.join("manifest.json");
     let text = fs::read_to_string(&path).unwrap();
-    let changed = text.replace("\"revision\": 1", "\"revision\": 2");
+    let changed = text.replace("\"seed\": 0", "\"seed\": 1");
     assert_ne!(changed, text);
     fs::write(&path, changed).unwrap();
     let text = published.refusal::<Report>();
