@@ -9,8 +9,11 @@ use crate::Element;
 use crate::planes::Buffer;
 use crate::simd::Vectorised;
 
-/// Rows of a result that are worked on at a time: with two vectors each they fill the registers.
-const ROWS: usize = 6;
+/// Rows of a result that are worked on at a time: with [`WIDTH`] vectors each they fill 32 registers, half of them 16.
+const ROWS: usize = 8;
+
+/// Vectors of each of these rows.
+const WIDTH: usize = 3;
 
 /// Rows and columns of a gradient of `w` that are worked on at a time.
 const SQUARE: usize = 4;
@@ -263,77 +266,96 @@ impl<T: Vectorised> WithSimd for Product<'_, '_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let width = 2 * T::lanes::<S>();
-        for at in (0..self.x.len).step_by(width) {
-            let len = width.min(self.x.len - at);
+        let lanes = T::lanes::<S>();
+        let mut at = 0;
+        while at < self.x.len {
+            let len = if self.x.len - at < WIDTH * lanes {
+                lanes.min(self.x.len - at)
+            } else {
+                WIDTH * lanes
+            };
             let panels = self.panels.numbers.chunks(ROWS * (self.panels.n_in + 1));
             for (panel, y) in panels.zip(self.y.chunks_mut(ROWS)) {
                 let tile = Tile {
                     panel,
+                    n_rows: y.len(),
                     x: &self.x.numbers[at.min(self.x.numbers.len())..],
                     stride: self.x.stride,
-                    at: self.start + at,
-                    len,
+                    columns: self.start + at..self.start + at + len,
                 };
-                match y.len() {
-                    6 => tile.write::<S, 6>(simd, y),
-                    5 => tile.write::<S, 5>(simd, y),
-                    4 => tile.write::<S, 4>(simd, y),
-                    3 => tile.write::<S, 3>(simd, y),
-                    2 => tile.write::<S, 2>(simd, y),
-                    _ => tile.write::<S, 1>(simd, y),
+                if len < WIDTH * lanes {
+                    tile.write_rows::<S, 1>(simd, y);
+                } else {
+                    tile.write_rows::<S, WIDTH>(simd, y);
                 }
             }
+            at += len;
         }
     }
 }
 
-/// Up to two vectors of up to [`ROWS`] rows.
+/// Some columns of the rows of a panel.
 struct Tile<'a, T> {
     panel: &'a [T],
+    n_rows: usize,
     x: &'a [T],
     stride: usize,
-    /// The column of the result.
-    at: usize,
-    len: usize,
+    /// Of the result: a whole number of vectors, or less than one.
+    columns: Range<usize>,
 }
 
 impl<T: Vectorised> Tile<'_, T> {
+    /// All rows, `V` vectors of each.
     #[inline(always)]
-    fn write<S: Simd, const R: usize>(&self, simd: S, y: &mut [&mut [T]]) {
-        if self.len == 2 * T::lanes::<S>() {
-            self.sums::<S, R, true>(simd, y);
-        } else {
-            self.sums::<S, R, false>(simd, y);
+    fn write_rows<S: Simd, const V: usize>(&self, simd: S, y: &mut [&mut [T]]) {
+        // Sums, columns and a weight are to fit the registers.
+        if S::REGISTER_COUNT >= 32 && self.n_rows == ROWS {
+            return self.write::<S, ROWS, V>(simd, y, 0);
+        }
+        let mut first = 0;
+        while self.n_rows - first >= ROWS / 2 {
+            self.write::<S, { ROWS / 2 }, V>(simd, y, first);
+            first += ROWS / 2;
+        }
+        for row in first..self.n_rows {
+            self.write::<S, 1, V>(simd, y, row);
         }
     }
 
+    /// `R` rows from `first` on.
+    // By indices that the compiler knows sums stay in registers.
+    #[expect(clippy::needless_range_loop)]
     #[inline(always)]
-    fn sums<S: Simd, const R: usize, const WHOLE: bool>(&self, simd: S, y: &mut [&mut [T]]) {
-        let lanes = T::lanes::<S>();
-        let (split, len) = if WHOLE {
-            (lanes, 2 * lanes)
-        } else {
-            (lanes.min(self.len), self.len)
-        };
-        let (bias, weights) = self.panel.split_at(R);
-        let mut sums = [[T::splat(simd, bias[0]); 2]; R];
+    fn write<S: Simd, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        y: &mut [&mut [T]],
+        first: usize,
+    ) {
+        let (lanes, len) = (T::lanes::<S>(), self.columns.len());
+        let mut sums = [[T::splat(simd, self.panel[first]); V]; R];
         for r in 0..R {
-            sums[r] = [T::splat(simd, bias[r]); 2];
+            sums[r] = [T::splat(simd, self.panel[first + r]); V];
         }
-        let columns = self.x.chunks(self.stride.max(1));
-        for (w, x) in weights.as_chunks::<R>().0.iter().zip(columns) {
-            let x = [T::load(simd, &x[..split]), T::load(simd, &x[split..len])];
+        let weights = self.panel[self.n_rows..].chunks_exact(self.n_rows);
+        for (w, x) in weights.zip(self.x.chunks(self.stride.max(1))) {
+            let (w, x) = (&w[first..first + R], &x[..len]);
+            let mut vectors = [T::splat(simd, w[0]); V];
+            for v in 0..V {
+                vectors[v] = T::load(simd, &x[v * lanes..]);
+            }
             for r in 0..R {
                 let w = T::splat(simd, w[r]);
-                sums[r][0] = T::mul_add(simd, w, x[0], sums[r][0]);
-                sums[r][1] = T::mul_add(simd, w, x[1], sums[r][1]);
+                for v in 0..V {
+                    sums[r][v] = T::mul_add(simd, w, vectors[v], sums[r][v]);
+                }
             }
         }
-        for (y, sums) in y.iter_mut().zip(sums) {
-            let (first, second) = y[self.at..][..len].split_at_mut(split);
-            T::store(simd, first, sums[0]);
-            T::store(simd, second, sums[1]);
+        for (y, sums) in y[first..first + R].iter_mut().zip(sums) {
+            let y = &mut y[self.columns.clone()];
+            for v in 0..V {
+                T::store(simd, &mut y[v * lanes..], sums[v]);
+            }
         }
     }
 }

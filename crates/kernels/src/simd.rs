@@ -33,12 +33,15 @@ pub trait Vectorised: Copy + Send + Sync + 'static {
         c: Self::Vector<S>,
     ) -> Self::Vector<S>;
 
+    /// `a + b`.
+    fn plus<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+
     /// The sum of a vector.
     fn sum<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
 }
 
 macro_rules! impl_vectorised {
-    ($T:ident, $V:ident, $LANES:ident, $splat:ident, $cast:ident, $cast_mut:ident, $load:ident, $store:ident, $mul_add:ident, $sum:ident) => {
+    ($T:ident, $V:ident, $LANES:ident, $splat:ident, $cast:ident, $cast_mut:ident, $load:ident, $store:ident, $mul_add:ident, $add:ident, $sum:ident) => {
         impl Vectorised for $T {
             type Vector<S: Simd> = S::$V;
 
@@ -80,6 +83,11 @@ macro_rules! impl_vectorised {
             }
 
             #[inline(always)]
+            fn plus<S: Simd>(simd: S, a: S::$V, b: S::$V) -> S::$V {
+                simd.$add(a, b)
+            }
+
+            #[inline(always)]
             fn sum<S: Simd>(simd: S, vector: S::$V) -> Self {
                 simd.$sum(vector)
             }
@@ -97,6 +105,7 @@ impl_vectorised!(
     partial_load_f32s,
     partial_store_f32s,
     mul_add_e_f32s,
+    add_f32s,
     reduce_sum_f32s
 );
 impl_vectorised!(
@@ -109,6 +118,7 @@ impl_vectorised!(
     partial_load_f64s,
     partial_store_f64s,
     mul_add_e_f64s,
+    add_f64s,
     reduce_sum_f64s
 );
 

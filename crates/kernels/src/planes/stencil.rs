@@ -1,4 +1,11 @@
 //! Windows on planes laid out `h w n`: depthwise convolutions and average pooling, and their gradients.
+//!
+//! A row of one side is computed from rows of the other in one walk over the columns of these: what each column gives to
+//! the few columns of the result that it reaches is added to sums in registers, and a column of the result is written when
+//! the last that reach it have passed. So every number is loaded once per row of taps, and borders need no loops of their own.
+
+// By indices that the compiler knows sums stay in registers.
+#![expect(clippy::needless_range_loop)]
 
 use std::ops::Range;
 
@@ -7,13 +14,13 @@ use pulp::{Arch, Simd, WithSimd};
 use super::Grid;
 use crate::{Element, Window};
 
-/// Vectors that are summed at a time: half of the registers.
-const BLOCK: usize = 8;
+/// Taps of a row of a window, at most.
+const MOST_TAPS: usize = 5;
 
-/// A window over planes of `n` images, prepared as shifts of rows.
-///
-/// Under one tap, the pixels of a row of windows are a row of the input, shifted. Where the padding takes
-/// taps away, at the borders, columns have lists of their own.
+/// Rows of taps, at most.
+const MOST_ROWS: usize = 8;
+
+/// A window over planes of `n` images, prepared as walks over columns.
 #[derive(Debug, Clone)]
 pub struct Stencil {
     window: Window,
@@ -29,26 +36,32 @@ pub struct Stencil {
 struct Direction {
     /// For each row, the taps (u) and the rows that they read.
     rows: Vec<Vec<(usize, usize)>>,
-    /// The columns, in runs of equal taps.
-    runs: Vec<Run>,
-    /// Columns of the side that is read.
-    width: usize,
+    /// All columns and taps (v).
+    walks: Vec<Walk>,
+    /// Columns of the side that is read, and of the one that is written.
+    widths: [usize; 2],
 }
 
-/// Columns `start`, `start + step`, … that have the same taps (v).
+/// Columns `first`, `first + step`, … of the result and taps such that tap `t` of column `i` of these reads column
+/// `source + (i + t) * source_step`.
 #[derive(Debug, Clone, PartialEq)]
-struct Run {
-    start: usize,
+struct Walk {
+    first: usize,
     step: usize,
     count: usize,
-    /// Taps, and the columns that they read for the first column of the run.
-    taps: Vec<(usize, usize)>,
-    /// From one column of the run to the next, this many columns of the side that is read.
+    taps: Vec<usize>,
+    /// May lie in the padding.
+    source: isize,
     source_step: usize,
+    /// Whether an earlier walk has written these columns.
+    adds: bool,
 }
 
 impl Stencil {
     /// Prepares a window for planes of `n` images.
+    ///
+    /// # Panics
+    /// If a window has more than eight rows.
     pub fn new(window: Window, n: usize) -> Self {
         let Window {
             input,
@@ -57,42 +70,46 @@ impl Stencil {
             stride,
             dilation,
         } = window;
+        assert!(kernel[0] <= MOST_ROWS);
         let output = window.output();
-        // (tap, input) for an output position, (tap, output) for an input position.
-        let sources = |axis: usize, out: usize| -> Vec<(usize, usize)> {
-            (0..kernel[axis])
+        // (tap, input) for an output row, (tap, output) for an input row.
+        let sources = |out: usize| -> Vec<(usize, usize)> {
+            (0..kernel[0])
                 .filter_map(|tap| {
                     let at = (out * stride + tap * dilation).checked_sub(padding)?;
-                    (at < input[axis]).then_some((tap, at))
+                    (at < input[0]).then_some((tap, at))
                 })
                 .collect()
         };
-        let targets = |axis: usize, at: usize| -> Vec<(usize, usize)> {
-            (0..kernel[axis])
+        let targets = |at: usize| -> Vec<(usize, usize)> {
+            (0..kernel[0])
                 .filter_map(|tap| {
                     let shifted = (at + padding).checked_sub(tap * dilation)?;
-                    (shifted.is_multiple_of(stride) && shifted / stride < output[axis])
+                    (shifted.is_multiple_of(stride) && shifted / stride < output[0])
                         .then_some((tap, shifted / stride))
                 })
                 .collect()
         };
+        // A step along which one tap takes the place of another.
+        let step = stride / gcd(stride, dilation) * dilation;
+        let (signed, padding) = (|n: usize| n as isize, padding as isize);
         let forward = Direction {
-            rows: (0..output[0]).map(|row| sources(0, row)).collect(),
-            runs: runs(
-                (0..output[1]).map(|col| sources(1, col)).collect(),
-                1,
-                stride,
+            rows: (0..output[0]).map(sources).collect(),
+            walks: walks(
+                [output[1], kernel[1]],
+                step / stride,
+                step,
+                |column, tap| Some(signed(column * stride + tap * dilation) - padding),
             ),
-            width: input[1],
+            widths: [input[1], output[1]],
         };
         let backward = Direction {
-            rows: (0..input[0]).map(|row| targets(0, row)).collect(),
-            runs: runs(
-                (0..input[1]).map(|col| targets(1, col)).collect(),
-                stride,
-                1,
-            ),
-            width: output[1],
+            rows: (0..input[0]).map(targets).collect(),
+            walks: walks([input[1], kernel[1]], step, step / stride, |column, tap| {
+                let shifted = signed(column) + padding - signed(tap * dilation);
+                (shifted % signed(stride) == 0).then(|| shifted.div_euclid(signed(stride)))
+            }),
+            widths: [output[1], input[1]],
         };
         Self {
             window,
@@ -122,21 +139,27 @@ impl Stencil {
     /// For each output pixel, one over the number of taps that lie on the input: what an average pooling
     /// multiplies by.
     pub fn inverse_counts<T: Element>(&self) -> Vec<T> {
-        let count = |taps: &Vec<(usize, usize)>| taps.len();
-        let mut columns = vec![0; self.output().w];
-        for run in &self.forward.runs {
-            for index in 0..run.count {
-                columns[run.start + index * run.step] = count(&run.taps);
-            }
-        }
+        let Window {
+            input,
+            kernel,
+            padding,
+            stride,
+            dilation,
+        } = self.window;
+        let count = |column: usize| {
+            let reads = |tap: &usize| {
+                let at = (column * stride + tap * dilation).checked_sub(padding);
+                at.is_some_and(|at| at < input[1])
+            };
+            (0..kernel[1]).filter(reads).count()
+        };
+        let columns: Vec<usize> = (0..self.output().w).map(count).collect();
         self.forward
             .rows
             .iter()
             .flat_map(|row| {
-                let n_rows = count(row);
-                columns
-                    .iter()
-                    .map(move |n_columns| T::from_f64(1.0 / (n_rows * n_columns).max(1) as f64))
+                let counts = columns.iter().map(move |n_columns| row.len() * n_columns);
+                counts.map(|count| T::from_f64(1.0 / count.max(1) as f64))
             })
             .collect()
     }
@@ -225,41 +248,79 @@ fn reach(rows: &[(usize, usize)]) -> Range<usize> {
     }
 }
 
-impl Run {
-    /// The length of contiguous stretches of this run, and their number.
-    fn parts(&self, n: usize) -> (usize, usize) {
-        if self.step == 1 && self.source_step == 1 {
-            (self.count * n, 1)
-        } else {
-            (n, self.count)
-        }
-    }
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Joins columns that have the same taps, shifted. `step`: between the columns of a run; `source_step`: between
-/// what they read.
-fn runs(columns: Vec<Vec<(usize, usize)>>, step: usize, source_step: usize) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for (column, taps) in columns.into_iter().enumerate() {
-        let continues = |run: &Run| {
-            column == run.start + run.count * run.step
-                && run.taps.len() == taps.len()
-                && run.taps.iter().zip(&taps).all(|(first, own)| {
-                    first.0 == own.0 && first.1 + run.count * run.source_step == own.1
-                })
-        };
-        match runs.iter_mut().find(|run| continues(run)) {
-            Some(run) => run.count += 1,
-            None => runs.push(Run {
-                start: column,
+/// All columns of the result and all taps. `source`: the column that a tap of a column reads, if any; `step` columns of the result
+/// on, it is `source_step` further.
+fn walks(
+    [width, n_taps]: [usize; 2],
+    step: usize,
+    source_step: usize,
+    source: impl Fn(usize, usize) -> Option<isize>,
+) -> Vec<Walk> {
+    let mut walks: Vec<Walk> = Vec::new();
+    for first in 0..step.min(width) {
+        // In the order of what they read.
+        let mut reads: Vec<(isize, usize)> = (0..n_taps)
+            .filter_map(|tap| Some((source(first, tap)?, tap)))
+            .collect();
+        reads.sort_unstable();
+        let own = walks.len();
+        for (source, tap) in reads {
+            let follows = |walk: &&mut Walk| {
+                let next = walk.source + (walk.taps.len() * source_step) as isize;
+                next == source && walk.taps.len() < MOST_TAPS
+            };
+            match walks[own..].iter_mut().find(follows) {
+                Some(walk) => walk.taps.push(tap),
+                None => walks.push(Walk {
+                    first,
+                    step,
+                    count: (width - first).div_ceil(step),
+                    taps: vec![tap],
+                    source,
+                    source_step,
+                    adds: walks.len() > own,
+                }),
+            }
+        }
+        // Columns that nothing reaches are written all the same.
+        if walks.len() == own {
+            walks.push(Walk {
+                first,
                 step,
-                count: 1,
-                taps,
+                count: (width - first).div_ceil(step),
+                taps: Vec::new(),
+                source: 0,
                 source_step,
-            }),
+                adds: false,
+            });
         }
     }
-    runs
+    walks
+}
+
+impl Walk {
+    /// The columns of a side of `width` that are read, as numbers of steps from `source`.
+    #[inline(always)]
+    fn steps(&self, width: usize) -> Range<usize> {
+        let padding = self.source.min(0).unsigned_abs();
+        let behind = (width as isize - self.source).max(0) as usize;
+        let most = match self.taps.len() {
+            0 => 0,
+            n_taps => self.count + n_taps - 1,
+        };
+        let end = behind.div_ceil(self.source_step).min(most);
+        padding.div_ceil(self.source_step).min(end)..end
+    }
+
+    /// The column that is read at a step.
+    #[inline(always)]
+    fn column(&self, step: usize) -> usize {
+        (self.source + (step * self.source_step) as isize) as usize
+    }
 }
 
 impl Direction {
@@ -301,92 +362,195 @@ impl<T: Element, const ADD: bool> WithSimd for Gather<'_, T, ADD> {
             direction, source, ..
         } = self;
         let (n, [_, n_v]) = (self.stencil.n, self.stencil.window.kernel);
-        let columns: usize = direction.runs.iter().map(|run| run.count).sum();
-        let mut taps: Vec<(T, usize)> = Vec::with_capacity(self.w.len());
-        for (index, row) in self.rows.chunks_mut((columns * n).max(1)).enumerate() {
-            for run in &direction.runs {
-                taps.clear();
-                for &(u, source_row) in &direction.rows[self.first + index] {
-                    let start = source_row % source.n * direction.width;
-                    for &(v, column) in &run.taps {
-                        taps.push((self.w[u * n_v + v], (start + column) * n));
+        let [source_width, width] = direction.widths;
+        for (index, y) in self.rows.chunks_mut((width * n).max(1)).enumerate() {
+            let rows = &direction.rows[self.first + index];
+            for walk in &direction.walks {
+                let pass = Pass {
+                    walk,
+                    steps: walk.steps(source_width),
+                    n,
+                    adds: ADD || walk.adds,
+                };
+                let read = |&(u, row): &(usize, usize)| Read {
+                    row: source.row(row, source_width * n),
+                    weights: &self.w[u * n_v..][..n_v],
+                };
+                let reads = rows.iter().map(read);
+                match walk.taps[..] {
+                    [] => pass.walk(simd, [], reads, y),
+                    [a] => pass.walk(simd, [a], reads, y),
+                    [a, b] => pass.walk(simd, [a, b], reads, y),
+                    [a, b, c] => pass.walk(simd, [a, b, c], reads, y),
+                    [a, b, c, d] => pass.walk(simd, [a, b, c, d], reads, y),
+                    [a, b, c, d, e, ..] => pass.walk(simd, [a, b, c, d, e], reads, y),
+                }
+            }
+        }
+    }
+}
+
+/// A row that is read, and the weights of its taps.
+struct Read<'a, T> {
+    row: &'a [T],
+    weights: &'a [T],
+}
+
+/// A walk for one row of the result.
+struct Pass<'a> {
+    walk: &'a Walk,
+    steps: Range<usize>,
+    n: usize,
+    adds: bool,
+}
+
+impl Pass<'_> {
+    /// All images, as many at a time as sums fit the registers.
+    #[inline(always)]
+    fn walk<'a, T: Element, S: Simd, const K: usize>(
+        &self,
+        simd: S,
+        taps: [usize; K],
+        reads: impl Iterator<Item = Read<'a, T>>,
+        y: &mut [T],
+    ) {
+        // Weights in the order of the columns that they are for.
+        let mut rows: [(&[T], [T; K]); MOST_ROWS] = [(&[], [T::zero(); K]); MOST_ROWS];
+        let mut n_rows = 0;
+        for Read { row, weights } in reads {
+            rows[n_rows].0 = row;
+            for k in 0..K {
+                rows[n_rows].1[k] = weights[taps[K - 1 - k]];
+            }
+            n_rows += 1;
+        }
+        let rows = &rows[..n_rows];
+        let (lanes, n) = (T::lanes::<S>(), self.n);
+        let images = |start, end| Images { n, start, end };
+        let mut at = 0;
+        if S::REGISTER_COUNT >= 32 {
+            while n - at >= 4 * lanes {
+                self.images::<T, S, K, 4>(simd, rows, images(at, at + 4 * lanes), y);
+                at += 4 * lanes;
+            }
+        }
+        while n - at >= 2 * lanes {
+            self.images::<T, S, K, 2>(simd, rows, images(at, at + 2 * lanes), y);
+            at += 2 * lanes;
+        }
+        while at < n {
+            let end = n.min(at + lanes);
+            self.images::<T, S, K, 1>(simd, rows, images(at, end), y);
+            at = end;
+        }
+    }
+
+    /// Some images: `V` vectors, or less than one.
+    #[inline(always)]
+    fn images<T: Element, S: Simd, const K: usize, const V: usize>(
+        &self,
+        simd: S,
+        rows: &[(&[T], [T; K])],
+        images: Images,
+        y: &mut [T],
+    ) {
+        let Self { walk, steps, .. } = self;
+        let count = if self.adds { walk.count } else { 0 };
+        let zero = [T::splat(simd, T::zero()); V];
+        // Of column `step + 1 + k - K` of the result.
+        let mut sums = [zero; K];
+        for k in 0..K {
+            if let Some(index) = (steps.start + 1 + k).checked_sub(K) {
+                sums[k] = walk.column_of::<T, S, V>(simd, y, [index, count], &images);
+            }
+        }
+        for step in steps.clone() {
+            let column = walk.column(step) * images.n;
+            let at = column + images.start..column + images.end;
+            for (row, weights) in rows {
+                let x = load::<T, S, V>(simd, &row[at.clone()]);
+                for k in 0..K {
+                    let weight = T::splat(simd, weights[k]);
+                    for v in 0..V {
+                        sums[k][v] = T::mul_add(simd, weight, x[v], sums[k][v]);
                     }
                 }
-                let (len, n_parts) = run.parts(n);
-                for part in 0..n_parts {
-                    let y = &mut row[(run.start + part * run.step) * n..][..len];
-                    let shift = part * run.source_step * n;
-                    weigh::<T, S, ADD>(simd, source.numbers, &taps, shift, y);
-                }
+            }
+            if K > 0 && step + 1 >= K {
+                write::<T, S, V>(simd, &mut y[walk.place(step + 1 - K, &images)], sums[0]);
+            }
+            for k in 1..K {
+                sums[k - 1] = sums[k];
+            }
+            if K > 0 {
+                sums[K - 1] = walk.column_of::<T, S, V>(simd, y, [step + 1, count], &images);
+            }
+        }
+        // Columns whose last taps lie in the padding, and those that nothing reaches.
+        for k in 0..K {
+            if let Some(index) = (steps.end + 1 + k).checked_sub(K)
+                && index < walk.count
+            {
+                write::<T, S, V>(simd, &mut y[walk.place(index, &images)], sums[k]);
+            }
+        }
+        if !self.adds {
+            let first = 0..(steps.start + 1).saturating_sub(K).min(walk.count);
+            for index in first.chain(steps.end + 1..walk.count) {
+                write::<T, S, V>(simd, &mut y[walk.place(index, &images)], zero);
             }
         }
     }
 }
 
-/// `y (+)= Σ weight * x[offset + shift..]`.
-#[inline(always)]
-fn weigh<T: Element, S: Simd, const ADD: bool>(
-    simd: S,
-    x: &[T],
-    taps: &[(T, usize)],
-    shift: usize,
-    y: &mut [T],
-) {
-    let lanes = T::lanes::<S>();
-    let mut at = 0;
-    while y.len() - at >= BLOCK * lanes {
-        weigh_block::<T, S, ADD, BLOCK>(simd, x, taps, shift, at, y);
-        at += BLOCK * lanes;
+/// Some of the `n` images.
+struct Images {
+    n: usize,
+    start: usize,
+    end: usize,
+}
+
+impl Walk {
+    /// Where images of a column of the result lie.
+    #[inline(always)]
+    fn place(&self, index: usize, images: &Images) -> Range<usize> {
+        let column = (self.first + index * self.step) * images.n;
+        column + images.start..column + images.end
     }
-    while y.len() - at >= BLOCK / 2 * lanes {
-        weigh_block::<T, S, ADD, { BLOCK / 2 }>(simd, x, taps, shift, at, y);
-        at += BLOCK / 2 * lanes;
-    }
-    while at < y.len() {
-        weigh_block::<T, S, ADD, 1>(simd, x, taps, shift, at, y);
-        at += lanes;
+
+    /// Images of a column of the result, or zeros for those from `count` on.
+    #[inline(always)]
+    fn column_of<T: Element, S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        y: &[T],
+        [index, count]: [usize; 2],
+        images: &Images,
+    ) -> [T::Vector<S>; V] {
+        if index < count {
+            load::<T, S, V>(simd, &y[self.place(index, images)])
+        } else {
+            [T::splat(simd, T::zero()); V]
+        }
     }
 }
 
-/// Some vectors of [`weigh`], or what is left.
+/// `V` vectors, or what there is of one.
 #[inline(always)]
-fn weigh_block<T: Element, S: Simd, const ADD: bool, const N: usize>(
-    simd: S,
-    x: &[T],
-    taps: &[(T, usize)],
-    shift: usize,
-    at: usize,
-    y: &mut [T],
-) {
+fn load<T: Element, S: Simd, const V: usize>(simd: S, x: &[T]) -> [T::Vector<S>; V] {
     let lanes = T::lanes::<S>();
-    let y = &mut y[at..];
-    let len = y.len().min(N * lanes);
-    let y = &mut y[..len];
-    let mut sums = [T::splat(simd, T::zero()); N];
-    if ADD {
-        for (sum, y) in sums.iter_mut().zip(y.chunks(lanes)) {
-            *sum = T::load(simd, y);
-        }
+    let mut vectors = [T::splat(simd, T::zero()); V];
+    for v in 0..V {
+        vectors[v] = T::load(simd, &x[v * lanes..]);
     }
-    let x = &x[shift + at..];
-    if len == N * lanes {
-        for &(weight, offset) in taps {
-            let weight = T::splat(simd, weight);
-            let x = &T::vectors::<S>(&x[offset..][..N * lanes]).0[..N];
-            for (sum, &x) in sums.iter_mut().zip(x) {
-                *sum = T::mul_add(simd, weight, x, *sum);
-            }
-        }
-    } else {
-        for &(weight, offset) in taps {
-            let weight = T::splat(simd, weight);
-            for (sum, x) in sums.iter_mut().zip(x[offset..][..len].chunks(lanes)) {
-                *sum = T::mul_add(simd, weight, T::load(simd, x), *sum);
-            }
-        }
-    }
-    for (y, sum) in y.chunks_mut(lanes).zip(sums) {
-        T::store(simd, y, sum);
+    vectors
+}
+
+#[inline(always)]
+fn write<T: Element, S: Simd, const V: usize>(simd: S, y: &mut [T], vectors: [T::Vector<S>; V]) {
+    let lanes = T::lanes::<S>();
+    for v in 0..V {
+        T::store(simd, &mut y[v * lanes..], vectors[v]);
     }
 }
 
@@ -406,85 +570,229 @@ impl<T: Element> WithSimd for Correlate<'_, T> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { stencil, x, .. } = self;
         let (n, [_, n_v]) = (stencil.n, stencil.window.kernel);
-        let (row_len, width) = (stencil.output().row_len(), stencil.forward.width);
-        let mut sums = vec![[T::splat(simd, T::zero()); 2]; self.sums.len()];
+        let [source_width, width] = stencil.forward.widths;
+        let mut sums = vec![T::splat(simd, T::zero()); self.sums.len()];
         for row in self.rows {
-            let grad_row = self.grad_y.row(row, row_len);
-            for run in &stencil.forward.runs {
-                let (len, n_parts) = run.parts(n);
-                for &(u, source_row) in &stencil.forward.rows[row] {
-                    let x = x.row(source_row, width * n);
-                    let sums = &mut sums[u * n_v..][..n_v];
-                    for part in 0..n_parts {
-                        let grad = &grad_row[(run.start + part * run.step) * n..][..len];
-                        let x = &x[part * run.source_step * n..];
-                        correlate_taps(simd, x, grad, &run.taps, n, sums);
-                    }
+            let grad = self.grad_y.row(row, width * n);
+            for walk in &stencil.forward.walks {
+                let products = Products {
+                    walk,
+                    steps: walk.steps(source_width),
+                    grad,
+                    n,
+                };
+                let rows = &stencil.forward.rows[row];
+                let rows = rows
+                    .iter()
+                    .map(|&(u, row)| (u * n_v, x.row(row, source_width * n)));
+                match walk.taps[..] {
+                    [] => {}
+                    [a] => products.add(simd, [a], rows, &mut sums),
+                    [a, b] => products.add(simd, [a, b], rows, &mut sums),
+                    [a, b, c] => products.add(simd, [a, b, c], rows, &mut sums),
+                    [a, b, c, d] => products.add(simd, [a, b, c, d], rows, &mut sums),
+                    [a, b, c, d, e, ..] => products.add(simd, [a, b, c, d, e], rows, &mut sums),
                 }
             }
         }
-        for (sum, [even, odd]) in self.sums.iter_mut().zip(sums) {
-            *sum += T::sum(simd, even).to_f64() + T::sum(simd, odd).to_f64();
+        for (sum, own) in self.sums.iter_mut().zip(sums) {
+            *sum += T::sum(simd, own).to_f64();
         }
     }
 }
 
-/// `sums[v] += grad * x` under the taps of one row of windows.
-#[inline(always)]
-fn correlate_taps<T: Element, S: Simd>(
-    simd: S,
-    x: &[T],
-    grad: &[T],
-    taps: &[(usize, usize)],
+/// The products of a row's gradient with what taps read under a walk.
+struct Products<'a, T> {
+    walk: &'a Walk,
+    steps: Range<usize>,
+    grad: &'a [T],
     n: usize,
-    sums: &mut [[T::Vector<S>; 2]],
-) {
-    match *taps {
-        [a, b, c, d, e] => correlate(simd, x, grad, [a, b, c, d, e], n, sums),
-        [a, b, c, d] => correlate(simd, x, grad, [a, b, c, d], n, sums),
-        [a, b, c] => correlate(simd, x, grad, [a, b, c], n, sums),
-        [a, b] => correlate(simd, x, grad, [a, b], n, sums),
-        _ => {
-            for &tap in taps {
-                correlate(simd, x, grad, [tap], n, sums);
+}
+
+impl<T: Element> Products<'_, T> {
+    /// `rows`: where the sums of their taps begin, and what they hold. As many rows at a time as sums fit the registers.
+    #[inline(always)]
+    fn add<'b, S: Simd, const K: usize>(
+        &self,
+        simd: S,
+        taps: [usize; K],
+        mut rows: impl ExactSizeIterator<Item = (usize, &'b [T])>,
+        sums: &mut [T::Vector<S>],
+    ) {
+        while rows.len() > 0 {
+            let n_rows = match (S::REGISTER_COUNT >= 32, rows.len()) {
+                (true, 3..) => 3,
+                (_, 2..) => 2,
+                _ => 1,
+            };
+            match n_rows {
+                3 => self.rows::<S, K, 3>(
+                    simd,
+                    taps,
+                    [(); 3].map(|()| rows.next().expect("three")),
+                    sums,
+                ),
+                2 => self.rows::<S, K, 2>(
+                    simd,
+                    taps,
+                    [(); 2].map(|()| rows.next().expect("two")),
+                    sums,
+                ),
+                _ => self.rows::<S, K, 1>(
+                    simd,
+                    taps,
+                    [(); 1].map(|()| rows.next().expect("one")),
+                    sums,
+                ),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn rows<S: Simd, const K: usize, const R: usize>(
+        &self,
+        simd: S,
+        taps: [usize; K],
+        rows: [(usize, &[T]); R],
+        sums: &mut [T::Vector<S>],
+    ) {
+        let (lanes, n) = (T::lanes::<S>(), self.n);
+        let images = |start, end| Images { n, start, end };
+        let mut own = [[T::splat(simd, T::zero()); K]; R];
+        for r in 0..R {
+            for k in 0..K {
+                own[r][k] = sums[rows[r].0 + taps[k]];
+            }
+        }
+        let mut at = 0;
+        if S::REGISTER_COUNT >= 32 && K <= 3 {
+            while n - at >= 2 * lanes {
+                self.images::<S, K, R, 2>(simd, &rows, images(at, at + 2 * lanes), &mut own);
+                at += 2 * lanes;
+            }
+        }
+        while at < n {
+            let end = n.min(at + lanes);
+            self.images::<S, K, R, 1>(simd, &rows, images(at, end), &mut own);
+            at = end;
+        }
+        for r in 0..R {
+            for k in 0..K {
+                sums[rows[r].0 + taps[k]] = own[r][k];
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn images<S: Simd, const K: usize, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        rows: &[(usize, &[T]); R],
+        images: Images,
+        all: &mut [[T::Vector<S>; K]; R],
+    ) {
+        let Self {
+            walk, steps, grad, ..
+        } = self;
+        let zero = [T::splat(simd, T::zero()); V];
+        let mut sums = [[zero; K]; R];
+        // Of column `step - t` of the result.
+        let mut grads = [zero; K];
+        for t in 1..K {
+            if let Some(index) = steps.start.checked_sub(t) {
+                grads[t] = walk.column_of::<T, S, V>(simd, grad, [index, walk.count], &images);
+            }
+        }
+        for step in steps.clone() {
+            grads[0] = walk.column_of::<T, S, V>(simd, grad, [step, walk.count], &images);
+            let column = walk.column(step) * images.n;
+            let at = column + images.start..column + images.end;
+            for r in 0..R {
+                let x = load::<T, S, V>(simd, &rows[r].1[at.clone()]);
+                for t in 0..K {
+                    for v in 0..V {
+                        sums[r][t][v] = T::mul_add(simd, grads[t][v], x[v], sums[r][t][v]);
+                    }
+                }
+            }
+            for t in 1..K {
+                grads[K - t] = grads[K - t - 1];
+            }
+        }
+        for r in 0..R {
+            for t in 0..K {
+                for v in 0..V {
+                    all[r][t] = T::plus(simd, all[r][t], sums[r][t][v]);
+                }
             }
         }
     }
 }
 
-/// [`correlate_taps`] for `N` of them.
-#[inline(always)]
-fn correlate<T: Element, S: Simd, const N: usize>(
-    simd: S,
-    x: &[T],
-    grad: &[T],
-    taps: [(usize, usize); N],
-    n: usize,
-    all: &mut [[T::Vector<S>; 2]],
-) {
-    let lanes = T::lanes::<S>();
-    let sources = taps.map(|(_, column)| &x[column * n..][..grad.len()]);
-    // Two sums per tap, so that one addition need not wait for the other.
-    let mut sums = taps.map(|(v, _)| all[v]);
-    let pairs = T::vectors::<S>(grad).0.as_chunks::<2>().0;
-    let source_pairs =
-        sources.map(|source| &T::vectors::<S>(source).0.as_chunks::<2>().0[..pairs.len()]);
-    for (index, grads) in pairs.iter().enumerate() {
-        for (sums, source) in sums.iter_mut().zip(source_pairs) {
-            let xs = source[index];
-            for half in 0..2 {
-                sums[half] = T::mul_add(simd, grads[half], xs[half], sums[half]);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::tests::{OnPath, agrees_on_every_path};
+
+    /// A window, for so many images.
+    struct All<T>(Window, usize, std::marker::PhantomData<T>);
+
+    impl<T: Element> OnPath for All<T> {
+        fn run<S: Simd>(&self, simd: S) -> Vec<f64> {
+            let Self(window, n, _) = *self;
+            let numbers = |len: usize, shift: f64| -> Vec<T> {
+                let sine = |i| T::from_f64(0.1 * (i as f64 + shift).sin());
+                (0..len).map(sine).collect()
+            };
+            let stencil = Stencil::new(window, n);
+            let (input, output) = (stencil.input(), stencil.output());
+            let (x, grad) = (numbers(input.len(), 0.0), numbers(output.len(), 0.5));
+            let w = numbers(window.kernel_len(), 0.25);
+            let [x, grad_y] = [(&x, input.h), (&grad, output.h)].map(|(x, h)| Held::new(x, h));
+            let (mut y, mut grad_x) = (numbers(output.len(), 1.0), numbers(input.len(), 2.0));
+            simd.vectorize(Gather::<T, false> {
+                direction: &stencil.forward,
+                stencil: &stencil,
+                source: x,
+                w: &w,
+                first: 0,
+                rows: &mut y,
+            });
+            simd.vectorize(Gather::<T, true> {
+                direction: &stencil.backward,
+                stencil: &stencil,
+                source: grad_y,
+                w: &w,
+                first: 0,
+                rows: &mut grad_x,
+            });
+            let mut sums = vec![0.0; w.len()];
+            simd.vectorize(Correlate {
+                stencil: &stencil,
+                x,
+                grad_y,
+                rows: 0..output.h,
+                sums: &mut sums,
+            });
+            let found = y.iter().chain(&grad_x).map(|number| number.to_f64());
+            found.chain(sums).collect()
+        }
+    }
+
+    #[test]
+    fn every_kind_of_vectors_gives_the_same_sums() {
+        for (kernel, stride, dilation) in [(3, 1, 1), (5, 1, 2), (3, 2, 1), (5, 2, 2), (7, 1, 1)] {
+            for n in [1, 5, 16, 33, 64, 71] {
+                let window = Window {
+                    input: [6, 7],
+                    kernel: [kernel; 2],
+                    padding: dilation * (kernel / 2),
+                    stride,
+                    dilation,
+                };
+                agrees_on_every_path(&All::<f64>(window, n, std::marker::PhantomData), 1e-12);
+                agrees_on_every_path(&All::<f32>(window, n, std::marker::PhantomData), 2e-5);
             }
         }
-    }
-    for at in (pairs.len() * 2 * lanes..grad.len()).step_by(lanes) {
-        let part = at..grad.len().min(at + lanes);
-        let grad = T::load(simd, &grad[part.clone()]);
-        for (sums, source) in sums.iter_mut().zip(sources) {
-            sums[0] = T::mul_add(simd, grad, T::load(simd, &source[part.clone()]), sums[0]);
-        }
-    }
-    for ((v, _), sums) in taps.into_iter().zip(sums) {
-        all[v] = sums;
     }
 }

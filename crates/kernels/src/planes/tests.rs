@@ -40,9 +40,17 @@ fn assert_close(found: &[f64], expected: &[f64]) {
     }
 }
 
-/// Windows of the search space, on even, odd and tiny planes.
+/// Windows of the search space, on even, odd and tiny planes, and two that are wider than sums fit the registers.
 fn windows() -> Vec<Window> {
-    let mut windows = Vec::new();
+    let wide = [(1, 1), (2, 3)].map(|(stride, dilation)| {
+        let geometry = Conv2dGeometry {
+            padding: 3,
+            stride,
+            dilation,
+        };
+        Window::new("test", [7, 14], [2, 7 - stride + 1], geometry).unwrap()
+    });
+    let mut windows = Vec::from(wide);
     for input in [[8, 8], [7, 9], [4, 4], [2, 3], [1, 1]] {
         for (kernel, dilation) in [(3, 1), (5, 1), (3, 2), (5, 2)] {
             for stride in [1, 2] {
