@@ -27,23 +27,24 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The learning rate of an epoch. In the first `n_warmup` epochs the rate climbs in equal steps to
+    /// The learning rate after so many epochs: whole ones where the rate changes between epochs alone, else the epoch
+    /// and the share of its steps that are done. In the first `n_warmup` epochs the rate climbs along a line to
     /// the initial one, and the schedule counts its epochs from there.
-    pub fn learning_rate(self, epoch: usize, n_epochs: usize, n_warmup: usize) -> f64 {
+    pub fn learning_rate(self, epoch: f64, n_epochs: usize, n_warmup: usize) -> f64 {
         let (Self::Cosine { initial, .. }
         | Self::Linear { initial }
         | Self::Exponential { initial, .. }) = self;
-        if epoch < n_warmup {
-            return initial * (epoch + 1) as f64 / (n_warmup + 1) as f64;
+        if epoch < n_warmup as f64 {
+            return initial * (epoch + 1.0) / (n_warmup + 1) as f64;
         }
-        let done = epoch - n_warmup;
-        let progress = done as f64 / (n_epochs - n_warmup).max(1) as f64;
+        let done = epoch - n_warmup as f64;
+        let progress = done / (n_epochs - n_warmup).max(1) as f64;
         match self {
             Self::Cosine { last, .. } => {
                 last + (initial - last) * 0.5 * (1.0 + (PI * progress).cos())
             }
             Self::Linear { .. } => initial * (1.0 - progress),
-            Self::Exponential { factor, .. } => initial * factor.powi(done as i32),
+            Self::Exponential { factor, .. } => initial * factor.powf(done),
         }
     }
 }
@@ -63,19 +64,32 @@ mod tests {
             initial: 0.025,
             last: 0.001,
         };
-        assert_eq!(schedule.learning_rate(0, 50, 0), 0.025);
-        assert!((schedule.learning_rate(25, 50, 0) - 0.013).abs() < 1e-12);
+        assert_eq!(schedule.learning_rate(0.0, 50, 0), 0.025);
+        assert!((schedule.learning_rate(25.0, 50, 0) - 0.013).abs() < 1e-12);
         // PyTorch's CosineAnnealingLR(T_max = 50, eta_min = 0.001) at epoch 49.
-        assert!((schedule.learning_rate(49, 50, 0) - 0.00102367).abs() < 1e-8);
+        assert!((schedule.learning_rate(49.0, 50, 0) - 0.00102367).abs() < 1e-8);
     }
 
     #[test]
     fn warm_up_climbs_to_the_initial_rate() {
         let schedule = Schedule::Linear { initial: 0.5 };
-        let rates: Vec<f64> = (0..7).map(|e| schedule.learning_rate(e, 105, 5)).collect();
+        let rate = |epoch: u32| schedule.learning_rate(epoch.into(), 105, 5);
+        let rates: Vec<f64> = (0..7).map(rate).collect();
         assert!(rates.windows(2).take(5).all(|pair| pair[0] < pair[1]));
         assert_eq!(rates[5], 0.5);
         assert!((rates[6] - 0.495).abs() < 1e-12);
+    }
+
+    #[test]
+    fn by_steps_the_rate_falls_to_the_last_one_within_an_epoch() {
+        let schedule = Schedule::Cosine {
+            initial: 0.1,
+            last: 0.001,
+        };
+        let rate = |step: u32| schedule.learning_rate(f64::from(step) / 100.0, 1, 0);
+        assert_eq!(rate(0), 0.1);
+        assert!((rate(50) - 0.0505).abs() < 1e-12);
+        assert!((rate(99) - 0.001) < 3e-5 && rate(99) > 0.001);
     }
 
     #[test]
@@ -84,7 +98,7 @@ mod tests {
             initial: 0.1,
             factor: 0.97,
         };
-        assert!((schedule.learning_rate(3, 250, 0) - 0.1 * 0.97f64.powi(3)).abs() < 1e-15);
+        assert!((schedule.learning_rate(3.0, 250, 0) - 0.1 * 0.97f64.powi(3)).abs() < 1e-15);
     }
 
     #[test]

@@ -74,6 +74,9 @@ pub struct WeightsConfig {
     pub learning_rate: f64,
     /// How it goes on from there.
     pub schedule: ScheduleKind,
+    /// How often it does.
+    #[serde(default)]
+    pub schedule_unit: ScheduleUnit,
     /// Where a cosine ends; 0 for the other schedules.
     pub last_learning_rate: f64,
     /// What an exponential schedule multiplies by after each epoch; 1 for the others.
@@ -98,6 +101,17 @@ pub enum ScheduleKind {
     Linear,
     /// The same factor after each epoch.
     Exponential,
+}
+
+/// How often the learning rate changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleUnit {
+    /// Between epochs, as the reference trainings do.
+    #[default]
+    Epoch,
+    /// With every step: the rate reaches its end even in few epochs.
+    Step,
 }
 
 /// What the protocol of the search result leaves open. One round is the protocol once: its warm-up, its
@@ -204,8 +218,8 @@ impl Config {
         }
     }
 
-    /// The learning rate of an epoch.
-    pub(crate) fn learning_rate(&self, epoch: usize) -> f64 {
+    /// The learning rate of a step, of so many in an epoch.
+    pub(crate) fn learning_rate(&self, epoch: usize, step: usize, n_steps: usize) -> f64 {
         let weights = &self.weights;
         let initial = weights.learning_rate;
         let schedule = match weights.schedule {
@@ -219,7 +233,15 @@ impl Config {
                 factor: weights.decay_factor,
             },
         };
-        schedule.learning_rate(epoch, self.n_epochs, weights.n_warmup_epochs)
+        let within = match weights.schedule_unit {
+            ScheduleUnit::Epoch => 0.0,
+            ScheduleUnit::Step => step as f64 / n_steps as f64,
+        };
+        schedule.learning_rate(
+            epoch as f64 + within,
+            self.n_epochs,
+            weights.n_warmup_epochs,
+        )
     }
 }
 

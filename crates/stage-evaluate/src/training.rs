@@ -181,7 +181,6 @@ impl<'a> Training<'a> {
     fn epoch(&mut self, mut on_step: impl FnMut(f64)) -> Result<EpochRow, Error> {
         let config = self.config;
         let epoch = self.epochs.len();
-        let learning_rate = config.learning_rate(epoch);
         let drop_path = drop_path_probability(config.drop_path, epoch, config.n_epochs);
         let mut rng = crate::rng(config.seed, STREAM_FIRST_EPOCH + epoch as u64);
         let mut drop_path_rng = crate::rng(config.seed, STREAM_FIRST_DROP_PATH + epoch as u64);
@@ -219,19 +218,20 @@ impl<'a> Training<'a> {
         let mut tally = Tally::new(&self.device);
         // Of a step and of the one behind it.
         let (device, uploads) = (self.device.clone(), Uploads::new(&self.device, 2)?);
+        let learning_rate = |step| config.learning_rate(epoch, step, sizes.len());
         images::prefetched(batches, |batches| {
             let started = nn::one_ahead(&device, batches, |batch| {
                 let Batch { images, labels, .. } = batch?;
                 Ok::<_, Error>((uploads.start(images)?, labels))
             });
-            for (batch, share) in started.zip(&shares) {
+            for (step, (batch, share)) in started.zip(&shares).enumerate() {
                 let share = share.as_ref();
                 let (images, labels) = batch?;
                 let n = labels.len();
                 let x = uploads.take(images, &data.train_shape(n)[..])?;
                 let y = Tensor::from_vec(labels, n, &device)?;
                 let pass = Pass::training_with_drop_path(drop_path, &mut drop_path_rng).over(share);
-                let (loss, hits) = self.step(&x, &y, &pass, learning_rate, share)?;
+                let (loss, hits) = self.step(&x, &y, &pass, learning_rate(step), share)?;
                 take(tally.add([&loss, &hits], share)?)?;
             }
             take(tally.read(shares.last().and_then(Option::as_ref))?)
@@ -241,7 +241,7 @@ impl<'a> Training<'a> {
             epoch: epoch as u32,
             train_loss: loss_sum / n_images,
             train_accuracy: n_right / n_images,
-            learning_rate,
+            learning_rate: learning_rate(0),
             drop_path,
         })
     }

@@ -627,7 +627,7 @@ impl<'a> Search<'a> {
             last: weights.last_learning_rate,
         };
         let own = epoch % config.n_epochs;
-        schedule.learning_rate(own, config.n_epochs, weights.n_warmup_epochs)
+        schedule.learning_rate(own as f64, config.n_epochs, weights.n_warmup_epochs)
     }
 
     /// What alpha stands for after an epoch.
