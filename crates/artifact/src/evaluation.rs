@@ -136,7 +136,7 @@ pub struct EpochRow {
     pub train_loss: f64,
     /// The share of training images classified right.
     pub train_accuracy: f64,
-    /// The learning rate.
+    /// The learning rate, of the first step where it falls with every one.
     pub learning_rate: f64,
     /// The probability that a path is dropped.
     pub drop_path: f64,

@@ -10,7 +10,7 @@ use space::{NetworkSpec, Stem};
 
 use crate::Error;
 
-/// The file `evaluate.toml` of a preset; every key but `precision` is required.
+/// The file `evaluate.toml` of a preset; every key but `precision` and `weights.schedule_unit` is required.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -217,31 +217,32 @@ impl Config {
             None => Ok(()),
         }
     }
+}
 
-    /// The learning rate of a step, of so many in an epoch.
-    pub(crate) fn learning_rate(&self, epoch: usize, step: usize, n_steps: usize) -> f64 {
-        let weights = &self.weights;
-        let initial = weights.learning_rate;
-        let schedule = match weights.schedule {
+impl WeightsConfig {
+    /// The learning rate in an epoch of so many, at a step of so many.
+    pub(crate) fn learning_rate(
+        &self,
+        [epoch, n_epochs]: [usize; 2],
+        [step, n_steps]: [usize; 2],
+    ) -> f64 {
+        let initial = self.learning_rate;
+        let schedule = match self.schedule {
             ScheduleKind::Cosine => Schedule::Cosine {
                 initial,
-                last: weights.last_learning_rate,
+                last: self.last_learning_rate,
             },
             ScheduleKind::Linear => Schedule::Linear { initial },
             ScheduleKind::Exponential => Schedule::Exponential {
                 initial,
-                factor: weights.decay_factor,
+                factor: self.decay_factor,
             },
         };
-        let within = match weights.schedule_unit {
+        let within = match self.schedule_unit {
             ScheduleUnit::Epoch => 0.0,
             ScheduleUnit::Step => step as f64 / n_steps as f64,
         };
-        schedule.learning_rate(
-            epoch as f64 + within,
-            self.n_epochs,
-            weights.n_warmup_epochs,
-        )
+        schedule.learning_rate(epoch as f64 + within, n_epochs, self.n_warmup_epochs)
     }
 }
 
@@ -265,6 +266,36 @@ impl DataConfig {
             color_jitter: self.color_jitter,
             hue: self.hue_jitter,
             cutout: self.cutout,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn rates_fall_between_epochs_unless_with_every_step() {
+        let rates = |unit| -> Vec<f64> {
+            let mut weights = json!({
+                "learning_rate": 0.1, "schedule": "linear", "last_learning_rate": 0.0, "decay_factor": 1.0,
+                "n_warmup_epochs": 0, "momentum": 0.9, "weight_decay": 0.0, "clip_norm": 0.0,
+            });
+            if let Some(unit) = unit {
+                weights["schedule_unit"] = json!(unit);
+            }
+            let weights: WeightsConfig = serde_json::from_value(weights).unwrap();
+            let steps = (0..2).flat_map(|epoch| (0..4).map(move |step| (epoch, step)));
+            let rate = |(epoch, step)| weights.learning_rate([epoch, 2], [step, 4]);
+            steps.map(rate).collect()
+        };
+        let by_epochs = [0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05];
+        assert_eq!(rates(None), by_epochs);
+        assert_eq!(rates(Some("epoch")), by_epochs);
+        for (step, rate) in rates(Some("step")).into_iter().enumerate() {
+            assert!((rate - 0.1 * (1.0 - step as f64 / 8.0)).abs() < 1e-15);
         }
     }
 }

@@ -218,7 +218,8 @@ impl<'a> Training<'a> {
         let mut tally = Tally::new(&self.device);
         // Of a step and of the one behind it.
         let (device, uploads) = (self.device.clone(), Uploads::new(&self.device, 2)?);
-        let learning_rate = |step| config.learning_rate(epoch, step, sizes.len());
+        let at = [epoch, config.n_epochs];
+        let learning_rate = |step| config.weights.learning_rate(at, [step, sizes.len()]);
         images::prefetched(batches, |batches| {
             let started = nn::one_ahead(&device, batches, |batch| {
                 let Batch { images, labels, .. } = batch?;

@@ -44,7 +44,7 @@ struct Direction {
 
 /// Columns `first`, `first + step`, … of the result and taps such that tap `t` of column `i` of these reads column
 /// `source + (i + t) * source_step`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 struct Walk {
     first: usize,
     step: usize,
@@ -581,17 +581,17 @@ impl<T: Element> WithSimd for Correlate<'_, T> {
                     grad,
                     n,
                 };
-                let rows = &stencil.forward.rows[row];
-                let rows = rows
-                    .iter()
-                    .map(|&(u, row)| (u * n_v, x.row(row, source_width * n)));
+                let read = |(u, row): (usize, usize)| (u * n_v, x.row(row, source_width * n));
+                let rows = &stencil.forward.rows[row][..];
                 match walk.taps[..] {
                     [] => {}
-                    [a] => products.add(simd, [a], rows, &mut sums),
-                    [a, b] => products.add(simd, [a, b], rows, &mut sums),
-                    [a, b, c] => products.add(simd, [a, b, c], rows, &mut sums),
-                    [a, b, c, d] => products.add(simd, [a, b, c, d], rows, &mut sums),
-                    [a, b, c, d, e, ..] => products.add(simd, [a, b, c, d, e], rows, &mut sums),
+                    [a] => products.add(simd, [a], rows, read, &mut sums),
+                    [a, b] => products.add(simd, [a, b], rows, read, &mut sums),
+                    [a, b, c] => products.add(simd, [a, b, c], rows, read, &mut sums),
+                    [a, b, c, d] => products.add(simd, [a, b, c, d], rows, read, &mut sums),
+                    [a, b, c, d, e, ..] => {
+                        products.add(simd, [a, b, c, d, e], rows, read, &mut sums)
+                    }
                 }
             }
         }
@@ -610,41 +610,29 @@ struct Products<'a, T> {
 }
 
 impl<T: Element> Products<'_, T> {
-    /// `rows`: where the sums of their taps begin, and what they hold. As many rows at a time as sums fit the registers.
+    /// As many rows at a time as sums fit the registers. `read`: where the sums of a row's taps begin, and what it holds.
     #[inline(always)]
     fn add<'b, S: Simd, const K: usize>(
         &self,
         simd: S,
         taps: [usize; K],
-        mut rows: impl ExactSizeIterator<Item = (usize, &'b [T])>,
+        mut rows: &[(usize, usize)],
+        read: impl Fn((usize, usize)) -> (usize, &'b [T]),
         sums: &mut [T::Vector<S>],
     ) {
-        while rows.len() > 0 {
-            let n_rows = match (S::REGISTER_COUNT >= 32, rows.len()) {
-                (true, 3..) => 3,
-                (_, 2..) => 2,
-                _ => 1,
-            };
-            match n_rows {
-                3 => self.rows::<S, K, 3>(
-                    simd,
-                    taps,
-                    [(); 3].map(|()| rows.next().expect("three")),
-                    sums,
-                ),
-                2 => self.rows::<S, K, 2>(
-                    simd,
-                    taps,
-                    [(); 2].map(|()| rows.next().expect("two")),
-                    sums,
-                ),
-                _ => self.rows::<S, K, 1>(
-                    simd,
-                    taps,
-                    [(); 1].map(|()| rows.next().expect("one")),
-                    sums,
-                ),
+        if S::REGISTER_COUNT >= 32 {
+            let (threes, rest) = rows.as_chunks::<3>();
+            for &own in threes {
+                self.rows(simd, taps, own.map(&read), sums);
             }
+            rows = rest;
+        }
+        let (twos, rest) = rows.as_chunks::<2>();
+        for &own in twos {
+            self.rows(simd, taps, own.map(&read), sums);
+        }
+        for &own in rest {
+            self.rows(simd, taps, [read(own)], sums);
         }
     }
 
