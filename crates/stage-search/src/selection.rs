@@ -206,11 +206,9 @@ impl ShortTraining<'_> {
         let bar = progress.bar(label, (selection.n_epochs * n_steps) as u64);
         let (mut loss_sum, mut n_right) = (0.0, 0.0);
         for epoch in 0..selection.n_epochs {
-            // By steps: at its end the rate is the last one, even in a single epoch.
-            let learning_rate = |step: usize| {
-                let done = epoch as f64 + step as f64 / n_steps as f64;
-                schedule.learning_rate(done, selection.n_epochs, n_warmup_epochs)
-            };
+            // By epochs: with a rate that falls with every step losses tell less of what longer trainings come to.
+            let learning_rate =
+                schedule.learning_rate(epoch as f64, selection.n_epochs, n_warmup_epochs);
             let mut rng = rng(config.seed, STREAM_FIRST_CANDIDATE_EPOCH + epoch as u64);
             let order = images::epoch_order(&data.candidates_train, &mut rng);
             let batches = order
@@ -233,7 +231,7 @@ impl ShortTraining<'_> {
             images::prefetched(batches, |batches| {
                 let started =
                     nn::one_ahead(device, batches, |batch| Started::new(batch?, &uploads));
-                for (step, batch) in started.enumerate() {
+                for batch in started {
                     let (x, y) = data.started(batch?, &uploads, device)?;
                     let logits = network.forward(&x, &Pass::training().over(share))?.main;
                     let (loss, hits) = descend(
@@ -241,7 +239,7 @@ impl ShortTraining<'_> {
                         &y,
                         network.parameters(),
                         &mut sgd,
-                        learning_rate(step),
+                        learning_rate,
                         config.weights.clip_norm,
                         share,
                     )?;
