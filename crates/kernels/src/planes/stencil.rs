@@ -72,15 +72,7 @@ impl Stencil {
         } = window;
         assert!(kernel[0] <= MOST_ROWS);
         let output = window.output();
-        // (tap, input) for an output row, (tap, output) for an input row.
-        let sources = |out: usize| -> Vec<(usize, usize)> {
-            (0..kernel[0])
-                .filter_map(|tap| {
-                    let at = (out * stride + tap * dilation).checked_sub(padding)?;
-                    (at < input[0]).then_some((tap, at))
-                })
-                .collect()
-        };
+        // (tap, output) for an input row.
         let targets = |at: usize| -> Vec<(usize, usize)> {
             (0..kernel[0])
                 .filter_map(|tap| {
@@ -94,7 +86,7 @@ impl Stencil {
         let step = stride / gcd(stride, dilation) * dilation;
         let (signed, padding) = (|n: usize| n as isize, padding as isize);
         let forward = Direction {
-            rows: (0..output[0]).map(sources).collect(),
+            rows: (0..output[0]).map(|row| sources(&window, 0, row)).collect(),
             walks: walks(
                 [output[1], kernel[1]],
                 step / stride,
@@ -139,20 +131,7 @@ impl Stencil {
     /// For each output pixel, one over the number of taps that lie on the input: what an average pooling
     /// multiplies by.
     pub fn inverse_counts<T: Element>(&self) -> Vec<T> {
-        let Window {
-            input,
-            kernel,
-            padding,
-            stride,
-            dilation,
-        } = self.window;
-        let count = |column: usize| {
-            let reads = |tap: &usize| {
-                let at = (column * stride + tap * dilation).checked_sub(padding);
-                at.is_some_and(|at| at < input[1])
-            };
-            (0..kernel[1]).filter(reads).count()
-        };
+        let count = |column| sources(&self.window, 1, column).len();
         let columns: Vec<usize> = (0..self.output().w).map(count).collect();
         self.forward
             .rows
@@ -237,6 +216,16 @@ impl<'a, T> Held<'a, T> {
     pub(super) fn row(&self, row: usize, row_len: usize) -> &'a [T] {
         &self.numbers[row % self.n * row_len..][..row_len]
     }
+}
+
+/// The taps of an output row (`axis` 0) or column (1) that lie on the input, and what they read.
+fn sources(window: &Window, axis: usize, output: usize) -> Vec<(usize, usize)> {
+    let read = |tap: usize| {
+        let at = output * window.stride + tap * window.dilation;
+        let at = at.checked_sub(window.padding)?;
+        (at < window.input[axis]).then_some((tap, at))
+    };
+    (0..window.kernel[axis]).filter_map(read).collect()
 }
 
 /// From the first to the last of some rows.
