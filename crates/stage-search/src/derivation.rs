@@ -13,8 +13,6 @@ use nn::Rng;
 use rand::RngExt as _;
 use space::{CellGenotype, CellKind, Gene, Genotype, Primitive, SearchSpace};
 
-use crate::bridge;
-
 /// What the genotype must keep to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Limits {
@@ -35,7 +33,7 @@ pub(crate) struct GeneLimits {
 
 impl GeneLimits {
     /// Everything may be.
-    const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         max_skips_normal: N_GENES,
         min_convolutions: 0,
     };
@@ -133,29 +131,29 @@ impl Derivation {
 }
 
 /// Nodes that a draw exchanges at most to come within limits.
-const MAX_EXCHANGES: usize = 200;
+const MAX_EXCHANGES: usize = 2_000;
 
-/// A genotype that alpha draws ([`bridge::draw`]) within limits; `None` if the draw did not come to any.
+/// A genotype within limits, made of draws of `draw`; `None` if it did not come to any.
 ///
-/// It is brought there by alpha as well: one node after the other is taken from another draw, where that leads no further
+/// It is brought there by other draws: one node after the other is taken from another, where that leads no further
 /// away from the limits. Draws that keep to them as they are would take a thousand questions to the latency model each.
-pub(crate) fn draw(
-    ranks: [&[f32]; 2],
+pub(crate) fn draw_within(
     limits: Limits,
     upper_millis: impl Fn(&Genotype) -> f64,
+    draw: impl Fn(&mut Rng) -> Genotype,
     rng: &mut Rng,
 ) -> Option<Genotype> {
     let excess = |genotype: &Genotype| {
         let gap = |band: Band| band.gap_millis(upper_millis(genotype));
         (limits.genes.excess(genotype), limits.band.map_or(0.0, gap))
     };
-    let mut genotype = bridge::draw(ranks, rng);
+    let mut genotype = draw(rng);
     let mut own = excess(&genotype);
     for _ in 0..MAX_EXCHANGES {
         if own == (0, 0.0) {
             return Some(genotype);
         }
-        let other = bridge::draw(ranks, rng);
+        let other = draw(rng);
         let other = with_node(&genotype, &other, rng.random_range(0..N_NODES));
         let theirs = excess(&other);
         if theirs <= own {
@@ -652,6 +650,7 @@ mod tests {
     use rand_chacha::rand_core::SeedableRng;
 
     use super::*;
+    use crate::bridge;
 
     #[test]
     fn draws_keep_to_the_limits() {
@@ -678,8 +677,9 @@ mod tests {
         };
         let mut rng = Rng::seed_from_u64(1);
         let mut draws = |limits| -> Vec<Genotype> {
-            let draw = |_| draw(ranks, limits, upper, &mut rng);
-            (0..50).filter_map(draw).collect()
+            let draw = |rng: &mut Rng| bridge::draw(ranks, rng);
+            let within = |_| draw_within(limits, upper, draw, &mut rng);
+            (0..50).filter_map(within).collect()
         };
         let drawn = draws(limits);
         assert!(drawn.len() > 40, "{}", drawn.len());
@@ -708,7 +708,8 @@ mod tests {
             band: None,
         };
         let [mut rng, mut same] = [7, 7].map(Rng::seed_from_u64);
-        let drawn = draw(ranks, limits, |_| f64::INFINITY, &mut rng);
+        let draw = |rng: &mut Rng| bridge::draw(ranks, rng);
+        let drawn = draw_within(limits, |_| f64::INFINITY, draw, &mut rng);
         assert_eq!(drawn, Some(bridge::draw(ranks, &mut same)));
     }
 

@@ -111,10 +111,10 @@ pub enum Error {
         /// The bound of the fastest genotype, in ms.
         fastest_millis: f64,
     },
-    /// No genotype drawn at random keeps to the target and near it.
+    /// No genotype drawn at random keeps to the target and near it, nor does any that was taken there.
     #[error(
         "none of {n_draws} genotypes drawn at random takes between {low_millis:.4} and {target_millis:.4} {unit} by the latency \
-         model; widen target.slack or move target.latency"
+         model, nor does any that was brought nearer node by node; widen target.slack or move target.latency"
     )]
     NothingDrawn {
         /// Of the metric.

@@ -128,7 +128,7 @@ pub fn run_together(
     let target_millis = target_millis(config, inputs, &predictor)?;
     let record = |found| outcome::result(config, inputs, &predictor, target_millis, found);
     let drawn = match config.method {
-        Method::Random => random::draw(config, &predictor, target_millis)?,
+        Method::Random => random::draw(config, &predictor, target_millis, &context.progress)?,
         _ => Vec::new(),
     };
     if config.method == Method::Random && drawn.len() < config.n_candidates() {

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use space::{CellKind, Genotype};
 
 use crate::config::{Config, Method, Policy};
+use crate::bridge;
 use crate::derivation::{self, Band, Derivation, GeneLimits, Limits};
 use crate::error::Error;
 use crate::predictor::Predictor;
@@ -99,6 +100,7 @@ pub(crate) fn derivations(
         ..limits
     };
     let mut found = vec![first];
+    let draw = |rng: &mut Rng| bridge::draw(ranks, rng);
     let mut rng = rng(config.seed, STREAM_CANDIDATES);
     for _ in 0..MAX_ROUNDS {
         let rngs: Vec<Rng> = (found.len()..n_derivations)
@@ -107,7 +109,7 @@ pub(crate) fn derivations(
         // Side by side: most of the time goes into questions to the latency model.
         let drawn: Vec<Option<Genotype>> = rngs
             .into_par_iter()
-            .map(|mut rng| derivation::draw(ranks, limits, upper, &mut rng))
+            .map(|mut rng| derivation::draw_within(limits, upper, draw, &mut rng))
             .collect();
         for genotype in drawn.into_iter().flatten() {
             if found.iter().all(|own| own.genotype != genotype) {

@@ -1,22 +1,27 @@
 //! No search at all: what a search must be better than at the same latency.
 
+use artifact::stage::Progress;
+use nn::Rng;
 use space::{Genotype, SearchSpace};
 
 use crate::config::Config;
-use crate::derivation::Band;
+use crate::derivation::{Band, GeneLimits, Limits, draw_within};
 use crate::error::Error;
 use crate::predictor::Predictor;
 use crate::search::{STREAM_GENOTYPES, rng};
 
-/// Draws until giving up.
+/// Uniform draws until giving up on more of them.
 const MAX_DRAWS: usize = 100_000;
+/// Draws brought to the band, for each genotype that is to be found.
+const MAX_TRIES: usize = 16;
 
-/// The first genotypes, drawn uniformly, whose latency keeps to the target and within its slack: as many as are to be
-/// chosen from, no two alike, if there are so many.
+/// Genotypes drawn uniformly whose latency keeps to the target and within its slack: as many as are to be chosen from, no
+/// two alike, if there are so many. A line tells of those that are no uniform draws ([`within`]).
 pub(crate) fn draw(
     config: &Config,
     predictor: &Predictor,
     target_millis: Option<f64>,
+    progress: &Progress,
 ) -> Result<Vec<Genotype>, Error> {
     let target_millis = target_millis.ok_or(Error::Setting {
         key: "target.latency",
@@ -26,20 +31,13 @@ pub(crate) fn draw(
         low_millis: (1.0 - config.target.slack) * target_millis,
         high_millis: target_millis,
     };
+    let upper = |genotype: &Genotype| {
+        let upper = predictor.upper(genotype, config.target.probability);
+        upper.unwrap_or(f64::INFINITY)
+    };
+    let n_candidates = config.n_candidates();
     let mut rng = rng(config.seed, STREAM_GENOTYPES);
-    let mut genotypes: Vec<Genotype> = Vec::new();
-    for _ in 0..MAX_DRAWS {
-        if genotypes.len() == config.n_candidates() {
-            break;
-        }
-        let genotype = SearchSpace::darts().sample(&mut rng);
-        let is_within = predictor
-            .upper(&genotype, config.target.probability)
-            .is_some_and(|upper| band.contains(upper));
-        if is_within && !genotypes.contains(&genotype) {
-            genotypes.push(genotype);
-        }
-    }
+    let (genotypes, n_uniform) = within(band, n_candidates, upper, &mut rng);
     if genotypes.is_empty() {
         return Err(Error::NothingDrawn {
             unit: predictor.metric.unit(),
@@ -48,5 +46,91 @@ pub(crate) fn draw(
             n_draws: MAX_DRAWS,
         });
     }
+    if n_uniform < n_candidates {
+        progress.line(&format!(
+            "{MAX_DRAWS} uniform draws held {n_uniform} of {n_candidates} genotypes within the target's slack; {} more are draws \
+             that were brought there node by node",
+            genotypes.len() - n_uniform
+        ));
+    }
     Ok(genotypes)
+}
+
+/// The first `n` different genotypes of uniform draws that lie in the band, and how many of them do so as they were drawn:
+/// where it holds hardly any of all genotypes, those that [`MAX_DRAWS`] do not come to are draws that are brought there,
+/// node by node, by other draws.
+fn within(
+    band: Band,
+    n: usize,
+    upper_millis: impl Fn(&Genotype) -> f64,
+    rng: &mut Rng,
+) -> (Vec<Genotype>, usize) {
+    let sample = |rng: &mut Rng| SearchSpace::darts().sample(rng);
+    let mut genotypes: Vec<Genotype> = Vec::new();
+    for _ in 0..MAX_DRAWS {
+        if genotypes.len() == n {
+            break;
+        }
+        let genotype = sample(rng);
+        if band.contains(upper_millis(&genotype)) && !genotypes.contains(&genotype) {
+            genotypes.push(genotype);
+        }
+    }
+    let n_uniform = genotypes.len();
+    let limits = Limits {
+        genes: GeneLimits::NONE,
+        band: Some(band),
+    };
+    for _ in 0..MAX_TRIES * (n - n_uniform) {
+        if genotypes.len() == n {
+            break;
+        }
+        let brought = draw_within(limits, &upper_millis, sample, rng);
+        genotypes.extend(brought.filter(|genotype| !genotypes.contains(genotype)));
+    }
+    (genotypes, n_uniform)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::rand_core::SeedableRng as _;
+    use space::CellKind;
+
+    use super::*;
+
+    /// The number of genes that are no skips: none of a hundred thousand uniform draws has fewer than five.
+    fn law(genotype: &Genotype) -> f64 {
+        let n_skips = CellKind::ALL.map(|kind| genotype.n_skips(kind));
+        16.0 - n_skips.iter().sum::<usize>() as f64
+    }
+
+    fn drawn(low_millis: f64, high_millis: f64) -> (Vec<Genotype>, usize) {
+        let band = Band {
+            low_millis,
+            high_millis,
+        };
+        let (genotypes, n_uniform) = within(band, 4, law, &mut Rng::seed_from_u64(3));
+        for (index, genotype) in genotypes.iter().enumerate() {
+            assert!(band.contains(law(genotype)), "{genotype}");
+            assert!(!genotypes[..index].contains(genotype));
+        }
+        (genotypes, n_uniform)
+    }
+
+    #[test]
+    fn what_a_band_holds_is_drawn_uniformly() {
+        let (genotypes, n_uniform) = drawn(14.0, 14.0);
+        assert_eq!((genotypes.len(), n_uniform), (4, 4));
+        let mut rng = Rng::seed_from_u64(3);
+        let mut draws = (0..100).map(|_| SearchSpace::darts().sample(&mut rng));
+        let first = draws.find(|genotype| law(genotype) == 14.0);
+        assert_eq!(first.as_ref(), genotypes.first());
+    }
+
+    #[test]
+    fn draws_are_brought_to_a_band_that_holds_hardly_any() {
+        let (genotypes, n_uniform) = drawn(2.0, 3.0);
+        assert_eq!((genotypes.len(), n_uniform), (4, 0));
+        assert!(drawn(-2.0, -1.0).0.is_empty());
+    }
 }
