@@ -80,6 +80,14 @@ impl<'a, T: Element> NormGrad<'a, T> {
         }
     }
 
+    /// With the channels of another behind its own.
+    pub fn and(mut self, other: Self) -> Self {
+        self.grads.extend(other.grads);
+        self.raw.extend(other.raw);
+        self.factors.extend(other.factors);
+        self
+    }
+
     /// Number of channels.
     pub(super) fn len(&self) -> usize {
         self.factors.len()

@@ -36,10 +36,39 @@ impl<T: Element> Deref for StateGrad<'_, T> {
 
 /// The gradients of a run of a cell.
 pub(super) struct CellGrads<T: Element> {
-    /// With what was pending.
-    pub(super) inputs: [Option<Buffer<T>>; 2],
+    pub(super) inputs: [Option<InputGrad<T>>; 2],
     pub(super) parameters: Vec<f64>,
     pub(super) mixing: Vec<f64>,
+}
+
+/// The gradient of an input.
+pub(super) enum InputGrad<T: Element> {
+    /// Of the input as it came.
+    Whole(Buffer<T>),
+    /// Of what its kernel made of it: what that gives is summed over all kernels that read the same.
+    Preprocessed(NormedGrad<T>),
+}
+
+/// The gradient of what a batch normalisation gives, with what that of what it reads follows from.
+pub(super) struct NormedGrad<T: Element> {
+    grad: Buffer<T>,
+    moments: Vec<Moments>,
+    /// Of each channel of the gradient, and its scalar product with [what tells of the channel](Self::of).
+    sums: Vec<[f64; 2]>,
+    /// The factors of the normalisation; without them it was done in place.
+    factors: Option<Vec<f64>>,
+}
+
+impl<T: Element> NormedGrad<T> {
+    /// The gradient of what the normalisation read; `seen` is that, or what it became in place.
+    pub(super) fn of<'a>(&'a self, seen: &'a [T], len: usize) -> NormGrad<'a, T> {
+        let (grads, seen) = (planes(&self.grad, len), planes(seen, len));
+        let (moments, sums) = (&self.moments, &self.sums);
+        match &self.factors {
+            Some(factors) => NormGrad::new(grads, seen, moments, BATCH_NORM_EPS, sums, factors),
+            None => NormGrad::of_normalised(grads, seen, moments, BATCH_NORM_EPS, sums),
+        }
+    }
 }
 
 /// Gradients of parameters, each with the place of its first number.
@@ -69,16 +98,10 @@ pub(super) struct Backward<'a, T: Element> {
     sums: Vec<Vec<Vec<[f64; 2]>>>,
     grad_parameters: Vec<f64>,
     grad_mixing: Vec<f64>,
-    /// Of the inputs as they come, what cells behind this one have found.
-    pending: [Option<Buffer<T>>; 2],
 }
 
 impl<'a, T: Element> Backward<'a, T> {
-    pub(super) fn new(
-        run: CellRun<'a, T>,
-        given: Vec<&'a [T]>,
-        pending: [Option<Buffer<T>>; 2],
-    ) -> Self {
+    pub(super) fn new(run: CellRun<'a, T>, given: Vec<&'a [T]>) -> Self {
         let plan = run.op.plan;
         Self {
             given,
@@ -88,7 +111,6 @@ impl<'a, T: Element> Backward<'a, T> {
             sums: plan.edges.iter().map(|_| Vec::new()).collect(),
             grad_parameters: vec![0.0; run.parameters.len()],
             grad_mixing: vec![0.0; run.mixing.len()],
-            pending,
             run,
         }
     }
@@ -704,66 +726,58 @@ impl<'a, T: Element> Backward<'a, T> {
         self.grads[node] = grads;
     }
 
-    /// Backward through the preprocessing of an input; its gradient, with what was pending, is returned if it is wanted.
-    fn input(&mut self, index: usize) -> Option<Buffer<T>> {
+    /// Backward through the batch normalisation of an input, and through its kernels where it is halved; what comes of it
+    /// is returned if any gradient of the input or of its kernels is wanted.
+    fn input(&mut self, index: usize) -> Option<InputGrad<T>> {
         let wants = self.run.op.wants;
         if !wants.inputs[index] && !wants.weights {
             return None;
         }
         let plan = &self.plan().inputs[index];
         let saved: &'a SavedInput<T> = &self.run.saved.inputs[index];
-        let s = self.run.s[index];
-        let pending = self.pending[index].take();
-        let adds = pending.is_some();
-        let mut grad_s =
-            wants.inputs[index].then(|| pending.unwrap_or_else(|| Buffer::any(s.len())));
-        let (raw_grid, len) = (self.run.sizes.raw[index], self.run.sizes.input.len());
-        let grads = std::mem::replace(&mut self.grads[index], StateGrad::Given(&[]));
-        let grads = planes(&grads, len);
+        let len = self.run.sizes.input.len();
+        let StateGrad::Own(grad) =
+            std::mem::replace(&mut self.grads[index], StateGrad::Given(&[]))
+        else {
+            unreachable!("nobody gives the gradient of an input");
+        };
         let mut found = Found::default();
-        let seen = saved.raw.as_ref().unwrap_or(&saved.x);
-        let sources: Vec<Vec<&[T]>> = planes(seen, len)
+        let sources: Vec<Vec<&[T]>> = planes(saved.seen(), len)
             .into_iter()
             .map(|plane| vec![plane])
             .collect();
-        let sums: Vec<[f64; 2]> = dots(&grads, &sources)
+        let sums: Vec<[f64; 2]> = dots(&planes(&grad, len), &sources)
             .into_iter()
             .map(|(sum, products)| [sum, products[0]])
             .collect();
-        let chain = if saved.raw.is_some() {
-            self.affine_grads(&plan.norm, &sums, 1.0, &mut found);
-            self.chain(&plan.norm, &grads, seen, &sums, 1.0)
-        } else {
-            let moments = &self.run.saved.statistics[plan.norm.index].moments;
-            NormGrad::of_normalised(grads, planes(seen, len), moments, BATCH_NORM_EPS, &sums)
+        self.affine_grads(&plan.norm, &sums, 1.0, &mut found);
+        let moments = self.run.saved.statistics[plan.norm.index].moments.clone();
+        let has_factors = plan.norm.affine.is_some();
+        let normed = NormedGrad {
+            factors: has_factors
+                .then(|| norm_weights(&plan.norm, self.run.parameters, moments.len())),
+            grad,
+            moments,
+            sums,
         };
-        match (&saved.halves, &plan.kernels[..]) {
+        let grad = match (&saved.halves, &plan.kernels[..]) {
             (Some(halves), [even, odd]) => {
                 let kernels = [even.clone(), odd.clone()];
+                let raw_grid = self.run.sizes.raw[index];
                 let mut grads = halves.each_ref().map(|half| Buffer::any(half.len()));
-                let wanted = grad_s.is_some().then_some((&mut grads, false));
+                let wanted = wants.inputs[index].then_some((&mut grads, false));
+                let chain = normed.of(saved.seen(), len);
                 self.unhalve(halves, &kernels, &chain, wanted, &mut found);
-                if let Some(grad_s) = &mut grad_s {
-                    add_halves(&grads, raw_grid, grad_s, adds);
-                }
+                wants.inputs[index].then(|| {
+                    let mut grad_s = Buffer::any(self.run.s[index].len());
+                    add_halves(&grads, raw_grid, &mut grad_s, false);
+                    InputGrad::Whole(grad_s)
+                })
             }
-            (_, kernels) => {
-                let grads = PointwiseGrads {
-                    x: grad_s.as_deref_mut().map(|grad_s| Target {
-                        planes: planes_mut(grad_s, raw_grid.len()),
-                        adds,
-                    }),
-                    w: wants.weights,
-                };
-                let kernel = &self.run.parameters[kernels[0].clone()];
-                let s = planes(s, raw_grid.len());
-                if let Some(grad_w) = pointwise_backward(&s, true, kernel, &chain, grads) {
-                    found.push(kernels[0].start, grad_w);
-                }
-            }
-        }
+            _ => Some(InputGrad::Preprocessed(normed)),
+        };
         self.add(found);
-        grad_s
+        grad
     }
 }
 

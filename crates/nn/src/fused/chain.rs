@@ -5,14 +5,16 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
 use kernels::Element;
-use kernels::planes::{Buffer, Grid, Outputs, Term, combine};
+use kernels::planes::{
+    Buffer, Grid, NormGrad, PointwiseGrads, Target, accumulate, pointwise_backward,
+};
 use rayon::prelude::*;
 
-use super::backward::Backward;
-use super::forward::{Saved, Statistics};
+use super::backward::{Backward, InputGrad, NormedGrad};
+use super::forward::{Preprocessed, Saved, Statistics, preprocess};
 use super::plan::{Plan, Sizes};
 use super::stem::{SavedStem, StemPlan, StemRun};
-use super::{CellOp, CellRun, FusedCell, Masks, Wants, cast, planes, slice};
+use super::{CellOp, CellRun, FusedCell, Masks, Wants, cast, planes, planes_mut, slice};
 use crate::Pass;
 use crate::awake::Awake;
 use crate::layers::{BatchNorm, Stem, planes_average_pool, to_planes};
@@ -170,6 +172,7 @@ impl Chain<'_> {
         let op = Arc::new(ChainCells {
             stem: stem.map(|stem| stem.plan(len)),
             cells: cells.collect::<Result<_>>()?,
+            starts_alike: s[0].id() == s[1].id(),
             wants,
             gives,
         });
@@ -234,25 +237,96 @@ struct ChainCells {
     /// What makes of images what the first cell reads.
     stem: Option<StemPlan>,
     cells: Vec<ChainCell>,
+    /// Whether both starts are one.
+    starts_alike: bool,
     wants: Wants,
     gives: Gives,
+}
+
+/// An input of a cell that a kernel reads as large as it is.
+struct Reader {
+    cell: usize,
+    input: usize,
+    /// The place of the kernel among the parameters of the chain.
+    kernel: Range<usize>,
 }
 
 impl ChainCells {
     fn op(&self, index: usize) -> CellOp<'_> {
         let wants = self.wants;
-        let any = wants.weights || wants.mixing || wants.inputs[0] || wants.inputs[1];
-        let inputs = match index {
-            0 => wants.inputs,
-            1 => [wants.inputs[1], any],
-            _ => [any; 2],
-        };
+        let inputs = [0, 1].map(|input| self.wants_grad(self.read_by(index, input)));
         let cell = &self.cells[index];
         CellOp {
             plan: &cell.plan,
             wants: Wants { inputs, ..wants },
             running: cell.running.as_deref(),
             masks: cell.masks.as_ref(),
+        }
+    }
+
+    /// What a cell reads, by number: the two starts, of which the second stands for both where they are one, and then the
+    /// outputs of the cells.
+    fn read_by(&self, cell: usize, input: usize) -> usize {
+        match cell + input {
+            0 if self.starts_alike => 1,
+            number => number,
+        }
+    }
+
+    /// Whether the gradient of a start or of an output leads to a variable.
+    fn wants_grad(&self, number: usize) -> bool {
+        let Wants {
+            inputs,
+            weights,
+            mixing,
+        } = self.wants;
+        match inputs.get(number) {
+            Some(&input) => input,
+            None => weights || mixing || inputs[0] || inputs[1],
+        }
+    }
+
+    /// Who reads a start or an output as large as it is.
+    fn readers(&self, number: usize) -> Vec<Reader> {
+        let cells = number.saturating_sub(2)..self.cells.len().min(number + 1);
+        let inputs = cells.flat_map(|cell| [0, 1].map(|input| (cell, input)));
+        inputs
+            .filter(|&(cell, input)| self.read_by(cell, input) == number)
+            .filter_map(|(cell, input)| self.reader(cell, input))
+            .collect()
+    }
+
+    fn reader(&self, cell: usize, input: usize) -> Option<Reader> {
+        let ChainCell {
+            plan, parameters, ..
+        } = &self.cells[cell];
+        match &plan.inputs[input].kernels[..] {
+            [kernel] => Some(Reader {
+                cell,
+                input,
+                kernel: parameters.start + kernel.start..parameters.start + kernel.end,
+            }),
+            _ => None,
+        }
+    }
+
+    /// What all that read a start or an output make of it.
+    fn preprocess<T: Element>(
+        &self,
+        number: usize,
+        s: &[T],
+        grid: Grid,
+        parameters: &[T],
+        made: &mut [[Option<Preprocessed<T>>; 2]],
+    ) {
+        let readers = self.readers(number);
+        if readers.is_empty() {
+            return;
+        }
+        let kernels = readers.iter().map(|reader| &parameters[reader.kernel.clone()]);
+        let kernels: Vec<&[T]> = kernels.collect();
+        for (reader, own) in readers.iter().zip(preprocess(s, grid, &kernels)) {
+            made[reader.cell][reader.input] = Some(own);
         }
     }
 }
@@ -347,15 +421,22 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
             saved.stem = Some(stem.forward(s[0], parameters));
             grids = [stem.grid(); 2];
         }
+        let mut made: Vec<[Option<Preprocessed<T>>; 2]> = Vec::new();
+        made.resize_with(chain.cells.len(), Default::default);
+        for (number, start) in saved.sources(s, 0).into_iter().enumerate() {
+            chain.preprocess(number, start, grids[number], parameters, &mut made);
+        }
         for (index, cell) in chain.cells.iter().enumerate() {
             let sizes = cell.plan.sizes(grids)?;
             let (nodes, own) = chain.op(index).forward(
                 saved.sources(s, index),
+                std::mem::take(&mut made[index]),
                 &sizes,
                 &parameters[cell.parameters.clone()],
                 &parameters[cell.mixing.clone()],
             );
             grids = [grids[1], sizes.node];
+            chain.preprocess(index + 2, &nodes, sizes.node, parameters, &mut made);
             saved.cells.push(SavedCell {
                 sizes,
                 n_planes: cell.plan.n_nodes * cell.plan.channels,
@@ -398,14 +479,7 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
                 };
                 slices.push(slice::<T>(storage, layout)?);
             }
-            let starts_alike = s0.id() == s1.id();
-            self.backward(
-                saved,
-                [slices[0], slices[1]],
-                slices[2],
-                slices[3],
-                starts_alike,
-            )
+            self.backward(saved, [slices[0], slices[1]], slices[2], slices[3])
         };
         let tensor = |grad: Option<Vec<T>>, like: &Tensor| {
             grad.map(|grad| Tensor::from_vec(grad, like.shape(), like.device()))
@@ -429,6 +503,23 @@ struct ChainGrads<T: Element> {
     parameters: Vec<f64>,
 }
 
+/// What is known of the gradient of a start or of an output.
+struct Pending<T: Element> {
+    /// The sum of what its readers have found that halve it.
+    sum: Option<Buffer<T>>,
+    /// What the others have found: the kernel of each, the gradient of what that made, and what tells of this.
+    found: Vec<(Range<usize>, NormedGrad<T>, Buffer<T>)>,
+}
+
+impl<T: Element> Default for Pending<T> {
+    fn default() -> Self {
+        Self {
+            sum: None,
+            found: Vec::new(),
+        }
+    }
+}
+
 impl<T: Element> ChainOp<T> {
     /// From the last cell to the first; what a cell saved is given back once it is done. Where a chain starts from one
     /// tensor twice, the first gradient is that of both.
@@ -438,14 +529,14 @@ impl<T: Element> ChainOp<T> {
         s: [&[T]; 2],
         parameters: &[T],
         grad_out: &[T],
-        starts_alike: bool,
     ) -> ChainGrads<T> {
         let chain = &*self.chain;
         let mut grad_parameters = vec![0.0; parameters.len()];
         let n = saved.cells.len();
+        let start_grids = saved.cells[0].sizes.raw;
         // What is known so far of the gradients of what the chain starts from and of each output.
-        let mut pending: Vec<Option<Buffer<T>>> = Vec::new();
-        pending.resize_with(n + 2, || None);
+        let mut pending: Vec<Pending<T>> = Vec::new();
+        pending.resize_with(n + 2, Pending::default);
         let spread = match chain.gives {
             Gives::Mean => saved
                 .cells
@@ -468,7 +559,6 @@ impl<T: Element> ChainOp<T> {
         };
         given.reverse();
         for index in (0..n).rev() {
-            let own = pending.pop().flatten();
             let cell = &chain.cells[index];
             let SavedCell {
                 sizes,
@@ -479,6 +569,14 @@ impl<T: Element> ChainOp<T> {
             else {
                 unreachable!("a chain has saved what all its cells need, or nothing");
             };
+            let own = std::mem::take(&mut pending[index + 2]);
+            let own = self.gather(
+                own,
+                index + 2,
+                planes(nodes, sizes.node.len()),
+                parameters,
+                &mut grad_parameters,
+            );
             let run = CellRun {
                 op: chain.op(index),
                 sizes,
@@ -493,8 +591,7 @@ impl<T: Element> ChainOp<T> {
                 .into_iter()
                 .chain(own.iter().map(|grad| &grad[..]))
                 .collect();
-            let of_inputs = [index, index + 1].map(|output| pending[output].take());
-            let grads = Backward::new(run, given, of_inputs).run();
+            let grads = Backward::new(run, given).run();
             for (range, own) in [
                 (&cell.parameters, &grads.parameters),
                 (&cell.mixing, &grads.mixing),
@@ -502,37 +599,89 @@ impl<T: Element> ChainOp<T> {
                 let sums = grad_parameters[range.clone()].iter_mut();
                 sums.zip(own).for_each(|(sum, own)| *sum += own);
             }
-            for (input, grad) in grads.inputs.into_iter().enumerate() {
-                pending[index + input] = grad;
+            let done = saved.cells.pop().and_then(|cell| cell.saved);
+            let inputs = done.into_iter().flat_map(|saved| saved.inputs);
+            for (input, (grad, saved)) in grads.inputs.into_iter().zip(inputs).enumerate() {
+                let pending = &mut pending[chain.read_by(index, input)];
+                match (grad, chain.reader(index, input)) {
+                    (Some(InputGrad::Preprocessed(grad)), Some(reader)) => {
+                        pending.found.push((reader.kernel, grad, saved.into_seen()));
+                    }
+                    (Some(InputGrad::Whole(grad)), _) => match &mut pending.sum {
+                        Some(sum) => accumulate(vec![sum], &[&grad]),
+                        None => pending.sum = Some(grad),
+                    },
+                    _ => {}
+                }
             }
-            saved.cells.truncate(index);
         }
-        let mut pending = pending.into_iter().map(Option::into_iter);
-        let [mut first, mut second] = std::array::from_fn(|_| -> Vec<Buffer<T>> {
-            pending.next().into_iter().flatten().collect()
-        });
-        let given = given.pop();
-        if starts_alike || chain.stem.is_some() {
-            first.append(&mut second);
-        }
-        let sum = |grads: Vec<Buffer<T>>, given: Option<&[T]>| {
-            let terms = given.into_iter().chain(grads.iter().map(|grad| &grad[..]));
-            let terms: Vec<Term<'_, T>> = terms.map(|grad| Term::new(T::one(), grad)).collect();
-            let mut sum = Buffer::any(terms.first()?.plane.len());
-            let outputs = Outputs::new(vec![&mut sum]);
-            combine(outputs, &[terms], &[T::zero()]);
-            Some(sum)
+        let starts = match &saved.stem {
+            Some(stem) => [&stem.y[..]; 2],
+            None => s,
         };
-        let mut inputs = [sum(first, given), sum(second, None)];
+        let mut number = 0;
+        let mut inputs = std::mem::take(&mut pending).into_iter().take(2).map(|own| {
+            let s = planes(starts[number], start_grids[number].len());
+            number += 1;
+            self.gather(own, number - 1, s, parameters, &mut grad_parameters)
+        });
+        let mut inputs: [Option<Buffer<T>>; 2] = std::array::from_fn(|_| inputs.next().flatten());
+        if chain.starts_alike {
+            inputs.swap(0, 1);
+        }
         if let (Some(stem), Some(saved)) = (&chain.stem, &saved.stem)
-            && let [Some(grad), _] = std::mem::take(&mut inputs)
+            && let [Some(mut grad), _] = std::mem::take(&mut inputs)
         {
+            if let Some(given) = given.pop() {
+                accumulate(vec![&mut grad], &[given]);
+            }
             stem.backward(s[0], parameters, saved, &grad, &mut grad_parameters);
         }
         ChainGrads {
             inputs,
             parameters: grad_parameters,
         }
+    }
+
+    /// The gradient of a start or of an output `s`, if it is wanted, once all that read it are done; and those of the kernels
+    /// that do, added to what is there.
+    fn gather(
+        &self,
+        Pending { sum, found }: Pending<T>,
+        number: usize,
+        s: Vec<&[T]>,
+        parameters: &[T],
+        grad_parameters: &mut [f64],
+    ) -> Option<Buffer<T>> {
+        let len = s.first().map_or(0, |plane| plane.len());
+        let grads = found.iter().map(|(_, grad, seen)| grad.of(seen, len));
+        let Some(grads) = grads.reduce(NormGrad::and) else {
+            return sum;
+        };
+        let kernels: Vec<&[T]> = found
+            .iter()
+            .map(|(kernel, ..)| &parameters[kernel.clone()])
+            .collect();
+        let adds = sum.is_some();
+        let mut grad_s = self
+            .chain
+            .wants_grad(number)
+            .then(|| sum.unwrap_or_else(|| Buffer::any(s.len() * len)));
+        let wanted = PointwiseGrads {
+            x: grad_s.as_deref_mut().map(|grad_s| Target {
+                planes: planes_mut(grad_s, len),
+                adds,
+            }),
+            w: self.chain.wants.weights,
+        };
+        let of_kernels = pointwise_backward(&s, true, &kernels.concat(), &grads, wanted);
+        let mut of_kernels = of_kernels.into_iter().flatten();
+        for (kernel, ..) in &found {
+            let sums = grad_parameters[kernel.clone()].iter_mut();
+            sums.zip(of_kernels.by_ref())
+                .for_each(|(sum, grad)| *sum += grad);
+        }
+        grad_s
     }
 }
 

@@ -66,6 +66,18 @@ pub(super) struct SavedInput<T: Element> {
     pub(super) x: Buffer<T>,
 }
 
+impl<T: Element> SavedInput<T> {
+    /// What tells of each channel as it was before its batch normalisation.
+    pub(super) fn seen(&self) -> &[T] {
+        self.raw.as_ref().unwrap_or(&self.x)
+    }
+
+    /// The same, without the rest.
+    pub(super) fn into_seen(self) -> Buffer<T> {
+        self.raw.unwrap_or(self.x)
+    }
+}
+
 /// A buffer for what a ReLU makes of a state's partial channels, if anyone reads that.
 fn activated<T: Element>(plan: &Plan, state: usize, len: usize) -> Option<Buffer<T>> {
     let is_unit =
@@ -169,33 +181,57 @@ pub(super) fn halve<T: Element>(
     (y, found)
 }
 
+/// What the kernel of an input made of it, before its batch normalisation.
+pub(super) struct Preprocessed<T: Element> {
+    raw: Buffer<T>,
+    moments: Vec<Moments>,
+}
+
+/// What each of some kernels makes of an output that is as large as they want it, all in one pass.
+pub(super) fn preprocess<T: Element>(
+    s: &[T],
+    grid: Grid,
+    kernels: &[&[T]],
+) -> Vec<Preprocessed<T>> {
+    let s = planes(s, grid.len());
+    let n_out = |kernel: &[T]| kernel.len() / s.len().max(1);
+    let mut raw: Vec<Buffer<T>> = kernels
+        .iter()
+        .map(|kernel| Buffer::any(n_out(kernel) * grid.len()))
+        .collect();
+    let y = raw.iter_mut().flat_map(|raw| planes_mut(raw, grid.len()));
+    let moments = pointwise_forward(&s, true, &kernels.concat(), y.collect());
+    let mut moments = moments.into_iter();
+    let made = kernels.iter().zip(raw).map(|(kernel, raw)| Preprocessed {
+        raw,
+        moments: moments.by_ref().take(n_out(kernel)).collect(),
+    });
+    made.collect()
+}
+
 impl CellOp<'_> {
-    /// A preprocessed input, and what a ReLU makes of it.
+    /// A preprocessed input, and what a ReLU makes of it. `made`: what its kernel made of it, unless that is still to come:
+    /// an input that is halved is looked at here.
     fn input<T: Element>(
         &self,
         index: usize,
         s: &[T],
+        made: Option<Preprocessed<T>>,
         sizes: &Sizes,
         parameters: &[T],
         statistics: &mut [Statistics],
     ) -> (SavedInput<T>, Option<Buffer<T>>) {
         let plan = &self.plan.inputs[index];
         let (raw_grid, grid) = (sizes.raw[index], sizes.input);
-        let s = planes(s, raw_grid.len());
-        let (halves, raw, moments) = match &plan.kernels[..] {
-            [even, odd] => {
-                let halves = halves(&s, raw_grid);
+        let (halves, Preprocessed { raw, moments }) = match (made, &plan.kernels[..]) {
+            (Some(made), _) => (None, made),
+            (None, [even, odd]) => {
+                let halves = halves(&planes(s, raw_grid.len()), raw_grid);
                 let kernels = [&parameters[even.clone()], &parameters[odd.clone()]];
                 let (raw, moments) = halve(&halves, kernels, true, grid.len());
-                (Some(halves), raw, moments)
+                (Some(halves), Preprocessed { raw, moments })
             }
-            kernels => {
-                let mut raw = Buffer::any(self.plan.channels * grid.len());
-                let y = planes_mut(&mut raw, grid.len());
-                let kernel = &parameters[kernels[0].clone()];
-                let moments = pointwise_forward(&s, true, kernel, y);
-                (None, raw, moments)
-            }
+            (None, _) => unreachable!("what is not halved is preprocessed by the chain"),
         };
         let moments = self.settle(&plan.norm, moments);
         let affine = affine(&plan.norm, parameters, &moments);
@@ -368,18 +404,21 @@ impl CellOp<'_> {
         }
     }
 
-    /// The nodes of a cell from the outputs of the two before it.
+    /// The nodes of a cell from the outputs of the two before it, and from what was made of them.
     pub(super) fn forward<T: Element>(
         &self,
         s: [&[T]; 2],
+        made: [Option<Preprocessed<T>>; 2],
         sizes: &Sizes,
         parameters: &[T],
         mixing: &[T],
     ) -> (Buffer<T>, Saved<T>) {
         let plan = self.plan;
         let mut statistics = vec![Statistics::default(); plan.n_norms];
-        let [(first, z0), (second, z1)] =
-            [0, 1].map(|index| self.input(index, s[index], sizes, parameters, &mut statistics));
+        let [made0, made1] = made;
+        let [(first, z0), (second, z1)] = [(0, made0), (1, made1)].map(|(index, made)| {
+            self.input(index, s[index], made, sizes, parameters, &mut statistics)
+        });
         let inputs = [first, second];
         let node_len = sizes.node.len();
         let mut out = Buffer::any(plan.n_nodes * plan.channels * node_len);
