@@ -169,9 +169,21 @@ pub(super) fn mask_and_dot<T: Element>(grad: &mut [T], raw: &[T], affine: Affine
     answer
 }
 
-fn dots_of<T: Element>(grad: &[T], sources: &[&[T]], start: usize) -> Dots {
-    let product = |source: &&[T]| dot(grad, &source[start..][..grad.len()]);
-    (sum_of(grad), sources.iter().map(product).collect())
+fn dots_of<'a, T: Element>(grad: &[T], sources: &[&'a [T]], start: usize) -> Dots {
+    let part = |source: &'a [T]| &source[start..][..grad.len()];
+    let (mut sum, mut products) = (None, Vec::with_capacity(sources.len()));
+    let (pairs, last) = sources.as_chunks::<2>();
+    for &pair in pairs {
+        let (own, of) = sum_and_dots(grad, pair.map(part));
+        sum = Some(own);
+        products.extend(of);
+    }
+    if let &[last] = last {
+        let (own, of) = sum_and_dots(grad, [part(last)]);
+        sum = Some(own);
+        products.extend(of);
+    }
+    (sum.unwrap_or_else(|| sum_of(grad)), products)
 }
 
 /// The sums over all pieces, in their order.
@@ -193,18 +205,34 @@ fn add_dots<T>(answers: Vec<Vec<Dots>>, sources: &[Vec<&[T]>]) -> Vec<Dots> {
         .collect()
 }
 
+/// The sum of `a`, and its scalar products with some others: all are read side by side.
 #[multiversion(targets = "simd")]
-fn dot<T: Element>(a: &[T], b: &[T]) -> f64 {
+#[expect(
+    clippy::needless_range_loop,
+    reason = "iterators over arrays of sums keep these in memory"
+)]
+fn sum_and_dots<T: Element, const N: usize>(a: &[T], others: [&[T]; N]) -> (f64, [f64; N]) {
     let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-    let mut lanes = [T::zero(); LANES];
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
-        for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += a * b;
+    let others = others.map(|other| other.as_chunks::<LANES>());
+    let (mut sums, mut products) = ([T::zero(); LANES], [[T::zero(); LANES]; N]);
+    for block in 0..a_blocks.len() {
+        let a = &a_blocks[block];
+        for lane in 0..LANES {
+            sums[lane] += a[lane];
+        }
+        for number in 0..N {
+            let other = &others[number].0[block];
+            for lane in 0..LANES {
+                products[number][lane] += a[lane] * other[lane];
+            }
         }
     }
-    let rest = a_rest.iter().zip(b_rest);
-    total(lanes) + rest.map(|(&a, &b)| (a * b).to_f64()).sum::<f64>()
+    let sum = total(sums) + a_rest.iter().map(|x| x.to_f64()).sum::<f64>();
+    let product = |number: usize| {
+        let rest = a_rest.iter().zip(others[number].1);
+        total(products[number]) + rest.map(|(&a, &b)| (a * b).to_f64()).sum::<f64>()
+    };
+    (sum, std::array::from_fn(product))
 }
 
 #[multiversion(targets = "simd")]
@@ -283,6 +311,15 @@ pub fn normalise<T: Element>(outputs: Outputs<'_, T>, x: &[&[T]], affine: &[Affi
     outputs.write(|channel, start, y| {
         let x = &x[channel][start..start + y.len()];
         normalise_part::<T, false>(y, x, affine[channel]);
+    });
+}
+
+/// `y = max(factor * (x - mean) + bias, 0)` per plane: a ReLU behind a batch normalisation.
+pub fn activate<T: Element>(y: Vec<&mut [T]>, x: &[&[T]], affine: &[Affine<T>]) {
+    assert!(x.len() >= y.len() && affine.len() >= y.len());
+    Outputs::new(y).write(|channel, start, y| {
+        let x = &x[channel][start..start + y.len()];
+        normalise_part::<T, true>(y, x, affine[channel]);
     });
 }
 

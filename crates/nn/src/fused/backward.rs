@@ -414,12 +414,18 @@ impl<'a, T: Element> Backward<'a, T> {
             found
         };
         let partial = &mut grad_x[..z.len()];
-        // The second half has a gradient of its own.
-        let mut second = Buffer::any(if convolutions.len() > 1 { z.len() } else { 0 });
-        let (found, more) = rayon::join(
-            || lane(0, partial, is_written),
-            || lane(1, &mut second, false),
-        );
+        // The second half has a gradient of its own; but on one thread a single one is added at once, which comes to the same.
+        let is_alone = rayon::current_num_threads() == 1 && convolutions.len() < 4;
+        let is_apart = convolutions.len() > 1 && !is_alone;
+        let mut second = Buffer::any(if is_apart { z.len() } else { 0 });
+        let (found, more) = if is_apart {
+            rayon::join(
+                || lane(0, partial, is_written),
+                || lane(1, &mut second, false),
+            )
+        } else {
+            (lane(0, partial, is_written), lane(1, partial, true))
+        };
         let mut found = found.and(more);
         if !second.is_empty() {
             accumulate(

@@ -1,8 +1,8 @@
 //! The forward pass of a fused cell, and what it leaves for the backward pass.
 
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, Outputs, Source, Stencil, Term, Unit, average, combine,
-    drop_images, moments, normalise, normalise_in_place, pointwise_forward, subsample,
+    Affine, Buffer, Grid, MaxPool, Moments, Outputs, Source, Stencil, Term, Unit, activate, average,
+    combine, drop_images, moments, normalise, normalise_in_place, pointwise_forward, subsample,
 };
 use kernels::{BatchStatistics, Element};
 use rayon::prelude::*;
@@ -63,6 +63,7 @@ pub(super) struct SavedInput<T: Element> {
     pub(super) halves: Option<[Buffer<T>; 2]>,
     /// Before its batch normalisation, if that has factors: without them [`x`](Self::x) tells as much.
     pub(super) raw: Option<Buffer<T>>,
+    /// Behind it; nothing, if [`raw`](Self::raw) is kept and no edge [reads that itself](Plan::reads_itself).
     pub(super) x: Buffer<T>,
 }
 
@@ -237,7 +238,13 @@ impl CellOp<'_> {
         let affine = affine(&plan.norm, parameters, &moments);
         let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
         let mut activated = activated(self.plan, index, grid.len());
-        let (raw, x) = if plan.norm.affine.is_some() {
+        let (raw, x) = if plan.norm.affine.is_some() && !self.plan.reads_itself(index) {
+            if let Some(activated) = &mut activated {
+                let y = planes_mut(activated, grid.len());
+                activate(y, &planes(&raw, grid.len()), &affine);
+            }
+            (Some(raw), Buffer::default())
+        } else if plan.norm.affine.is_some() {
             let mut x = Buffer::any(raw.len());
             let outputs = outputs_of(&mut x, &mut activated, grid.len());
             normalise(outputs, &planes(&raw, grid.len()), &affine);
@@ -287,7 +294,8 @@ impl CellOp<'_> {
         let plan = self.plan;
         let grid = if state < 2 { sizes.input } else { sizes.node };
         let out_len = sizes.node.len();
-        let (partial, bypass) = x.split_at(plan.n_partial());
+        // Nothing, where nobody reads it.
+        let (partial, bypass) = x.split_at(plan.n_partial().min(x.len()));
         let stride = plan.stride(state);
         let halves = plan
             .reads(state, |kind| matches!(kind, OperationKind::Halve { .. }))

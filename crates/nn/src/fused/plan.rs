@@ -278,6 +278,14 @@ impl Plan {
         }
     }
 
+    /// Whether any edge that leaves a state reads that itself, and not what a ReLU makes of it.
+    pub(crate) fn reads_itself(&self, state: usize) -> bool {
+        let is_such = |kind: &OperationKind| {
+            matches!(kind, OperationKind::Pool { .. } | OperationKind::Identity)
+        };
+        self.ratio > 1 || self.reads(state, is_such)
+    }
+
     /// Whether any edge that leaves a state has such an operation.
     pub(crate) fn reads(&self, state: usize, is_such: impl Fn(&OperationKind) -> bool) -> bool {
         self.edges
