@@ -163,12 +163,18 @@ impl<'a> Cell<'a> {
     fn fused(&self) -> (u64, u64) {
         let out = self.plan.n_nodes as u64 * self.channels * self.node_len;
         let mut kept = out;
-        for (index, (input, (channels, len))) in self.plan.inputs.iter().zip(self.inputs).enumerate() {
+        for (index, (input, (channels, len))) in
+            self.plan.inputs.iter().zip(self.inputs).enumerate()
+        {
             if input.kernels.len() == 2 {
                 kept += channels * len / 2;
             }
             // Normalisations of a supernet have no factors, so that what they give tells what they were given.
-            let of_input = if !self.weighs() && self.plan.reads_itself(index) { 2 } else { 1 };
+            let of_input = if !self.weighs() && self.plan.reads_itself(index) {
+                2
+            } else {
+                1
+            };
             kept += of_input * self.channels * self.input_len;
         }
         for state in 0..self.plan.n_states() {

@@ -6,8 +6,8 @@ use rand::SeedableRng as _;
 use rayon::prelude::*;
 use space::{CellKind, Genotype};
 
-use crate::config::{Config, Method, Policy};
 use crate::bridge;
+use crate::config::{Config, Method, Policy};
 use crate::derivation::{self, Band, Derivation, GeneLimits, Limits};
 use crate::error::Error;
 use crate::predictor::Predictor;

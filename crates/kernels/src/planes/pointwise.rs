@@ -1,11 +1,11 @@
 //! Pointwise convolutions of planes, with the batch normalisation behind them.
 
-use super::combine::{PartMoments, add, rectify, write_where_positive};
+use super::combine::{MomentSums, PartMoments, add, rectify, write_where_positive};
 use multiversion::multiversion;
 
 use super::{Buffer, Moments, PIECE, for_each, parts_mut, pieces_mut};
 use crate::Element;
-use crate::product::{Panels, Rows, add_outer, row_stride};
+use crate::product::{OuterSums, Panels, Rows, row_stride};
 
 /// The gradient of what a batch normalisation reads, from the gradient of what it gives: per channel
 /// `factors[0] * grad + factors[1] * (raw - factors[3]) + factors[2]`. It is never stored; whoever needs it computes it.
@@ -152,6 +152,14 @@ fn piece_len(n_channels: usize) -> usize {
     (PIECE * 8 / n_channels.max(1)).clamp(256, PIECE)
 }
 
+/// The numbers of a plane over which sums are taken at a time, a whole number of pieces: so many that their ends take no
+/// time, and so few that there is work for several threads.
+fn span_len(plane_len: usize, piece: usize) -> usize {
+    (plane_len / 8)
+        .clamp(PIECE / 4, PIECE)
+        .next_multiple_of(piece)
+}
+
 /// `y[o] = Σ w[o, c] act(x[c])`, act: ReLU if `activates`; and the moments of each `y`.
 pub fn pointwise_forward<T: Element>(
     x: &[&[T]],
@@ -163,19 +171,28 @@ pub fn pointwise_forward<T: Element>(
     assert_eq!(w.len(), n_in * n_out);
     let panels = Panels::new([n_out, n_in], |o, c| w[o * n_in + c], |_| T::zero());
     let stride = row_stride(len);
-    let pieces = pieces_mut(y, len);
-    let mut moments = vec![vec![PartMoments::default(); n_out]; pieces.len()];
-    let items = pieces.into_iter().zip(&mut moments).collect();
+    let span = span_len(x.first().map_or(0, |x| x.len()), len);
+    let spans = pieces_mut(y, span);
+    let mut moments = vec![vec![PartMoments::default(); n_out]; spans.len()];
+    let items = spans.into_iter().zip(&mut moments).collect();
     for_each(
         items,
-        || Buffer::<T>::any(n_in * stride),
-        |scratch, index, (mut y, moments)| {
-            let part = y.first().map_or(0, |y| y.len());
-            read(x, activates, index * len, part, scratch, stride);
-            panels.product(Rows::new(scratch, stride, n_in, part), &mut y);
-            for (moments, y) in moments.iter_mut().zip(&y) {
-                *moments = PartMoments::of(y);
+        || {
+            let sums = vec![MomentSums::default(); n_out];
+            (Buffer::<T>::any(n_in * stride), sums)
+        },
+        |(scratch, sums), index, (y, moments)| {
+            sums.fill(MomentSums::default());
+            for (number, mut y) in pieces_mut(y, len).into_iter().enumerate() {
+                let part = y.first().map_or(0, |y| y.len());
+                let start = index * span + number * len;
+                read(x, activates, start, part, scratch, stride);
+                panels.product(Rows::new(scratch, stride, n_in, part), &mut y);
+                for (sums, y) in sums.iter_mut().zip(&y) {
+                    sums.add(y);
+                }
             }
+            *moments = sums.iter().map(MomentSums::end).collect();
         },
     );
     merge(&moments, n_out)
@@ -247,16 +264,17 @@ pub fn pointwise_backward<T: Element>(
     let (n_in, n_out) = (x.len(), grad_y.len());
     let len = piece_len(n_in.max(n_out));
     let plane_len = grad_y.plane_len();
-    let n_pieces = plane_len.div_ceil(len);
+    let span = span_len(plane_len, len);
+    let n_spans = plane_len.div_ceil(span);
     let adds = grads.x.as_ref().is_some_and(|target| target.adds);
     let grad_x: Vec<Option<Vec<&mut [T]>>> = match grads.x {
-        Some(target) => pieces_mut(target.planes, len)
+        Some(target) => pieces_mut(target.planes, span)
             .into_iter()
             .map(Some)
             .collect(),
-        None => (0..n_pieces).map(|_| None).collect(),
+        None => (0..n_spans).map(|_| None).collect(),
     };
-    let mut grad_w = vec![vec![0.0; if grads.w { w.len() } else { 0 }]; n_pieces];
+    let mut grad_w = vec![vec![0.0; if grads.w { w.len() } else { 0 }]; n_spans];
     let transposed = Panels::new([n_in, n_out], |c, o| w[o * n_in + c], |_| T::zero());
     let stride = row_stride(len);
     let items = grad_x.into_iter().zip(&mut grad_w).collect();
@@ -268,21 +286,27 @@ pub fn pointwise_backward<T: Element>(
                 Buffer::<T>::any(n_in * stride),
             )
         },
-        |(y, rows), index, (grad_x, grad_w)| {
-            let start = index * len;
-            let part = len.min(plane_len - start);
-            grad_y.fill(start, part, y, stride);
-            let y = Rows::new(y, stride, n_out, part);
-            if !grad_w.is_empty() {
-                read(x, activates, start, part, rows, stride);
-                add_outer(grad_w, y, Rows::new(rows, stride, n_in, part));
-            }
-            if let Some(grad_x) = grad_x {
+        |(y, rows), index, (mut grad_x, grad_w)| {
+            let end = plane_len.min((index + 1) * span);
+            let mut sums = OuterSums::default();
+            for start in (index * span..end).step_by(len) {
+                let part = len.min(end - start);
+                grad_y.fill(start, part, y, stride);
+                let y = Rows::new(y, stride, n_out, part);
+                if !grad_w.is_empty() {
+                    read(x, activates, start, part, rows, stride);
+                    let rows = Rows::new(rows, stride, n_in, part);
+                    sums.add(grad_w, y, rows, start + part == end);
+                }
+                let Some(grad_x) = &mut grad_x else {
+                    continue;
+                };
                 let rows = rows.chunks_mut(stride).map(|row| &mut row[..part]);
                 let mut rows: Vec<&mut [T]> = rows.take(n_in).collect();
                 transposed.product(y, &mut rows);
-                for ((grad_x, row), x) in grad_x.into_iter().zip(rows).zip(x) {
+                for ((grad_x, row), x) in grad_x.iter_mut().zip(rows).zip(x) {
                     let x = &x[start..start + part];
+                    let grad_x = &mut grad_x[start - index * span..][..part];
                     match (activates, adds) {
                         (true, true) => write_where_positive::<T, true>(grad_x, row, x),
                         (true, false) => write_where_positive::<T, false>(grad_x, row, x),

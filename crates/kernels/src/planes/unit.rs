@@ -11,7 +11,7 @@ use super::combine::{
 };
 use super::pointwise::{NormGrad, Target, merge, sum};
 use super::stencil::{Held, Stencil};
-use super::{Buffer, Moments, for_each, pieces_mut};
+use super::{Buffer, Moments, PIECE, for_each, pieces_mut};
 use crate::Element;
 use crate::product::{OuterSums, Panels, Rows, row_stride};
 
@@ -369,6 +369,8 @@ struct Scratch<'a, T: Element> {
     y: Buffer<T>,
     d: Buffer<T>,
     stride: usize,
+    /// Sums of their products.
+    products: OuterSums<T>,
     /// Output rows of the gradient of what lies between the convolutions, channel by channel.
     between: Buffer<T>,
     n_held: usize,
@@ -391,6 +393,7 @@ impl<'a, T: Element> Scratch<'a, T> {
             y: Buffer::any(backward.grad_y.len() * stride),
             d: Buffer::any(n_channels * stride),
             stride,
+            products: OuterSums::default(),
             between: Buffer::any(n_channels * n_held * row_len),
             n_held,
             behind: Buffer::any(match backward.z.affine {
@@ -413,6 +416,10 @@ impl<T: Element> Backward<'_, T> {
     ) {
         let (stencil, group) = (&self.unit.stencil, self.group);
         let half = self.unit.half(group);
+        // Rows over which products are summed before they are added up.
+        let span = (PIECE / stencil.output().row_len().max(1))
+            .max(1)
+            .next_multiple_of(group);
         scratch.reader.restart();
         let targets = inputs.clone().map(|row| stencil.targets(row));
         let outputs = all(targets.chain([own.clone()]));
@@ -422,7 +429,8 @@ impl<T: Element> Backward<'_, T> {
             let rows = first..stencil.output().h.min(first + group);
             let is_second = usize::from(first >= half);
             let wanted = own.contains(&first).then_some(&mut *found[is_second]);
-            self.between_rows(scratch, rows.clone(), wanted);
+            let is_end = [own.end, half].contains(&rows.end) || rows.end % span == 0;
+            self.between_rows(scratch, rows.clone(), wanted, is_end);
             let ready = (next..inputs.end).take_while(|&row| stencil.targets(row).end <= rows.end);
             let ready = next..next + ready.count();
             next = ready.end;
@@ -432,12 +440,13 @@ impl<T: Element> Backward<'_, T> {
     }
 
     /// Output rows of the gradient of what lies between the convolutions; and the gradients of the weights that come from
-    /// them, if they are wanted.
+    /// them, if they are wanted: of the pointwise convolution those of all rows up to these, if sums are to end here.
     fn between_rows(
         &self,
         scratch: &mut Scratch<'_, T>,
         rows: Range<usize>,
         wanted: Option<&mut PieceGrads>,
+        is_end: bool,
     ) {
         let (unit, stencil) = (self.unit, &self.unit.stencil);
         let row_len = stencil.output().row_len();
@@ -447,6 +456,7 @@ impl<T: Element> Backward<'_, T> {
             y,
             d,
             stride,
+            products,
             between,
             n_held,
             ..
@@ -456,7 +466,7 @@ impl<T: Element> Backward<'_, T> {
         let mut parts: Vec<&mut [T]> = planes.map(|plane| &mut plane[place..][..len]).collect();
         let mut wanted = wanted.map(|found| {
             let d = unit.depthwise_rows(reader, self.depthwise, rows.clone(), d, *stride);
-            (found, d, OuterSums::default())
+            (found, d)
         });
         let n_out = self.grad_y.len();
         for part in chunks(len, n_out.max(self.z.planes.len())) {
@@ -465,9 +475,9 @@ impl<T: Element> Backward<'_, T> {
             self.grad_y.fill(start, part.len(), y, y_stride);
             let y = Rows::new(y, y_stride, n_out, part.len());
             self.transposed.product_at(y, &mut parts, part.start);
-            if let Some((found, d, sums)) = &mut wanted {
-                let is_last = part.end == len;
-                sums.add(&mut found.pointwise, y, d.columns(part), is_last);
+            if let Some((found, d)) = &mut wanted {
+                let is_last = is_end && part.end == len;
+                products.add(&mut found.pointwise, y, d.columns(part), is_last);
             }
         }
         let Some((found, ..)) = wanted else {

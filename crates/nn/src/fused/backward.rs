@@ -742,8 +742,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let plan = &self.plan().inputs[index];
         let saved: &'a SavedInput<T> = &self.run.saved.inputs[index];
         let len = self.run.sizes.input.len();
-        let StateGrad::Own(grad) =
-            std::mem::replace(&mut self.grads[index], StateGrad::Given(&[]))
+        let StateGrad::Own(grad) = std::mem::replace(&mut self.grads[index], StateGrad::Given(&[]))
         else {
             unreachable!("nobody gives the gradient of an input");
         };

@@ -323,7 +323,9 @@ impl ChainCells {
         if readers.is_empty() {
             return;
         }
-        let kernels = readers.iter().map(|reader| &parameters[reader.kernel.clone()]);
+        let kernels = readers
+            .iter()
+            .map(|reader| &parameters[reader.kernel.clone()]);
         let kernels: Vec<&[T]> = kernels.collect();
         for (reader, own) in readers.iter().zip(preprocess(s, grid, &kernels)) {
             made[reader.cell][reader.input] = Some(own);

@@ -1,8 +1,9 @@
 //! The forward pass of a fused cell, and what it leaves for the backward pass.
 
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, Outputs, Source, Stencil, Term, Unit, activate, average,
-    combine, drop_images, moments, normalise, normalise_in_place, pointwise_forward, subsample,
+    Affine, Buffer, Grid, MaxPool, Moments, Outputs, Source, Stencil, Term, Unit, activate,
+    average, combine, drop_images, moments, normalise, normalise_in_place, pointwise_forward,
+    subsample,
 };
 use kernels::{BatchStatistics, Element};
 use rayon::prelude::*;
