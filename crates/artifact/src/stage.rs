@@ -76,7 +76,7 @@ pub const SEARCH: StageSpec = StageSpec {
 pub const EVALUATE: StageSpec = StageSpec {
     name: "evaluate",
     package: "stage-evaluate",
-    revision: 10,
+    revision: 11,
     inputs: &[Kind::SearchResult],
     output: Kind::Evaluation,
     uses_device: true,

@@ -621,13 +621,11 @@ impl<T: Element> ChainOp<T> {
             Some(stem) => [&stem.y[..]; 2],
             None => s,
         };
-        let mut number = 0;
-        let mut inputs = std::mem::take(&mut pending).into_iter().take(2).map(|own| {
+        let mut inputs = [0, 1].map(|number| {
+            let own = std::mem::take(&mut pending[number]);
             let s = planes(starts[number], start_grids[number].len());
-            number += 1;
-            self.gather(own, number - 1, s, parameters, &mut grad_parameters)
+            self.gather(own, number, s, parameters, &mut grad_parameters)
         });
-        let mut inputs: [Option<Buffer<T>>; 2] = std::array::from_fn(|_| inputs.next().flatten());
         if chain.starts_alike {
             inputs.swap(0, 1);
         }
