@@ -1,10 +1,11 @@
 """Which measure of a genotype tells how well it trains? Correlations with the loss of candidates that searches have trained.
 
-    proxies.py STORE IMAGES.parquet [--data NAME]
+    proxies.py STORE... IMAGES.parquet [--data NAME] [--evaluated]
 
-Reads the candidates of all search results in STORE (`search-result-v1/*/genotype.json`) whose `data.dir` ends in NAME, builds each as
-a PyTorch network with weights as they are drawn, and measures it on the first images. Printed are correlations with the loss after the
-search's own short training, within seeds, after what a line in ln(latency) explains is taken out.
+Reads the candidates of all search results in the STOREs (`search-result-v1/*/genotype.json`) whose `data.dir` ends in NAME, builds each
+as a PyTorch network with weights as they are drawn, and measures it on the first images. Printed are correlations with the loss after
+the search's own short training, within seeds, after what a line in ln(latency) explains is taken out. With `--evaluated` it is about
+whole trainings: correlations with the test error of all evaluations, within those of one recipe.
 """
 
 import argparse
@@ -73,30 +74,55 @@ def measures(genotype, x, y):
     return row
 
 
+def candidates(stores, data):
+    """What searches have trained for a short while: genotype, latency and loss, by seed."""
+    groups = {}
+    for store in stores:
+        for file in sorted(store.glob("search-result-v1/*/genotype.json")):
+            config = json.loads((file.parent / "manifest.json").read_text())["key_parts"]["config"]
+            if config["data"]["dir"].endswith(data):
+                for own in json.loads(file.read_text()).get("candidates", []):
+                    row = own["genotype"], own["predicted_latency_millis"], own["valid_loss"]
+                    groups.setdefault(config["seed"], []).append(row)
+    return groups
+
+
+def evaluated(stores, data):
+    """What was trained as a whole: genotype, latency and test error, by recipe; each genotype once."""
+    groups, seen = {}, set()
+    for store in stores:
+        for file in sorted(store.glob("evaluation-v1/*/evaluation.json")):
+            config = json.loads((file.parent / "manifest.json").read_text())["key_parts"]["config"]
+            found = json.loads(file.read_text())
+            genotype = {kind: found["genotype"][kind] for kind in ("normal", "reduce")}
+            if config["data"]["dir"].endswith(data) and str(genotype) not in seen:
+                seen.add(str(genotype))
+                recipe = config["n_epochs"], config["weights"].get("schedule_unit", "epoch")
+                latency = found["search"]["predicted_latency_millis"]
+                groups.setdefault(recipe, []).append((genotype, latency, 1 - found["test_accuracy"]))
+    return groups
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("store", type=Path)
+    parser.add_argument("stores", type=Path, nargs="+", metavar="STORE")
     parser.add_argument("images", type=Path)
     parser.add_argument("--data", default="", help="what data.dir of the searches ends in")
+    parser.add_argument("--evaluated", action="store_true", help="whole trainings, not candidates")
     args = parser.parse_args()
     torch.set_num_threads(1)
     x, y = images(args.images, BATCH * N_STEPS)
-    by_seed = {}
-    for file in sorted(args.store.glob("search-result-v1/*/genotype.json")):
-        config = json.loads((file.parent / "manifest.json").read_text())["key_parts"]["config"]
-        if config["data"]["dir"].endswith(args.data):
-            found = json.loads(file.read_text()).get("candidates", [])
-            by_seed.setdefault(config["seed"], []).extend(found)
+    groups = (evaluated if args.evaluated else candidates)(args.stores, args.data)
     rows = []
-    for candidates in by_seed.values():
+    for found in groups.values():
+        if len(found) <= 5:
+            continue
         own = []
-        for candidate in candidates:
-            row = measures(candidate["genotype"], x, y)
-            row["latency"] = math.log(candidate["predicted_latency_millis"])
-            own.append(row | {"loss": candidate["valid_loss"]})
-        if len(own) > 5:
-            means = {name: np.mean([row[name] for row in own]) for name in own[0]}
-            rows += [{name: row[name] - means[name] for name in row} for row in own]
+        for genotype, latency, judge in found:
+            row = measures(genotype, x, y)
+            own.append(row | {"latency": math.log(latency), "loss": judge})
+        means = {name: np.mean([row[name] for row in own]) for name in own[0]}
+        rows += [{name: row[name] - means[name] for name in row} for row in own]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     latency = columns.pop("latency")
 
@@ -104,7 +130,7 @@ def main():
         return column - latency * (column @ latency) / (latency @ latency)
 
     loss = rest(columns.pop("loss"))
-    print(f"{len(rows)} candidates of {len(by_seed)} seeds")
+    print(f"{len(rows)} genotypes of {len(groups)} groups")
     for name, column in columns.items():
         print(f"{name:<28} {np.corrcoef(rest(column), loss)[0, 1]:+.2f}")
 
