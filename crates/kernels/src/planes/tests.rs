@@ -231,6 +231,66 @@ fn a_dense_convolution_and_the_gradient_of_its_kernel_are_the_naive_ones() {
     }
 }
 
+/// On planes of one piece, of several, and of several spans.
+#[test]
+fn a_pointwise_convolution_and_its_gradients_are_the_plain_loops() {
+    for ([n_in, n_out], len) in [([3, 2], 7), ([40, 5], 1000), ([40, 33], 9001)] {
+        let (x, w) = (numbers(n_in * len, 1), numbers(n_out * n_in, 2));
+        let (grad, before) = (numbers(n_out * len, 3), numbers(n_in * len, 4));
+        for (activates, adds) in [(true, true), (true, false), (false, true), (false, false)] {
+            let z: Vec<f64> = match activates {
+                true => x.iter().map(|x| x.max(0.0)).collect(),
+                false => x.clone(),
+            };
+            let mut y = vec![f64::NAN; n_out * len];
+            let found =
+                pointwise_forward(&planes(&x, n_in), activates, &w, planes_mut(&mut y, n_out));
+            let mut expected = vec![0.0; n_out * len];
+            let mut expected_x = vec![0.0; n_in * len];
+            let mut expected_w = vec![0.0; n_out * n_in];
+            for o in 0..n_out {
+                for c in 0..n_in {
+                    for at in 0..len {
+                        let (y, x) = (o * len + at, c * len + at);
+                        expected[y] += w[o * n_in + c] * z[x];
+                        expected_x[x] += w[o * n_in + c] * grad[y];
+                        expected_w[o * n_in + c] += grad[y] * z[x];
+                    }
+                }
+            }
+            assert_close(&y, &expected);
+            for (found, expected) in found.iter().zip(moments(&planes(&y, n_out))) {
+                assert_close(&[found.mean, found.var], &[expected.mean, expected.var]);
+            }
+            for (own, (x, before)) in expected_x.iter_mut().zip(x.iter().zip(&before)) {
+                if activates && *x <= 0.0 {
+                    *own = 0.0;
+                }
+                *own += if adds { *before } else { 0.0 };
+            }
+            let mut grad_x = before.clone();
+            let target = Target {
+                planes: planes_mut(&mut grad_x, n_in),
+                adds,
+            };
+            let wanted = PointwiseGrads {
+                x: Some(target),
+                w: true,
+            };
+            // The channels of two readers, one below the other.
+            let grads = planes(&grad, n_out);
+            let (first, second) = grads.split_at(n_out / 2);
+            let grad_y = given(first.to_vec()).and(given(second.to_vec()));
+            let found = pointwise_backward(&planes(&x, n_in), activates, &w, &grad_y, wanted);
+            assert_close(&grad_x, &expected_x);
+            assert_close(&found.unwrap(), &expected_w);
+            let none = PointwiseGrads { x: None, w: false };
+            let found = pointwise_backward(&planes(&x, n_in), activates, &w, &grad_y, none);
+            assert_eq!(found, None);
+        }
+    }
+}
+
 /// A gradient that no normalisation changes.
 fn given(grads: Vec<&[f64]>) -> NormGrad<'_, f64> {
     let still = Moments {
@@ -334,13 +394,15 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
     let expected: Vec<f64> = y.iter().map(|y| y.max(0.0)).collect();
     assert_eq!(activated, expected);
 
-    let found = dots(&[&a], &[vec![&a[..], &b[..]]]);
     let sum: f64 = a.iter().sum();
     let product = |other: &[f64]| a.iter().zip(other).map(|(x, y)| x * y).sum::<f64>();
-    assert_close(
-        &[found[0].0, found[0].1[0], found[0].1[1]],
-        &[sum, product(&a), product(&b)],
-    );
+    let sources = [&a[..], &b[..], &y[..]];
+    for n in 0..=3 {
+        let (found, products) = dots(&[&a], &[sources[..n].to_vec()]).remove(0);
+        let expected = sources[..n].iter().map(|source| product(source));
+        assert_close(&[found], &[sum]);
+        assert_close(&products, &expected.collect::<Vec<f64>>());
+    }
 
     let masked: Vec<f64> = a
         .iter()
@@ -354,6 +416,12 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         bias: 1.0,
     };
     // The ReLU reads 2 (x - 0.5) + 1 = 2 x.
+    let mut behind = vec![f64::NAN; len];
+    activate(vec![&mut behind], &[&b, &a], &[affine; 2]);
+    assert_close(
+        &behind,
+        &b.iter().map(|x| 2.0 * x.max(0.0)).collect::<Vec<f64>>(),
+    );
     let [sum_left, product] = combine::mask_and_dot(&mut grad, &b, affine);
     assert_eq!(grad, masked);
     let expected: f64 = masked.iter().zip(&b).map(|(x, y)| x * y).sum();
