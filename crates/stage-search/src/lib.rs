@@ -131,11 +131,6 @@ pub fn run_together(
         Method::Random => random::draw(config, &predictor, target_millis, &context.progress)?,
         _ => Vec::new(),
     };
-    if config.method == Method::Random && drawn.len() < config.n_candidates() {
-        let (n, of) = (drawn.len(), config.n_candidates());
-        let line = format!("no more than {n} of {of} candidates lie within the target's slack");
-        context.progress.line(&line);
-    }
     if let [genotype] = &drawn[..] {
         return Ok(record(Found::drawn(genotype.clone(), Vec::new())));
     }
