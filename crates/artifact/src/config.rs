@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 /// Why there is no config.
@@ -153,6 +154,70 @@ pub fn load<C: DeserializeOwned>(file: &Path, overrides: &[String]) -> Result<C,
             .map_err(|error: toml::de::Error| wrong(one_line(error.message())))?;
     }
     Ok(config)
+}
+
+/// A value that the type of a config allows, but not its meaning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutOfRange {
+    /// The key, such as `timing.n_repeats`.
+    pub key: &'static str,
+    /// What would be right.
+    pub expected: String,
+}
+
+/// A config that knows which of its values are out of range.
+pub trait Ranged {
+    /// The first that is.
+    fn out_of_range(&self) -> Option<OutOfRange>;
+}
+
+/// As [`load`]; a value that is out of range is an error as well.
+///
+/// # Errors
+/// As [`load`], and for a value that is out of range, naming the override that set it, or else line and column.
+pub fn load_ranged<C: DeserializeOwned + Ranged>(
+    file: &Path,
+    overrides: &[String],
+) -> Result<C, ConfigError> {
+    let config: C = load(file, overrides)?;
+    let Some(OutOfRange { key, expected }) = config.out_of_range() else {
+        return Ok(config);
+    };
+    let message = format!("{key} is out of range, expected {expected}");
+    let sets = |given: &&String| {
+        let own = given.split('=').next().unwrap_or_default().trim();
+        key == own
+            || key
+                .strip_prefix(own)
+                .is_some_and(|rest| rest.starts_with('.'))
+    };
+    Err(match overrides.iter().rfind(sets) {
+        Some(given) => ConfigError::Override {
+            given: given.clone(),
+            reason: message,
+        },
+        None => {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            ConfigError::File {
+                path: file.to_owned(),
+                place: Place::new(&text, span_of(&text, key), &message),
+            }
+        }
+    })
+}
+
+/// Where the value of a key stands, if it does.
+fn span_of(text: &str, key: &str) -> Option<Range<usize>> {
+    let root = DeTable::parse(text).ok()?;
+    let (tables, last) = key.rsplit_once('.').unwrap_or(("", key));
+    let mut table = root.get_ref();
+    for part in tables.split('.').filter(|part| !part.is_empty()) {
+        let DeValue::Table(inner) = table.get(part)?.get_ref() else {
+            return None;
+        };
+        table = inner;
+    }
+    table.get(last).map(|value| value.span())
 }
 
 /// Sets one value. Whether the key means anything is for the config's type to say.

@@ -87,7 +87,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The folder holds an artifact of another kind.
-    #[error("{dir} is a {found}, expected a {expected} (give the folder of a {expected})")]
+    #[error("{dir} holds this: {found}; expected the folder of a {expected}")]
     Kind {
         /// The folder.
         dir: PathBuf,

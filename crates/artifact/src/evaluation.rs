@@ -22,7 +22,7 @@ const WEIGHTS: &str = "weights.safetensors";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SearchSummary {
-    /// The search method: `pc-darts` or `darts`.
+    /// The search method: `darts`, `pc-darts`, `p-darts` or `random`.
     pub method: String,
     /// What its loss added for the latency: `penalty`, `hinge`, `target` or `none`.
     #[serde(default = "crate::search_result::penalty")]
@@ -60,15 +60,20 @@ pub struct Verdict {
     pub measured_millis: f64,
     /// The latency to keep to, in milliseconds.
     pub target_millis: Option<f64>,
-    /// Whether the measured latency lies in the interval.
+    /// Whether the measured latency lies in the interval; `None` without one, and where the prediction is of another machine.
     pub is_in_interval: Option<bool>,
-    /// Whether the measured latency is the target at most: PASS or FAIL.
+    /// Whether the measured latency is the target at most: PASS or FAIL; `None` likewise.
     pub is_target_met: Option<bool>,
 }
 
 impl Verdict {
-    /// Holds a measurement against what the search promised; `None` if what the search kept low was not measured.
-    pub fn new(search: &SearchSummary, latency: &TimingResult) -> Option<Self> {
+    /// Holds a measurement against what the search promised, if that is of the same machine; `None` if what the search kept low
+    /// was not measured.
+    pub fn new(
+        search: &SearchSummary,
+        latency: &TimingResult,
+        is_of_one_machine: bool,
+    ) -> Option<Self> {
         let measured_millis = latency.cost(search.metric)?;
         let target_millis = search.target.as_ref().map(|target| target.target_millis);
         Some(Self {
@@ -79,8 +84,11 @@ impl Verdict {
             target_millis,
             is_in_interval: search
                 .interval_millis
+                .filter(|_| is_of_one_machine)
                 .map(|[low, high]| (low..=high).contains(&measured_millis)),
-            is_target_met: target_millis.map(|target| measured_millis <= target),
+            is_target_met: target_millis
+                .filter(|_| is_of_one_machine)
+                .map(|target| measured_millis <= target),
         })
     }
 
@@ -214,7 +222,15 @@ impl Evaluation {
     /// # Panics
     /// If what the search kept low was not measured: none that was read from files is like that.
     pub fn verdict(&self) -> Verdict {
-        Verdict::new(&self.search, &self.latency).expect("it was measured")
+        self.judge().expect("it was measured")
+    }
+
+    /// Only what is corrected to the state of the profiled machine is held against predictions; but memory is that of the
+    /// network, whatever the machine.
+    fn judge(&self) -> Option<Verdict> {
+        let is_of_any_machine = self.search.metric == Metric::PeakMemory;
+        let is_of_one_machine = is_of_any_machine || self.settings.anchor.is_some();
+        Verdict::new(&self.search, &self.latency, is_of_one_machine)
     }
 }
 
@@ -238,7 +254,7 @@ impl Artifact for Evaluation {
         };
         files.put_json(EVALUATION, &record)?;
         files.put_json(LATENCY, &self.latency)?;
-        let verdict = Verdict::new(&self.search, &self.latency);
+        let verdict = self.judge();
         let verdict = verdict.ok_or_else(|| Error::Encode {
             file: VERDICT.to_owned(),
             reason: self.unmeasured(),

@@ -253,6 +253,12 @@ pub struct AnchorRecord {
     pub machine: String,
 }
 
+impl AnchorRecord {
+    /// The published genotype whose network is the anchor, whoever times: it holds most primitives, so that whatever slows one of
+    /// them down slows it down as well.
+    pub const GENOTYPE: &str = "PC_DARTS_cifar";
+}
+
 /// One timed architecture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatencySample {

@@ -44,11 +44,15 @@ pub struct CandidateRecord {
     pub genotype: Genotype,
     /// Its predicted latency, in milliseconds.
     pub predicted_latency_millis: f64,
-    /// The mean cross entropy on the validation images, in nats: the least one was chosen.
+    /// The mean cross entropy of the steps of its last epoch, in nats: the least one was chosen. `None` before format 1.6, when
+    /// the validation loss decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_loss: Option<f64>,
+    /// The mean cross entropy on the validation images, in nats.
     pub valid_loss: f64,
     /// The share of validation images classified right.
     pub valid_accuracy: f64,
-    /// The norm of the gradient of its loss before any training, where candidates were taken by it.
+    /// The norm of the gradient of its loss before any training, where candidates were taken by it; no search does so any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gradient_norm: Option<f64>,
 }
@@ -60,7 +64,7 @@ pub struct CandidateRecord {
 pub struct SearchResult {
     /// The architecture.
     pub genotype: Genotype,
-    /// The search method: `pc-darts` or `darts`.
+    /// The search method: `darts`, `pc-darts`, `p-darts` or `random`.
     pub method: String,
     /// The seed of the search.
     pub seed: u64,
@@ -110,7 +114,7 @@ pub struct TraceRow {
     pub valid_loss: f64,
     /// The share of validation images classified right.
     pub valid_accuracy: f64,
-    /// The mean latency term of the loss, `lambda` included.
+    /// The latency term of the loss for alpha as it is at the end of the epoch, `lambda` included.
     pub latency_loss: f64,
     /// The predicted latency of the soft code, in milliseconds.
     pub soft_latency_millis: f64,
@@ -209,7 +213,7 @@ fn soft() -> String {
 
 impl Artifact for SearchResult {
     const KIND: Kind = Kind::SearchResult;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 5);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 6);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use thiserror::Error as ThisError;
 
-use crate::config;
+use crate::config::{self, Ranged};
 use crate::digest::KeyParts;
 use crate::error::Error;
 use crate::format::Kind;
@@ -66,7 +66,7 @@ pub const PREDICTOR: StageSpec = StageSpec {
 pub const SEARCH: StageSpec = StageSpec {
     name: "search",
     package: "stage-search",
-    revision: 11,
+    revision: 12,
     inputs: &[Kind::LatencyModel],
     output: Kind::SearchResult,
     uses_device: true,
@@ -86,7 +86,7 @@ pub const EVALUATE: StageSpec = StageSpec {
 pub const REPORT: StageSpec = StageSpec {
     name: "report",
     package: "stage-report",
-    revision: 2,
+    revision: 3,
     inputs: &[
         Kind::LatencyDataset,
         Kind::LatencyModel,
@@ -246,12 +246,12 @@ pub struct StageArgs {
 }
 
 impl StageArgs {
-    /// The config of the file and the overrides; see [`config::load`].
+    /// The config of the file and the overrides; see [`config::load_ranged`].
     ///
     /// # Errors
-    /// As [`config::load`].
-    pub fn load_config<C: DeserializeOwned>(&self) -> Result<C, Error> {
-        Ok(config::load(&self.config, &self.overrides)?)
+    /// As [`config::load_ranged`].
+    pub fn load_config<C: DeserializeOwned + Ranged>(&self) -> Result<C, Error> {
+        Ok(config::load_ranged(&self.config, &self.overrides)?)
     }
 
     /// The number of threads to compute with: all cores where 0 was given.
@@ -260,6 +260,27 @@ impl StageArgs {
             0 => std::thread::available_parallelism().map_or(1, NonZero::get),
             n => n,
         }
+    }
+}
+
+/// What a stage's `check` is asked: whether it would take a config.
+#[derive(clap::Args, Debug, Clone)]
+pub struct CheckArgs {
+    /// The stage's config, a TOML file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Override a value of the config (may be repeated)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+impl CheckArgs {
+    /// The config, if it is right.
+    ///
+    /// # Errors
+    /// As [`config::load_ranged`].
+    pub fn load<C: DeserializeOwned + Ranged>(&self) -> Result<C, Error> {
+        Ok(config::load_ranged(&self.config, &self.overrides)?)
     }
 }
 
@@ -290,7 +311,7 @@ impl RunContext {
             device: DeviceSpec::Cpu,
             n_threads: 1,
             progress: Progress::hidden(),
-            machine_use: MachineUse::in_store(work_dir),
+            machine_use: MachineUse::in_store(work_dir, &Progress::hidden()),
             work_dir: work_dir.to_owned(),
             shared_dir: work_dir.join("shared"),
             parts: KeyParts::new(&SEARCH, &Value::Null).expect("null is JSON"),
@@ -302,9 +323,10 @@ impl RunContext {
 /// compute at once, but who times is alone.
 ///
 /// A lock on the file `.machine.lock` in the store, held by the process, so that it ends with it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct MachineUse {
     path: PathBuf,
+    progress: Progress,
 }
 
 /// The right to compute or to time; it ends when this is dropped.
@@ -314,9 +336,10 @@ pub struct MachineGuard {
 }
 
 impl MachineUse {
-    fn in_store(root: &Path) -> Self {
+    fn in_store(root: &Path, progress: &Progress) -> Self {
         Self {
             path: root.join(".machine.lock"),
+            progress: progress.clone(),
         }
     }
 
@@ -325,7 +348,7 @@ impl MachineUse {
     /// # Errors
     /// If the store cannot be written to, [`Error::Store`].
     pub fn compute(&self) -> Result<MachineGuard, Error> {
-        self.lock(fs::File::lock_shared)
+        self.lock(fs::File::try_lock_shared, fs::File::lock_shared)
     }
 
     /// Waits until nobody computes or times, and keeps it so.
@@ -333,18 +356,31 @@ impl MachineUse {
     /// # Errors
     /// As [`compute`](Self::compute).
     pub fn time(&self) -> Result<MachineGuard, Error> {
-        self.lock(fs::File::lock)
+        self.lock(fs::File::try_lock, fs::File::lock)
     }
 
-    fn lock(&self, take: impl FnOnce(&fs::File) -> io::Result<()>) -> Result<MachineGuard, Error> {
+    fn lock(
+        &self,
+        try_to_take: impl FnOnce(&fs::File) -> Result<(), fs::TryLockError>,
+        take: impl FnOnce(&fs::File) -> io::Result<()>,
+    ) -> Result<MachineGuard, Error> {
         let path = &self.path;
-        let open = || fs::File::options().create(true).append(true).open(path);
-        open()
-            .and_then(|file| take(&file).map(|()| MachineGuard { _file: file }))
-            .map_err(|source| Error::Store {
-                path: path.clone(),
-                source,
-            })
+        let guard = || {
+            let file = fs::File::options().create(true).append(true).open(path)?;
+            if try_to_take(&file).is_err() {
+                let store = path.parent().unwrap_or(path).display();
+                let line = format!(
+                    "waiting until the other stages that use {store} are done: who times is alone"
+                );
+                self.progress.line(&line);
+                take(&file)?;
+            }
+            io::Result::Ok(MachineGuard { _file: file })
+        };
+        guard().map_err(|source| Error::Store {
+            path: path.clone(),
+            source,
+        })
     }
 }
 
@@ -419,7 +455,7 @@ where
     } else {
         Progress::stderr()
     };
-    let machine_use = MachineUse::in_store(&args.store);
+    let machine_use = MachineUse::in_store(&args.store, &progress);
     let context = RunContext {
         device: args.device,
         n_threads,
@@ -480,7 +516,7 @@ where
         device: args.device,
         n_threads,
         progress: Progress::hidden(),
-        machine_use: MachineUse::in_store(&args.store),
+        machine_use: MachineUse::in_store(&args.store, &Progress::hidden()),
         work_dir: store.work_dir::<A>(&key),
         shared_dir: store.shared_dir::<A>(),
         parts,

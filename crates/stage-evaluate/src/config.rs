@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use artifact::config::{OutOfRange, Ranged};
 use artifact::{NetworkRecord, Precision};
 use images::Augmentation;
 use nn::schedule::Schedule;
@@ -128,7 +129,18 @@ pub struct TimingConfig {
 impl Config {
     /// Checks what the types do not say.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let network = NetworkSpec::try_from(&self.network)?;
+        NetworkSpec::try_from(&self.network)?;
+        self.out_of_range()
+            .map_or(Ok(()), |OutOfRange { key, expected }| {
+                Err(Error::Setting { key, expected })
+            })
+    }
+}
+
+impl Ranged for Config {
+    fn out_of_range(&self) -> Option<OutOfRange> {
+        let network = NetworkSpec::try_from(&self.network);
+        let side = self.network.image_size;
         let (data, weights, timing) = (&self.data, &self.weights, &self.timing);
         let share = |value: f64| (0.0..1.0).contains(&value);
         let not_negative = |value: f64| value >= 0.0 && value.is_finite();
@@ -143,7 +155,8 @@ impl Config {
             ),
             (
                 "auxiliary_weight",
-                self.auxiliary_weight == 0.0 || auxiliary_head_fits(&network),
+                self.auxiliary_weight == 0.0
+                    || network.is_ok_and(|network| auxiliary_head_fits(&network)),
                 "0 in this network: the auxiliary head reads 8 to 10 pixels (with the stem imagenet 7 or 8) \
                  in height and width after two thirds of the layers",
             ),
@@ -152,6 +165,12 @@ impl Config {
                 "label_smoothing",
                 share(self.label_smoothing),
                 "at least 0 and below 1",
+            ),
+            ("data.pad", data.pad < side, "less than network.image_size"),
+            (
+                "data.cutout",
+                data.cutout < side,
+                "less than network.image_size",
             ),
             (
                 "data.std",
@@ -212,10 +231,11 @@ impl Config {
                 "a positive ratio, such as 0.05",
             ),
         ];
-        match rules.into_iter().find(|(_, holds, _)| !holds) {
-            Some((key, _, expected)) => Err(Error::Setting { key, expected }),
-            None => Ok(()),
-        }
+        let wrong = rules.into_iter().find(|(_, holds, _)| !holds);
+        wrong.map(|(key, _, expected)| OutOfRange {
+            key,
+            expected: expected.to_owned(),
+        })
     }
 }
 

@@ -13,7 +13,7 @@ pub enum Error {
         /// The key.
         key: &'static str,
         /// What would be right.
-        expected: &'static str,
+        expected: String,
     },
     /// The network of the config is not the one whose latency was predicted.
     #[error(

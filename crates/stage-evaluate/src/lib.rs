@@ -129,6 +129,18 @@ fn open_training<'a>(
     Ok(training)
 }
 
+/// Whether a training could begin with a config: whether the network can be built and the images are there.
+///
+/// # Errors
+/// If not.
+pub fn check(config: &Config) -> Result<(), Error> {
+    config.check()?;
+    for split in [Split::Train, Split::Test] {
+        images::files(&config.data.dir, split)?;
+    }
+    Ok(())
+}
+
 /// What the training by each of so many ranks will keep in memory at its peak; nothing runs.
 ///
 /// # Errors
@@ -164,11 +176,11 @@ pub fn run_together(
     config.precision.check(context.device)?;
     let search = &inputs.search_result.value;
     let network = NetworkSpec::try_from(&config.network)?;
-    let settings = settings(config, search, context.device)?;
+    let machine = context
+        .device
+        .fingerprint(Machine::detect().fingerprint())?;
     let progress = &context.progress;
-    if search.settings.is_none() {
-        progress.line("the search result does not say how its latencies were taken: timing one image on one thread");
-    }
+    let settings = settings(config, search, context, &machine)?;
 
     let device = open_device(context.device)?;
     let meters = timing::meters(|metric| metric == search.metric, &device)?;
@@ -187,9 +199,6 @@ pub fn run_together(
     let weights = trained.weights()?;
     let latency = {
         let _timing = context.machine_use.time()?;
-        let machine = context
-            .device
-            .fingerprint(Machine::detect().fingerprint())?;
         let record = &settings.timing;
         let on = on(device, record);
         let network = if record.precision == config.precision {
@@ -294,12 +303,12 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
         });
     };
     let network = NetworkSpec::try_from(&config.network)?;
-    let mut settings = settings(config, &first.value, context.device)?;
-    let device = open_device(context.device)?;
-    let _timing = context.machine_use.time()?;
     let machine = context
         .device
         .fingerprint(Machine::detect().fingerprint())?;
+    let mut settings = settings(config, &first.value, context, &machine)?;
+    let device = open_device(context.device)?;
+    let _timing = context.machine_use.time()?;
     let on = on(device, &settings.timing);
     // What any of the searches kept low is measured of all networks.
     let asked = |metric| found.0.iter().any(|one| one.value.metric == metric);
@@ -377,12 +386,14 @@ fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
 
 /// What the latency of this evaluation is of: the network of the config under the protocol of the search
 /// result. A search result that does not tell its protocol (its predictor was fitted on foreign data)
-/// gets one image on one thread.
+/// gets one image on one thread. An anchor is there only if it is of this machine, of which latencies are corrected to it.
 fn settings(
     config: &Config,
     search: &SearchResult,
-    device: DeviceSpec,
+    context: &RunContext,
+    machine: &str,
 ) -> Result<MeasurementSettings, Error> {
+    let (device, progress) = (context.device, &context.progress);
     let network = &config.network;
     let timing = match &search.settings {
         Some(profiled) if profiled.network != *network => {
@@ -403,6 +414,18 @@ fn settings(
         },
     };
     timing.check(device)?;
+    let profiled = search.settings.as_ref();
+    let anchor = profiled.and_then(|profiled| profiled.anchor.clone());
+    let anchor = anchor.filter(|anchor| anchor.machine == machine);
+    if profiled.is_none() {
+        progress.line("the search result does not say how its latencies were taken: timing one image on one thread");
+    }
+    if anchor.is_none() {
+        progress.line(
+            "the predicted latency is not known to be of this machine and device, the measured latency is: they are not held \
+             against each other",
+        );
+    }
     Ok(MeasurementSettings {
         network: network.clone(),
         timing,
@@ -412,10 +435,7 @@ fn settings(
             DeviceSpec::Cuda(_) => runtime::CANDLE_CUDA,
         }
         .to_owned(),
-        anchor: search
-            .settings
-            .as_ref()
-            .and_then(|profiled| profiled.anchor.clone()),
+        anchor,
     })
 }
 

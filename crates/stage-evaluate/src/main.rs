@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use artifact::Evaluation;
-use artifact::stage::{self, StageArgs};
+use artifact::stage::{self, CheckArgs, StageArgs};
 use clap::{Parser, Subcommand};
 use collective::{RankArgs, Team};
 use measure::Machine;
@@ -26,6 +26,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say whether the config is right, and do nothing else
+    Check(CheckArgs),
     /// Train, test and time the network of a search result, and print the evaluation's folder
     Run {
         /// The folder of the search result
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         .init();
     let command = Cli::parse().command;
     stage::main(|| match command {
+        Command::Check(args) => stage_evaluate::check(&args.load::<Config>()?),
         Command::Run {
             search_result,
             args,

@@ -1,6 +1,6 @@
 //! The latency of a found network, under the protocol of the search result.
 
-use artifact::{MeasurementSettings, Metric, Progress, TimingResult};
+use artifact::{AnchorRecord, MeasurementSettings, Metric, Progress, TimingResult};
 use candle_core::Device;
 use measure::{Anchor, Protocol, Timing};
 use runtime::{Costs, Executor, Meters, On, Prepared, Unmeasured};
@@ -8,9 +8,6 @@ use space::{Genotype, NetworkSpec};
 
 use crate::config::TimingConfig;
 use crate::error::Error;
-
-/// The published genotype whose network is the anchor: the same as when architectures are profiled.
-const ANCHOR: &str = "PC_DARTS_cifar";
 
 /// How far the machine may have drifted since it was profiled without a word about it.
 const MAX_UNREMARKED_DRIFT: f64 = 0.1;
@@ -45,7 +42,8 @@ pub(crate) fn time(
 ) -> Result<TimingResult, Error> {
     let spec = NetworkSpec::try_from(&settings.network)?;
     let record = &settings.timing;
-    let genotype = Genotype::named(ANCHOR).expect("the anchor is a published genotype");
+    let genotype =
+        Genotype::named(AnchorRecord::GENOTYPE).expect("the anchor is a published genotype");
     let anchor = Prepared::network(&spec, &genotype, record.batch_size, &place.on)?;
     let executor =
         Executor::new(record.n_threads).map_err(|error| Error::Threads(Box::new(error)))?;
@@ -172,14 +170,7 @@ fn reference(
             }
             then
         }
-        Some(_) => {
-            progress.line(
-                "architectures were profiled on another machine or device: the predicted latency is that one's, \
-                 the measured latency this one's",
-            );
-            now
-        }
-        None => now,
+        _ => now,
     }
 }
 

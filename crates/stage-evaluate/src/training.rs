@@ -55,7 +55,7 @@ impl<'a> Training<'a> {
             if config.batch_size < n_ranks || (last > 0 && last < n_ranks) {
                 return Err(Error::Setting {
                     key: "batch_size",
-                    expected: "such that every batch of an epoch, the last one too, has an image for each of the --ranks",
+                    expected: "such that every batch of an epoch, the last one too, has an image for each of the --ranks".to_owned(),
                 });
             }
         }

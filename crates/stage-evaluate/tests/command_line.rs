@@ -191,6 +191,29 @@ fn networks_are_timed_without_training_a_row_each() {
     evaluate(&["time"]).failed(2, &["--search-result"]);
 }
 
+/// What is predicted of another machine is not held against what this one takes.
+#[test]
+fn a_prediction_of_another_machine_is_not_judged() {
+    let mut place = Place::new();
+    let mut settings = fixture::settings();
+    settings.anchor = Some(artifact::AnchorRecord {
+        median_nanos: 1_000_000,
+        machine: "another one".to_owned(),
+    });
+    place.search_result = fixture::search_result(&place.path("elsewhere"), Some(settings));
+    let answer = place.run(&["--json"]);
+    assert!(answer.stderr.contains("not held against each other"));
+    let dir = answer.json()["path"].as_str().unwrap().to_owned();
+    let evaluation = artifact::open::<Evaluation>(&dir).unwrap().value;
+    assert!(evaluation.settings.anchor.is_none());
+    let verdict = evaluation.verdict();
+    assert!(verdict.target_millis.is_some() && verdict.interval_millis.is_some());
+    assert_eq!(
+        (verdict.is_target_met, verdict.is_in_interval),
+        (None, None)
+    );
+}
+
 #[test]
 fn what_the_search_kept_low_is_measured_and_judged() {
     let mut place = Place::new();

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use artifact::stage::{self, DeviceSpec, StageArgs};
+use artifact::stage::{self, CheckArgs, DeviceSpec, StageArgs};
 use clap::{Parser, Subcommand};
 use space::Topology;
 use stage_predictor::{BenchConfig, BenchResult, Error, Model, TransferConfig};
@@ -18,6 +18,8 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    /// Say whether the config is right, and do nothing else
+    Check(CheckArgs),
     /// Fit the models, judge them by held-out architectures, and print the folder of the latency model
     Run {
         #[command(flatten)]
@@ -37,7 +39,7 @@ pub(crate) enum Command {
     /// rows that are left out
     Fit(FitArgs),
     /// Fit some rows of a table of measured costs, and judge the model by all others
-    Bench(TableArgs),
+    Bench(BenchArgs),
     /// Make the model of a new device from those of others and a few architectures, which it chooses
     Transfer(TransferArgs),
     /// Say which architectures to time on a new device, given models of others: a genotype in JSON per line, for
@@ -97,22 +99,34 @@ pub(crate) struct TableArgs {
     /// The model: structured, mlp, ridge, or auto for the best on training rows left out
     #[arg(long, default_value = "auto", value_parser = model)]
     model: Model,
-    /// In a bench: choose most of the rows in rounds, as profile --until-mape does, instead of drawing all
-    #[arg(long)]
-    rounds: bool,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// A column of a table, and how the rows that are fitted are chosen.
+#[derive(clap::Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) table: TableArgs,
+    /// Choose most of the rows in rounds, as profile --until-mape does, instead of drawing all
+    #[arg(long)]
+    pub(crate) rounds: bool,
 }
 
 /// A column of a table, or a stage.
 #[derive(clap::Args)]
 pub(crate) struct FitArgs {
     /// The stage's config, a TOML file: fits a latency data set into the store, as run does
-    #[arg(long, value_name = "FILE", conflicts_with = "cells")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["space", "target", "cells", "train", "seed", "in_order", "min_value", "model"])]
     config: Option<PathBuf>,
     /// With --config: where artifacts are kept
-    #[arg(long, value_name = "DIR", default_value = "data/artifacts")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "data/artifacts",
+        requires = "config"
+    )]
     store: PathBuf,
     /// With --config: override a value of it (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
@@ -149,6 +163,7 @@ impl TableArgs {
     /// Does what is to be done with the table and prints the result.
     pub(crate) fn answer(
         &self,
+        rounds: bool,
         run: impl FnOnce(&BenchConfig<'_>) -> Result<BenchResult, Error>,
     ) -> Result<(), Error> {
         let result = run(&BenchConfig {
@@ -161,7 +176,7 @@ impl TableArgs {
             in_order: self.in_order,
             min_value: self.min_value,
             model: self.model,
-            rounds: self.rounds,
+            rounds,
         })?;
         print(&result, self.json)
     }
@@ -183,13 +198,13 @@ pub(crate) struct TransferArgs {
     #[arg(long, value_name = "A,B,…", value_delimiter = ',', required = true)]
     sources: Vec<String>,
     /// How many architectures are timed on the new device, 3 to 400
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    train: usize,
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(3..=400))]
+    train: u64,
     /// The seed of the draw of architectures that may be timed
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// How often to draw, with this seed and the next ones: a result per line
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     draws: u64,
     /// Leave out rows whose target costs less
     #[arg(long, value_name = "X")]
@@ -216,7 +231,7 @@ impl TransferArgs {
             topology: &self.space,
             target: &self.target,
             sources: &self.sources,
-            n_train: self.train,
+            n_train: self.train as usize,
             seed: self.seed,
             n_draws: self.draws,
             min_value: self.min_value,

@@ -77,7 +77,7 @@ const FIRST_ROUND: usize = 40;
 const ROUND: usize = 20;
 const ROUND_CANDIDATES: usize = 300;
 /// As many architectures, drawn with the seed, are considered for being timed on the new device.
-const CANDIDATES: usize = 400;
+pub(crate) const CANDIDATES: usize = 400;
 /// As many rows, drawn with the seed, each source is fitted on.
 const SOURCE_ARCHITECTURES: usize = 300;
 
@@ -108,7 +108,7 @@ pub fn transfer(config: &TransferConfig<'_>) -> Result<Vec<BenchResult>, Error> 
     let pool = middle(&config.pool);
     let test = middle(&config.test);
     if config.n_train < 3 || config.n_train > pool.len().min(CANDIDATES) {
-        return Err(Error::Train {
+        return Err(Error::Pool {
             n_train: config.n_train,
             found: pool.len(),
         });
@@ -150,10 +150,7 @@ pub fn transfer(config: &TransferConfig<'_>) -> Result<Vec<BenchResult>, Error> 
             .filter(|row| !timed.contains(row))
             .collect();
         if test.is_empty() {
-            return Err(Error::Train {
-                n_train: config.n_train,
-                found: pool.len(),
-            });
+            return Err(Error::NothingToJudge);
         }
         let measured: Vec<f64> = test.iter().map(|&row| cost_of(row)).collect();
         let codes = codes_of(&test);

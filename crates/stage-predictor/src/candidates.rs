@@ -148,7 +148,12 @@ pub(crate) fn choose<'a>(
         return (candidate, format!("{asked} is what the config asks for"));
     }
     let mut ranked: Vec<&Candidate> = candidates.iter().collect();
-    ranked.sort_by(|a, b| a.left_out_mape.total_cmp(&b.left_out_mape));
+    // What is not a number, of either sign, comes last.
+    let error = |candidate: &Candidate| match candidate.left_out_mape {
+        error if error.is_nan() => f64::INFINITY,
+        error => error,
+    };
+    ranked.sort_by(|a, b| error(a).total_cmp(&error(b)));
     let errors: Vec<String> = ranked
         .iter()
         .map(|c| format!("{} {:.2} %", c.kind, 100.0 * c.left_out_mape))

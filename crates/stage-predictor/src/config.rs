@@ -3,6 +3,7 @@
 use std::fmt;
 
 use artifact::Metric;
+use artifact::config::{OutOfRange, Ranged};
 use latency::MlpConfig;
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +93,28 @@ pub struct MlpSettings {
 pub struct RidgeSettings {
     /// The penalties to choose from by cross-validation on the training architectures.
     pub l2: Vec<f64>,
+}
+
+impl Ranged for Config {
+    fn out_of_range(&self) -> Option<OutOfRange> {
+        let rules = [
+            (
+                "held_out",
+                self.held_out > 0.0 && self.held_out < 1.0,
+                "a ratio above 0 and below 1",
+            ),
+            (
+                "ridge.l2",
+                !self.ridge.l2.is_empty() && self.ridge.l2.iter().all(|&own| own >= 0.0),
+                "one penalty or more, none below 0",
+            ),
+        ];
+        let wrong = rules.into_iter().find(|(_, holds, _)| !holds);
+        wrong.map(|(key, _, expected)| OutOfRange {
+            key,
+            expected: expected.to_owned(),
+        })
+    }
 }
 
 impl Config {

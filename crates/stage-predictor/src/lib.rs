@@ -370,6 +370,21 @@ pub enum Error {
         /// Rows with a cost.
         found: usize,
     },
+    /// A transfer has too few or too many rows to time.
+    #[error(
+        "{n_train} architectures to time of {found} that have a cost and may be timed; a transfer times at least 3, at most {}: change \
+         --train, --pool, --middle or --min-value",
+        bench::CANDIDATES
+    )]
+    Pool {
+        /// Rows to time.
+        n_train: usize,
+        /// Rows with a cost.
+        found: usize,
+    },
+    /// A transfer has no rows to judge by.
+    #[error("no rows are left to judge by: change --test, --middle or --min-value")]
+    NothingToJudge,
     /// Timed cells are not those of the architectures of a table.
     #[error(
         "{file} holds a cell of the architecture in row {row} which is none of the table's in that row; give the cells.parquet \
@@ -406,9 +421,11 @@ impl StageError for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Artifact(error) => error.exit_code(),
-            Self::HeldOut { .. } | Self::NothingToFit { .. } | Self::Train { .. } => {
-                ExitCode::Usage
-            }
+            Self::HeldOut { .. }
+            | Self::NothingToFit { .. }
+            | Self::Train { .. }
+            | Self::Pool { .. }
+            | Self::NothingToJudge => ExitCode::Usage,
             Self::TooFew { .. }
             | Self::Source { .. }
             | Self::NotMeasured { .. }

@@ -14,6 +14,7 @@ use crate::args::{Cli, Command, Source};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Check(args) => stage::main(|| args.load::<Config>().map(drop)),
         Command::Run {
             args,
             source,
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         } => stage::main(|| run(&args, source, &source_models, &more)),
         Command::Fit(args) => match args.as_stage() {
             Some((args, source)) => stage::main(|| run(&args, source, &[], &[])),
-            None => stage::main(|| args.table.answer(fit)),
+            None => stage::main(|| args.table.answer(false, fit)),
         },
         Command::Transfer(args) => stage::main(|| args.answer()),
         Command::Choose {
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
             }
             Ok::<(), Error>(())
         }),
-        Command::Bench(args) => stage::main(|| args.answer(bench)),
+        Command::Bench(args) => stage::main(|| args.table.answer(args.rounds, bench)),
     }
 }
 

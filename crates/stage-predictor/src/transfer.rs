@@ -31,7 +31,7 @@ impl SourceModels {
     /// The models that the stage predictor left in folders.
     ///
     /// # Errors
-    /// As [`artifact::open`]; and if one of them holds no structured model.
+    /// As [`artifact::open`].
     pub fn open(dirs: &[PathBuf]) -> Result<Self, Error> {
         let opened = dirs
             .iter()

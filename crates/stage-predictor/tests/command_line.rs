@@ -518,7 +518,7 @@ fn a_config_mistake_is_shown_with_its_place() {
         ("held_out=0.9999", "lower it"),
         ("mlp.hidden=[0]", "hidden"),
         ("mlp.n_members=1", "n_members"),
-        ("ridge.l2=[]", "penalties"),
+        ("ridge.l2=[]", "one penalty or more"),
         ("ridge.l2=[-1.0]", "l2"),
         ("ridge.l3=[1.0]", "--set ridge.l3=[1.0]"),
     ] {

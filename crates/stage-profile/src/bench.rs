@@ -3,7 +3,7 @@
 use std::sync::Once;
 
 use artifact::stage::Progress;
-use artifact::{GpuRecord, Metric, Precision, TimingRecord};
+use artifact::{AnchorRecord, GpuRecord, Metric, Precision, TimingRecord};
 use candle_core::Device;
 use measure::{Protocol, Timing};
 use runtime::{Costs, Executor, Meters, On, Prepared, Timed, Unmeasured};
@@ -11,9 +11,7 @@ use space::{CellSpec, Genotype, NetworkSpec};
 
 use crate::{Config, Error};
 
-/// The published genotype whose network is the anchor. It holds most primitives, so that whatever slows
-/// one of them down slows it down as well.
-pub(crate) const ANCHOR: &str = "PC_DARTS_cifar";
+const ANCHOR: &str = AnchorRecord::GENOTYPE;
 
 /// A device with all that stays the same from one timing to the next.
 pub(crate) struct Bench {

@@ -1,5 +1,6 @@
 //! What the stage is asked.
 
+use artifact::config::{OutOfRange, Ranged};
 use artifact::{Metric, NetworkRecord, TimingRecord};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,23 @@ pub struct Config {
 impl Config {
     /// Checks what the types do not say, against the machine's number of logical processors.
     pub(crate) fn check(&self, n_logical_cpus: usize) -> Result<(), Error> {
+        if let Some(OutOfRange { key, expected }) = self.out_of_range() {
+            return Err(Error::Setting { key, expected });
+        }
+        if self.timing.n_threads > n_logical_cpus {
+            return Err(Error::Setting {
+                key: "timing.n_threads",
+                expected: format!(
+                    "between 1 and the {n_logical_cpus} logical processors of this machine"
+                ),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Ranged for Config {
+    fn out_of_range(&self) -> Option<OutOfRange> {
         let timing = &self.timing;
         let rules = [
             (
@@ -83,13 +101,11 @@ impl Config {
             ),
             (
                 "timing.n_threads",
-                (1..=n_logical_cpus).contains(&timing.n_threads),
-                format!("between 1 and the {n_logical_cpus} logical processors of this machine"),
+                timing.n_threads >= 1,
+                "at least 1".to_owned(),
             ),
         ];
-        match rules.into_iter().find(|(_, holds, _)| !holds) {
-            Some((key, _, expected)) => Err(Error::Setting { key, expected }),
-            None => Ok(()),
-        }
+        let wrong = rules.into_iter().find(|(_, holds, _)| !holds);
+        wrong.map(|(key, _, expected)| OutOfRange { key, expected })
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use artifact::KeyParts;
-use artifact::stage::{self, StageArgs};
+use artifact::stage::{self, CheckArgs, StageArgs};
 use clap::{Parser, Subcommand};
 use measure::Machine;
 use stage_profile::{Architectures, Config, Error};
@@ -25,6 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say whether the config is right, and do nothing else
+    Check(CheckArgs),
     /// Time what the config asks for, and print the folder of the latency data set
     Run {
         #[command(flatten)]
@@ -44,14 +46,18 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .without_time()
         .init();
-    let Command::Run {
-        mut args,
-        until_mape,
-        architectures,
-    } = Cli::parse().command;
-    let until_mape = until_mape.map(|ratio| format!("until_mape={ratio:?}"));
-    args.overrides.extend(until_mape);
-    stage::main(|| run(&args, architectures))
+    match Cli::parse().command {
+        Command::Check(args) => stage::main(|| args.load::<Config>().map(drop)),
+        Command::Run {
+            mut args,
+            until_mape,
+            architectures,
+        } => {
+            let until_mape = until_mape.map(|ratio| format!("until_mape={ratio:?}"));
+            args.overrides.extend(until_mape);
+            stage::main(|| run(&args, architectures))
+        }
+    }
 }
 
 fn run(args: &StageArgs, architectures: Option<PathBuf>) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! What the stage is asked.
 
+use artifact::config::{OutOfRange, Ranged};
 use serde::{Deserialize, Serialize};
 
 /// The file `report.toml` of a preset.
@@ -8,4 +9,10 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// The title of the page.
     pub title: String,
+}
+
+impl Ranged for Config {
+    fn out_of_range(&self) -> Option<OutOfRange> {
+        None
+    }
 }

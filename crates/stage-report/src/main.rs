@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use artifact::stage::{self, StageArgs};
+use artifact::stage::{self, CheckArgs, StageArgs};
 use clap::{Args, Parser, Subcommand};
 use stage_report::{Config, Error, Inputs};
 
@@ -17,6 +17,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say whether the config is right, and do nothing else
+    Check(CheckArgs),
     /// Make the page, and print its folder
     Run(RunArgs),
 }
@@ -47,8 +49,10 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .without_time()
         .init();
-    let Command::Run(args) = Cli::parse().command;
-    stage::main(|| run(&args))
+    match Cli::parse().command {
+        Command::Check(args) => stage::main(|| args.load::<Config>().map(drop)),
+        Command::Run(args) => stage::main(|| run(&args)),
+    }
 }
 
 fn run(args: &RunArgs) -> Result<(), Error> {

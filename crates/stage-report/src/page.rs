@@ -271,10 +271,10 @@ fn conclusion([baseline, aware]: [&Evaluation; 2]) -> String {
              that of the network found for accuracy alone; its test accuracy is {}.",
             millis(target.target_millis),
             millis(measured(aware)),
-            if aware.verdict().is_target_met == Some(true) {
-                "the target is met"
-            } else {
-                "the target is missed"
+            match aware.verdict().is_target_met {
+                Some(true) => "the target is met",
+                Some(false) => "the target is missed",
+                None => "that is of another machine than the target, which is not judged",
             },
             accuracy.unwrap_or("the same".to_owned()),
         );
@@ -321,11 +321,13 @@ fn conditions(settings: &MeasurementSettings) -> Vec<(&'static str, String)> {
         ),
         (
             "median of",
-            format!("{n_repeats} calls, after {n_warmup} that do not count"),
+            format!(
+                "those of {n_repeats} calls that nothing disturbed (at most 5 % above the fastest tenth), after {n_warmup} that do not count"
+            ),
         ),
         (
             "corrected by",
-            "an anchor network, timed before and after".to_owned(),
+            "the faster of two timings of an anchor network, before and after".to_owned(),
         ),
         (
             "network",
@@ -430,7 +432,11 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
         ),
         row(
             "verdict",
-            &|e| e.verdict().word().unwrap_or("–").to_owned(),
+            &|e| match (e.verdict().word(), &e.search.target) {
+                (Some(word), _) => word.to_owned(),
+                (None, Some(_)) => "none: predicted of another machine".to_owned(),
+                (None, None) => "–".to_owned(),
+            },
             String::new(),
         ),
         row(
@@ -743,8 +749,8 @@ fn candidates(searches: [&SearchResult; 2]) -> Option<Candidates> {
                 millis(own.predicted_latency_millis),
                 metric.unit()
             ),
-            own.gradient_norm
-                .map_or("–".to_owned(), |norm| format!("{norm:.2}")),
+            own.train_loss
+                .map_or("–".to_owned(), |loss| format!("{loss:.3}")),
             format!("{:.3}", own.valid_loss),
             percent(own.valid_accuracy, 2),
         ],
@@ -752,7 +758,7 @@ fn candidates(searches: [&SearchResult; 2]) -> Option<Candidates> {
     let rows: Vec<Row> = all.map(row).collect();
     let heads = vec![
         format!("predicted {}", noun(metric)),
-        "gradient norm".to_owned(),
+        "training loss".to_owned(),
         "validation loss".to_owned(),
         "validation accuracy".to_owned(),
     ];

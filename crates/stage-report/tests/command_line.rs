@@ -45,9 +45,11 @@ impl Place {
         let inputs = dir.path().join("inputs");
         let mut model = fixture::latency_model();
         change_model(&mut model);
-        let baseline = fixture::evaluation("PC_DARTS_cifar", 0.0, 0.882, None);
+        let mut baseline = fixture::evaluation("PC_DARTS_cifar", 0.0, 0.882, None);
         let mut aware = fixture::evaluation("DARTS_V2", 0.5, 0.8805, None);
         change_aware(&mut aware);
+        // Both are of the same machine.
+        baseline.settings.anchor = aware.settings.anchor.clone();
         let [(first, baseline), (second, aware)] =
             [baseline, aware].map(|evaluation| fixture::publish_with_search(&inputs, evaluation));
         Self {
@@ -254,6 +256,18 @@ fn a_target_is_passed_or_failed_and_the_interval_tells_where_the_measurement_lie
     )
     .page(&[]);
     assert!(page.contains("outside") && !page.contains("PASS") && !page.contains("FAIL"));
+    let page = Place::with(
+        |_| (),
+        |aware| {
+            *aware = fixture::evaluation("DARTS_V2", 0.123_456, 0.8805, Some(1.02));
+            aware.settings.anchor = None;
+        },
+    )
+    .page(&[]);
+    assert!(page.contains("predicted of another machine") && page.contains("is not judged"));
+    for text in ["PASS", "FAIL", "measured inside", "measured outside"] {
+        assert!(!page.contains(text), "{text}");
+    }
 }
 
 #[test]
@@ -275,7 +289,8 @@ fn the_searches_are_shown_with_their_candidates_and_signs_of_collapse() {
         "43.2 %",
         "+34.5 %",
         "0.457",
-        "2.96",
+        "training loss",
+        "0.557",
         "81.23 %",
         "latency-aware, epoch 4: 3 skips in the normal cell",
     ] {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use artifact::config::{OutOfRange, Ranged};
 use artifact::{Metric, Precision};
 use serde::{Deserialize, Serialize};
 use space::Genotype;
@@ -66,15 +67,10 @@ pub struct Config {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelectionConfig {
-    /// Genotypes that alpha draws. Of these and its own those become candidates whose loss has the smallest gradient norm
-    /// before any training (Abdelfattah et al. 2021, `grad_norm`; which end of it is the good one was measured, see
-    /// docs/search.md). No more than the candidates need: all are candidates. The method `random` draws the candidates alone.
-    #[serde(default)]
-    pub n_draws: usize,
     /// Genotypes to choose from. 1 = none is trained.
     pub n_candidates: usize,
-    /// Passes over the training part, with the settings of `weights`, in networks of `network.n_layers` cells; the loss on
-    /// the validation part decides.
+    /// Passes over the training part, with the settings of `weights`, in networks of `network.n_layers` cells; the training
+    /// loss of the last one decides.
     pub n_epochs: usize,
     /// Share of each class on which candidates are trained: `data.train_fraction`, or more of what is not the validation
     /// part. Little data ranks networks by how fast they learn, all of it by how much.
@@ -125,12 +121,6 @@ impl Config {
             .map_or(1, |selection| selection.n_candidates)
     }
 
-    /// Genotypes that alpha draws beside its own.
-    pub(crate) fn n_draws(&self) -> usize {
-        let asked = self.selection.as_ref().map_or(0, |own| own.n_draws);
-        asked.max(self.n_candidates() - 1)
-    }
-
     /// Share of each class that candidates are trained on and the weights of the supernet are not.
     pub(crate) fn further_fraction(&self) -> f64 {
         let asked = self.selection.as_ref().and_then(|own| own.train_fraction);
@@ -153,12 +143,21 @@ impl Config {
         }
         Err(Error::Setting {
             key: "batch_size",
-            expected: "at least one image for each of the --ranks",
+            expected: "at least one image for each of the --ranks".to_owned(),
         })
     }
 
     /// Checks what the types do not say.
     pub(crate) fn check(&self) -> Result<(), Error> {
+        self.out_of_range()
+            .map_or(Ok(()), |OutOfRange { key, expected }| {
+                Err(Error::Setting { key, expected })
+            })
+    }
+}
+
+impl Ranged for Config {
+    fn out_of_range(&self) -> Option<OutOfRange> {
         let Self {
             target,
             guards,
@@ -206,7 +205,7 @@ impl Config {
             (
                 "progressive",
                 self.progressive.is_some() == (self.method == Method::PDarts),
-                "there for the method p-darts, and for no other",
+                "a table [progressive] for the method p-darts and for no other (docs/search.md, Stages)",
             ),
             (
                 "progressive",
@@ -229,6 +228,7 @@ impl Config {
                 "n_candidates and n_epochs of at least 1",
             ),
             ("n_bridge_samples", self.n_bridge_samples >= 1, "at least 1"),
+            ("guards.max_skips", guards.max_skips <= 8, "at most 8"),
             (
                 "guards.min_convolutions",
                 guards.min_convolutions <= 8,
@@ -343,10 +343,11 @@ impl Config {
                 "0 or more",
             ),
         ];
-        match rules.into_iter().find(|(_, holds, _)| !holds) {
-            Some((key, _, expected)) => Err(Error::Setting { key, expected }),
-            None => Ok(()),
-        }
+        let wrong = rules.into_iter().find(|(_, holds, _)| !holds);
+        wrong.map(|(key, _, expected)| OutOfRange {
+            key,
+            expected: expected.to_owned(),
+        })
     }
 }
 

@@ -13,6 +13,8 @@ use nn::Rng;
 use rand::RngExt as _;
 use space::{CellGenotype, CellKind, Gene, Genotype, Primitive, SearchSpace};
 
+use crate::config::{GuardsConfig, Policy};
+
 /// What the genotype must keep to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Limits {
@@ -38,8 +40,19 @@ impl GeneLimits {
         min_convolutions: 0,
     };
 
+    /// Those of guards, unless they are off.
+    pub(crate) fn of(guards: &GuardsConfig) -> Self {
+        match guards.policy {
+            Policy::Off => Self::NONE,
+            _ => Self {
+                max_skips_normal: guards.max_skips,
+                min_convolutions: guards.min_convolutions,
+            },
+        }
+    }
+
     /// By how many genes a genotype misses them.
-    fn excess(self, genotype: &Genotype) -> usize {
+    pub(crate) fn excess(self, genotype: &Genotype) -> usize {
         let n_skips = genotype.n_skips(CellKind::Normal);
         let missing = CellKind::ALL.map(|kind| {
             let n_convolutions = genotype.n_convolutions(kind);
@@ -107,7 +120,7 @@ impl Band {
 pub(crate) struct Derivation {
     /// The genotype.
     pub(crate) genotype: Genotype,
-    /// What the weights stand for, without limits.
+    /// What the weights stand for, without limits; of a draw the draw itself.
     pub(crate) free: Genotype,
     /// Genes in which both differ.
     pub(crate) n_changed_genes: usize,

@@ -13,7 +13,7 @@ pub enum Error {
         /// The key.
         key: &'static str,
         /// What would be right.
-        expected: &'static str,
+        expected: String,
     },
     /// The config's network cannot be built for these images.
     #[error("the config's network cannot be built for the images in {dir}: {reason}")]
@@ -128,12 +128,14 @@ pub enum Error {
     },
     /// The latency model cannot promise anything.
     #[error(
-        "the latency model in {path} has too few held-out architectures to promise a latency with a probability of \
-         {probability}; raise held_out or n_architectures and run the predictor stage again, or lower target.probability"
+        "the latency model in {path} promises no latency with a probability of {probability}: it {why}; raise held_out or n_architectures, \
+         or ask for model = \"auto\", and run the predictor stage again, or lower target.probability"
     )]
     NoPromise {
         /// The artifact's folder.
         path: String,
+        /// What it lacks.
+        why: String,
         /// What was asked for.
         probability: f64,
     },

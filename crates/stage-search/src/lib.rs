@@ -40,6 +40,7 @@ mod warm_up;
 use std::path::Path;
 use std::sync::Arc;
 
+use artifact::stage::Progress;
 use artifact::stage::SEARCH;
 use artifact::{
     DeviceSpec, KeyParts, LatencyModelArtifact, MemoryPlan, Opened, Precision, RunContext,
@@ -56,7 +57,6 @@ pub use crate::config::{
     ObjectiveKind, Order, Policy, ProgressiveConfig, SelectionConfig, TargetConfig, TargetLatency,
     WeightsConfig,
 };
-use crate::derivation::Derivation;
 pub use crate::error::Error;
 use crate::outcome::Found;
 use crate::predictor::Predictor;
@@ -125,7 +125,7 @@ pub fn run_together(
     config.check_ranks(ranks.as_ref().map_or(1, |ranks| ranks.n_ranks()))?;
     let _guard = context.machine_use.compute()?;
     let predictor = Predictor::new(&inputs.latency_model)?;
-    let target_millis = target_millis(config, inputs, &predictor)?;
+    let target_millis = target_millis(config, inputs, &predictor, &context.progress)?;
     let record = |found| outcome::result(config, inputs, &predictor, target_millis, found);
     let drawn = match config.method {
         Method::Random => random::draw(config, &predictor, target_millis, &context.progress)?,
@@ -149,7 +149,6 @@ pub fn run_together(
     };
     if !drawn.is_empty() {
         plan(&short_training, None, context.device)?.check(context.device)?;
-        let drawn: Vec<_> = drawn.into_iter().map(|own| (own, None)).collect();
         let candidates = short_training.choose(&drawn, &predictor, context)?;
         let genotype = candidates[0].genotype.clone();
         return Ok(record(Found::drawn(genotype, candidates)));
@@ -166,11 +165,10 @@ pub fn run_together(
     let trace = run_epochs(&mut search, config, &data, context, shares_warm_up)?;
     let derivations = outcome::derivations(config, &search, target_millis)?;
     let genotypes = derivations.iter().map(|own| own.genotype.clone());
-    let tried = short_training.look(genotypes.collect(), &context.progress)?;
-    let candidates = short_training.choose(&tried, &predictor, context)?;
+    let genotypes: Vec<Genotype> = genotypes.collect();
+    let candidates = short_training.choose(&genotypes, &predictor, context)?;
     let best = candidates.first().map_or(0, |best| {
-        let is_best = |own: &Derivation| own.genotype == best.genotype;
-        let found = derivations.iter().position(is_best);
+        let found = genotypes.iter().position(|own| *own == best.genotype);
         found.expect("it is one of them")
     });
     let best = (best, &derivations[best]);
@@ -247,6 +245,15 @@ fn run_epochs(
         }
     }
     Ok(trace)
+}
+
+/// Whether a search could begin with a config: whether its images are there.
+///
+/// # Errors
+/// If they are not.
+pub fn check(config: &Config) -> Result<(), Error> {
+    images::files(&config.data.dir, Split::Train)?;
+    Ok(())
 }
 
 /// What a search by each of so many ranks will keep in memory at its peak; nothing runs. A search that draws one
@@ -346,6 +353,7 @@ fn target_millis(
     config: &Config,
     inputs: &Inputs,
     predictor: &Predictor,
+    progress: &Progress,
 ) -> Result<Option<f64>, Error> {
     let target = &config.target;
     let millis = match target.latency {
@@ -359,9 +367,9 @@ fn target_millis(
             });
         }
         TargetLatency::Ratio(ratio) => {
-            let of = config::genotype_of(&target.of).ok_or(Error::Setting {
+            let of = config::genotype_of(&target.of).ok_or_else(|| Error::Setting {
                 key: "target.of",
-                expected: "the name of a published genotype, or one in the tuple form",
+                expected: "the name of a published genotype, or one in the tuple form".to_owned(),
             })?;
             ratio * predictor.predict(&of)
         }
@@ -371,10 +379,12 @@ fn target_millis(
     if upper(&Genotype::named("PDARTS").expect("a published genotype")).is_none() {
         return Err(Error::NoPromise {
             path: inputs.latency_model.dir.display().to_string(),
+            why: predictor.why_no_promise(),
             probability,
         });
     }
-    // Any genotype that is fast enough will do.
+    // Any genotype that is fast enough will do. If there is none, that takes half a minute.
+    progress.line("looking for a genotype that is fast enough");
     let bound = |genotype: &Genotype| upper(genotype).unwrap_or(f64::INFINITY);
     let (_, fastest_millis) = derivation::fastest(bound, millis);
     if fastest_millis > millis {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use artifact::stage::{self, StageArgs};
+use artifact::stage::{self, CheckArgs, StageArgs};
 use artifact::{RunContext, SearchResult};
 use clap::{Parser, Subcommand};
 use collective::{RankArgs, Team};
@@ -24,6 +24,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say whether the config is right, and do nothing else
+    Check(CheckArgs),
     /// Search as the config says, and print the folder of the search result
     Run {
         #[command(flatten)]
@@ -47,15 +49,17 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .without_time()
         .init();
-    let Command::Run {
-        args,
-        latency_model,
-        warm_start,
-        ranks,
-        dry_run,
-    } = Cli::parse().command;
-    let warm_start = warm_start.as_deref();
-    stage::main(|| run(args, &latency_model, warm_start, ranks, dry_run))
+    let command = Cli::parse().command;
+    stage::main(|| match command {
+        Command::Check(args) => stage_search::check(&args.load::<Config>()?),
+        Command::Run {
+            args,
+            latency_model,
+            warm_start,
+            ranks,
+            dry_run,
+        } => run(args, &latency_model, warm_start.as_deref(), ranks, dry_run),
+    })
 }
 
 fn run(

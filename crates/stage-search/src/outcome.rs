@@ -1,5 +1,7 @@
 //! What a search ends with: candidates within the limits of target and guards, and the record of the one that comes out.
 
+use std::collections::HashSet;
+
 use artifact::{CandidateRecord, FloatTensors, SearchResult, TargetRecord, TraceRow};
 use nn::Rng;
 use rand::SeedableRng as _;
@@ -7,7 +9,7 @@ use rayon::prelude::*;
 use space::{CellKind, Genotype};
 
 use crate::bridge;
-use crate::config::{Config, Method, Policy};
+use crate::config::{Config, Method};
 use crate::derivation::{self, Band, Derivation, GeneLimits, Limits};
 use crate::error::Error;
 use crate::predictor::Predictor;
@@ -24,7 +26,7 @@ const MAX_ROUNDS: usize = 4;
 pub(crate) struct Found {
     /// The architecture.
     pub(crate) genotype: Genotype,
-    /// What alpha stood for, or what it drew, without limits.
+    /// What alpha stood for, without limits; of a draw the draw itself.
     pub(crate) derived: Genotype,
     /// Genes that differ between both.
     pub(crate) n_changed_genes: usize,
@@ -53,17 +55,6 @@ impl Found {
 
 /// What may come out at most and at least, by guards and target.
 fn limits(config: &Config, latency_weight: f64, target_millis: Option<f64>) -> Limits {
-    let guards = &config.guards;
-    let genes = match guards.policy {
-        Policy::Off => GeneLimits {
-            max_skips_normal: usize::MAX,
-            min_convolutions: 0,
-        },
-        _ => GeneLimits {
-            max_skips_normal: guards.max_skips,
-            min_convolutions: guards.min_convolutions,
-        },
-    };
     let band = target_millis.map(|high_millis| Band {
         // Where the latency has no weight, alpha gave up nothing for it, and there is nothing to give back.
         low_millis: if latency_weight > 0.0 {
@@ -73,7 +64,10 @@ fn limits(config: &Config, latency_weight: f64, target_millis: Option<f64>) -> L
         },
         high_millis,
     });
-    Limits { genes, band }
+    Limits {
+        genes: GeneLimits::of(&config.guards),
+        band,
+    }
 }
 
 /// The genotype that alpha stands for, within the limits of target and guards; behind it others that alpha draws, no further
@@ -94,11 +88,12 @@ pub(crate) fn derivations(
     };
     let first = derivation::derive(ranks, limits, upper);
     let (is_met, n_given_way) = (first.is_met, first.n_given_way);
-    let n_derivations = if is_met { 1 + config.n_draws() } else { 1 };
+    let n_derivations = if is_met { config.n_candidates() } else { 1 };
     let limits = Limits {
         genes: limits.genes.wider(n_given_way),
         ..limits
     };
+    let mut graphs = HashSet::from([first.genotype.canonical()]);
     let mut found = vec![first];
     let draw = |rng: &mut Rng| bridge::draw(ranks, rng);
     let mut rng = rng(config.seed, STREAM_CANDIDATES);
@@ -112,7 +107,7 @@ pub(crate) fn derivations(
             .map(|mut rng| derivation::draw_within(limits, upper, draw, &mut rng))
             .collect();
         for genotype in drawn.into_iter().flatten() {
-            if found.iter().all(|own| own.genotype != genotype) {
+            if graphs.insert(genotype.canonical()) {
                 found.push(Derivation::unchanged(genotype, n_given_way));
             }
         }

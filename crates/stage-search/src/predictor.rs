@@ -1,7 +1,9 @@
 //! The frozen latency model, and how far it may be trusted.
 
 use artifact::{FloatTensors, LatencyModelArtifact, Metric, Opened};
-use latency::{Conformal, LatencyModel, Mlp, Ridge, State, StateTensor, Structured, Transferred};
+use latency::{
+    Conformal, FitError, LatencyModel, Mlp, Ridge, State, StateTensor, Structured, Transferred,
+};
 use space::{Genotype, SearchSpace};
 
 use crate::error::Error;
@@ -15,8 +17,8 @@ pub(crate) struct Predictor {
     /// What the model is of.
     pub(crate) metric: Metric,
     model: Box<dyn LatencyModel>,
-    /// The model's errors on architectures that it was not fitted on; `None` if there are none.
-    errors: Option<Conformal>,
+    /// The model's errors on architectures that it was not fitted on, or why there are none.
+    errors: Result<Conformal, FitError>,
     /// The latency that counts as 1 in a penalty, in ms.
     pub(crate) reference_millis: f64,
 }
@@ -32,11 +34,7 @@ impl Predictor {
         let path = opened.dir.display().to_string();
         let (mut predicted, mut spread, mut measured) = (Vec::new(), Vec::new(), Vec::new());
         for one in &validation.held_out {
-            let Some(&own) = one
-                .predicted_millis
-                .get(&card.chosen)
-                .filter(|own| **own > 0.0)
-            else {
+            let Some(&own) = one.predicted_millis.get(&card.chosen) else {
                 continue;
             };
             predicted.push(own);
@@ -44,7 +42,7 @@ impl Predictor {
             spread.push(one.spread.get(&card.chosen).copied().unwrap_or(1.0));
             measured.push(one.measured_millis);
         }
-        let errors = Conformal::fit(&predicted, &spread, &measured).ok();
+        let errors = Conformal::fit(&predicted, &spread, &measured);
         Ok(Self {
             metric: card.metric,
             model: model(tensors, &card.chosen, path)?,
@@ -69,23 +67,31 @@ impl Predictor {
     }
 
     /// The latency that a genotype does not exceed with that probability, in ms; `None` where there are too
-    /// few held-out architectures to tell.
+    /// few held-out architectures to tell, or where the prediction is no latency: a linear model may fall below 0.
     pub(crate) fn upper(&self, genotype: &Genotype, probability: f64) -> Option<f64> {
-        let errors = self.errors.as_ref()?;
+        let errors = self.errors.as_ref().ok()?;
         let code = SearchSpace::darts().encode(genotype);
         let (predicted, spread) = (self.predict_code(&code), self.model.spread(&code));
         let upper = errors.upper(predicted, spread, probability);
-        upper.is_finite().then_some(upper)
+        (predicted > 0.0 && upper.is_finite()).then_some(upper)
     }
 
     /// Within which the latency of a genotype lies with a probability of 0.9, in ms; `None` as for
     /// [`upper`](Self::upper).
     pub(crate) fn interval(&self, genotype: &Genotype) -> Option<[f64; 2]> {
-        let errors = self.errors.as_ref()?;
+        let errors = self.errors.as_ref().ok()?;
         let code = SearchSpace::darts().encode(genotype);
         let (predicted, spread) = (self.predict_code(&code), self.model.spread(&code));
         let (low, high) = errors.interval(predicted, spread, INTERVAL_PROBABILITY);
-        high.is_finite().then_some([low, high])
+        (predicted > 0.0 && high.is_finite()).then_some([low, high])
+    }
+
+    /// Why nothing is promised at all.
+    pub(crate) fn why_no_promise(&self) -> String {
+        match &self.errors {
+            Ok(_) => "has too few held-out architectures".to_owned(),
+            Err(error) => format!("does not tell how far it errs: {error}"),
+        }
     }
 }
 

@@ -69,8 +69,25 @@ impl<'a> Data<'a> {
         if train.len() < config.batch_size || valid.len() < config.batch_size {
             return Err(Error::Setting {
                 key: "batch_size",
-                expected: "no more than the images of either part of the data set",
+                expected: format!(
+                    "no more than the images of either part of the data set, {} and {}: more of either by data.train_fraction and \
+                     data.valid_fraction",
+                    train.len(),
+                    valid.len()
+                ),
             });
+        }
+        let side = set.height().min(set.width());
+        for (key, pixels) in [
+            ("data.pad", config.data.pad),
+            ("data.cutout", config.data.cutout),
+        ] {
+            if pixels >= side {
+                return Err(Error::Setting {
+                    key,
+                    expected: format!("less than the side of the images, {side} pixels"),
+                });
+            }
         }
         let augmentation = Augmentation {
             random_resized_crop: data.random_resized_crop,
@@ -874,9 +891,10 @@ fn networks(
             ratio.is_partial() == (config.method == Method::PcDarts)
                 && config.network.init_channels.is_multiple_of(ratio.get())
         })
-        .ok_or(Error::Setting {
+        .ok_or_else(|| Error::Setting {
             key: "network.channel_ratio",
-            expected: "1 for darts and p-darts, for pc-darts a divisor of init_channels above 1",
+            expected: "1 for darts and p-darts, for pc-darts a divisor of init_channels above 1"
+                .to_owned(),
         })?;
     let spec = match &config.progressive {
         Some(stages) => NetworkSpec {
@@ -971,9 +989,9 @@ pub(crate) fn finite(
 /// The supernet's shape: its size from the config, its ends from the images.
 pub(crate) fn network_spec(config: &Config, set: &ImageSet) -> Result<NetworkSpec, Error> {
     let network = &config.network;
-    let stem = Stem::from_name(&network.stem).ok_or(Error::Setting {
+    let stem = Stem::from_name(&network.stem).ok_or_else(|| Error::Setting {
         key: "network.stem",
-        expected: "one of conv3x3, conv3x3-stride2, imagenet",
+        expected: "one of conv3x3, conv3x3-stride2, imagenet".to_owned(),
     })?;
     let spec = NetworkSpec {
         stem,

@@ -1,5 +1,4 @@
-//! Which of several genotypes comes out: of many the gradient norm before any training says which are tried, and each of
-//! these is trained from scratch for a short while.
+//! Which of several genotypes comes out: each is trained from scratch for a short while.
 //!
 //! All begin with draws of the same streams and see the same batches, so that they differ in nothing but the genotype.
 
@@ -9,7 +8,7 @@ use std::sync::Arc;
 use artifact::checkpoint::Checkpoint;
 use artifact::stage::Progress;
 use artifact::{CandidateRecord, RunContext};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use collective::{Collective, Share};
 use nn::loss::Tally;
 use nn::memory::StepMemory;
@@ -24,7 +23,7 @@ use crate::error::Error;
 use crate::predictor::Predictor;
 use crate::search::{
     Data, Performance, STREAM_CANDIDATE_INIT, STREAM_FIRST_CANDIDATE_EPOCH, Started, descend,
-    finite, gradients, rng, sgd,
+    finite, rng, sgd,
 };
 
 const FILE: &str = "candidates.ckpt";
@@ -40,67 +39,12 @@ pub(crate) struct ShortTraining<'a> {
 }
 
 impl ShortTraining<'_> {
-    /// Of more genotypes than are trained, those that are: with the smallest gradient norm before any training, which goes
-    /// with them.
-    pub(crate) fn look(
-        &self,
-        genotypes: Vec<Genotype>,
-        progress: &Progress,
-    ) -> Result<Vec<(Genotype, Option<f64>)>, Error> {
-        let n_candidates = self.config.n_candidates();
-        if genotypes.len() <= n_candidates {
-            return Ok(genotypes.into_iter().map(|own| (own, None)).collect());
-        }
-        let bar = progress.bar("gradient norms of draws", genotypes.len() as u64);
-        let mut looked_at = Vec::with_capacity(genotypes.len());
-        let (config, data) = (self.config, self.data);
-        let share = self.ranks.map(|ranks| Share::of(ranks, config.batch_size));
-        let share = share.as_ref();
-        // The first that candidates are trained on.
-        let mut rng = rng(config.seed, STREAM_FIRST_CANDIDATE_EPOCH);
-        let order = images::epoch_order(&data.candidates_train, &mut rng);
-        let first = &order[..config.batch_size];
-        let batch = data.batch(first, &data.augmentation, &mut rng, share)?;
-        let batch = data.tensors(batch, self.device)?;
-        for genotype in genotypes {
-            let norm = self.gradient_norm(&genotype, &batch, share)?;
-            looked_at.push((genotype, norm));
-            bar.inc(1);
-        }
-        bar.finish();
-        let own = looked_at[0].1;
-        // Stable: of equals the first. A norm that is not a number comes last.
-        looked_at.sort_by(|(_, a), (_, b)| a.total_cmp(b));
-        progress.line(&format!(
-            "gradient norms before training: {own:.2} of what alpha stands for, {:.2} to {:.2} of all {}",
-            looked_at[0].1,
-            looked_at[looked_at.len() - 1].1,
-            looked_at.len(),
-        ));
-        looked_at.truncate(n_candidates);
-        let known = looked_at.into_iter();
-        Ok(known.map(|(own, norm)| (own, Some(norm))).collect())
-    }
-
-    /// The norm of the gradient of the loss in all weights, as they are drawn, on images and their classes.
-    fn gradient_norm(
-        &self,
-        genotype: &Genotype,
-        (x, y): &(Tensor, Tensor),
-        share: Option<&Share>,
-    ) -> Result<f64, Error> {
-        let network = network(self.config, self.spec, genotype, self.device)?;
-        let logits = network.forward(x, &Pass::training().over(share))?.main;
-        let gradients = gradients(&logits, y, network.parameters(), share)?.1;
-        Ok(gradients.global_norm()?)
-    }
-
-    /// Trains the genotypes, the best in front, by the loss on the validation part; one alone needs no training, and
-    /// nothing is known of it. One whose loss is no longer finite is left out. A run that was killed goes on behind the
+    /// Trains the genotypes, the best in front, by the training loss of the last epoch (Ru et al. 2021: of all that short
+    /// trainings tell, it tells most of what longer ones come to); one alone needs no training, and nothing is known of it. One whose loss is no longer finite is left out. A run that was killed goes on behind the
     /// last that was trained.
     pub(crate) fn choose(
         &self,
-        genotypes: &[(Genotype, Option<f64>)],
+        genotypes: &[Genotype],
         predictor: &Predictor,
         context: &RunContext,
     ) -> Result<Vec<CandidateRecord>, Error> {
@@ -114,7 +58,7 @@ impl ShortTraining<'_> {
         let done = done(&path)?;
         let mut records: Vec<CandidateRecord> = Vec::new();
         let mut diverged = None;
-        for (index, (genotype, gradient_norm)) in genotypes.iter().enumerate() {
+        for (index, genotype) in genotypes.iter().enumerate() {
             if let Some(record) = done.iter().find(|record| record.genotype == *genotype) {
                 records.push(record.clone());
                 continue;
@@ -133,9 +77,10 @@ impl ShortTraining<'_> {
             let record = CandidateRecord {
                 predicted_latency_millis: predictor.predict(genotype),
                 genotype: genotype.clone(),
+                train_loss: Some(own.train_loss),
                 valid_loss: own.valid_loss,
                 valid_accuracy: own.valid_accuracy,
-                gradient_norm: *gradient_norm,
+                gradient_norm: None,
             };
             context.progress.line(&format!(
                 "{label}: train {:.3} ({:.1} %), valid {:.3} ({:.1} %), {:.3} {}",
@@ -154,7 +99,8 @@ impl ShortTraining<'_> {
             }
         }
         // Stable: of equals the first.
-        records.sort_by(|a, b| a.valid_loss.total_cmp(&b.valid_loss));
+        let loss = |record: &CandidateRecord| record.train_loss.unwrap_or(f64::INFINITY);
+        records.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
         let Some(best) = records.first() else {
             return Err(diverged.expect("all were trained"));
         };

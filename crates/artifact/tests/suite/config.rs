@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use artifact::config::load;
+use artifact::config::{OutOfRange, Ranged, load, load_ranged};
 use artifact::{ExitCode, KeyParts, StageError, digest_files, stage};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -29,6 +29,21 @@ struct Data {
     dir: PathBuf,
     sizes: Vec<usize>,
     limit: Option<usize>,
+}
+
+impl Ranged for Config {
+    fn out_of_range(&self) -> Option<OutOfRange> {
+        let rules = [
+            ("lambda", self.lambda >= 0.0),
+            ("data.sizes", !self.data.sizes.is_empty()),
+            ("data.limit", self.data.limit != Some(0)),
+        ];
+        let wrong = rules.into_iter().find(|(_, holds)| !holds);
+        wrong.map(|(key, _)| OutOfRange {
+            key,
+            expected: "more".to_owned(),
+        })
+    }
 }
 
 const GOOD: &str = "\
@@ -357,4 +372,37 @@ fn files_are_digested_by_name_and_content() {
         format!("cannot read {}", missing.display())
     );
     assert_eq!(error.exit_code(), ExitCode::Input);
+}
+
+#[test]
+fn a_value_out_of_range_is_shown_where_it_was_set() {
+    let scratch = TempDir::new().unwrap();
+    let path = scratch.path().join("search.toml");
+    let refusal = |text: &str, overrides: &[&str]| {
+        std::fs::write(&path, text).unwrap();
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        let error = load_ranged::<Config>(&path, &overrides).unwrap_err();
+        error
+            .to_string()
+            .replace(path.to_str().unwrap(), "search.toml")
+    };
+    assert_eq!(
+        refusal(&GOOD.replace("0.5", "-0.5"), &[]),
+        "search.toml:2:10: lambda is out of range, expected more\n 2 | lambda = -0.5\n   |          ^^^^"
+    );
+    assert_eq!(
+        refusal(&GOOD.replace("[1, 2]", "[]"), &[]),
+        "search.toml:7:9: data.sizes is out of range, expected more\n 7 | sizes = []\n   |         ^^"
+    );
+    // One that stands nowhere is of a table that does, set as a whole or by itself.
+    for given in [
+        "data={dir=\"x\", sizes=[1], limit=0}",
+        "data.limit=0",
+        "data.sizes=[]",
+    ] {
+        let said = refusal(GOOD, &["seed=4", given, "seed=5"]);
+        assert!(said.starts_with(&format!("--set {given}: data.")), "{said}");
+    }
+    std::fs::write(&path, GOOD).unwrap();
+    assert!(load_ranged::<Config>(&path, &["lambda=0.0".to_owned()]).is_ok());
 }

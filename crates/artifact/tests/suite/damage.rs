@@ -171,7 +171,7 @@ fn what_is_no_folder_is_refused() {
 fn another_kind_is_refused() {
     assert_eq!(
         Published::new::<LatencyModelArtifact>().refusal::<LatencyDataset>(),
-        "DIR is a latency-model, expected a latency-dataset (give the folder of a latency-dataset)"
+        "DIR holds this: latency-model; expected the folder of a latency-dataset"
     );
 }
 

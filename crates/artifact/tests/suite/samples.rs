@@ -220,9 +220,10 @@ impl Sample for SearchResult {
                 .map(|name| CandidateRecord {
                     genotype: Genotype::named(name).unwrap(),
                     predicted_latency_millis: 20.1,
+                    train_loss: Some(0.6),
                     valid_loss: 0.54,
                     valid_accuracy: 0.786,
-                    gradient_norm: (name == "PDARTS").then_some(4.2),
+                    gradient_norm: None,
                 })
                 .to_vec(),
             alphas: tensors(&[
