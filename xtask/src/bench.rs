@@ -148,8 +148,7 @@ fn peers(program: &Path, args: &PeersArgs) -> Result<()> {
                             keep(times, &row, false);
                             record(&mut rows, work, threads, round, side.name, &row)?;
                         }
-                        Err(error) if round == 0 => eprintln!("{}: {error:#}", side.name),
-                        Err(_) => {}
+                        Err(error) => eprintln!("{}, round {round}: {error:#}", side.name),
                     }
                 }
             }

@@ -3,7 +3,8 @@
 //! For each seed networks are trained by one recipe: of the search with lambda = 0, of the latency-aware search, and of
 //! random searches at the latter's predicted latency, with as many candidates (`[selection]`). Then all are timed, one after
 //! the other.
-//! Differences are taken within a seed; their mean has a bootstrap interval over seeds.
+//! Differences are taken within a seed; their mean has an interval over seeds: from eight seeds on by bootstrap, of fewer by
+//! Student's t.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -22,6 +23,11 @@ use crate::stage;
 
 /// Resamples of a bootstrap.
 const N_RESAMPLES: usize = 10_000;
+
+/// What the 97.5 % quantile of Student's t is for 2, 3, … values; with more of them means are resampled. Resamples of a few
+/// values hold too few means: of three, 95 % of them reach from the least value to the greatest, which the mean of another
+/// three leaves every fourth time.
+const STUDENT: [f64; 6] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447];
 
 /// How often what is compared.
 #[derive(clap::Args)]
@@ -82,12 +88,12 @@ struct Differences {
     latency: Option<Interval>,
 }
 
-/// A mean over seeds and its 95 % bootstrap interval.
+/// A mean over seeds and its 95 % interval, which one seed does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Interval {
     mean: f64,
-    low: f64,
-    high: f64,
+    low: Option<f64>,
+    high: Option<f64>,
 }
 
 /// Runs what is not cached and prints a table, or with `--json` the object, on stdout.
@@ -97,7 +103,9 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
             return Err(usage(format!("{name} 0: expected at least 1")));
         }
     }
+    args.shows_no_front()?;
     let bin_dir = stage::build_for(args)?;
+    stage::check(&bin_dir, args, &steps(args)?)?;
     let (mut rows, mut searches) = (Vec::new(), Vec::new());
     let first = args.seed.unwrap_or(0);
     for seed in first..first + compare.seeds {
@@ -193,7 +201,7 @@ impl Differences {
                 Some(own.iter().sum::<f64>() / own.len() as f64)
             });
             let differences: Option<Vec<f64>> = differences.collect();
-            differences.map(|differences| Interval::bootstrap(&differences))
+            differences.map(|differences| Interval::over(&differences))
         };
         let accuracy = pairs(|row| Some(row.test_accuracy), |a, b| a - b);
         Self {
@@ -204,22 +212,49 @@ impl Differences {
 }
 
 impl Interval {
-    /// The mean, and between which the middle 95 % of the means of resamples lie.
-    fn bootstrap(values: &[f64]) -> Self {
-        let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>();
+    /// The mean of one value or more, and where it lies in 95 % of such samples.
+    fn over(values: &[f64]) -> Self {
         let n = values.len();
-        let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let mut means: Vec<f64> = (0..N_RESAMPLES)
-            .map(|_| mean(&mut (0..n).map(|_| values[rng.random_range(0..n)])) / n as f64)
-            .collect();
-        means.sort_by(f64::total_cmp);
-        let at = |quantile: f64| means[(quantile * (N_RESAMPLES - 1) as f64).round() as usize];
+        let mean = values.iter().sum::<f64>() / n as f64;
+        let ends = match n.checked_sub(2) {
+            None => None,
+            Some(index) => Some(match STUDENT.get(index) {
+                Some(quantile) => {
+                    let squares = values.iter().map(|value| (value - mean).powi(2));
+                    let error = (squares.sum::<f64>() / ((n - 1) * n) as f64).sqrt();
+                    [mean - quantile * error, mean + quantile * error]
+                }
+                None => resampled(values),
+            }),
+        };
         Self {
-            mean: mean(&mut values.iter().copied()) / n as f64,
-            low: at(0.025),
-            high: at(0.975),
+            mean,
+            low: ends.map(|[low, _]| low),
+            high: ends.map(|[_, high]| high),
         }
     }
+
+    /// In percent or in points, with the interval in brackets.
+    fn text(&self, unit: &str, precision: usize) -> String {
+        let own = |value: f64| format!("{:+.precision$}", 100.0 * value);
+        let ends = self
+            .low
+            .zip(self.high)
+            .map(|(low, high)| [low, high].map(own));
+        let ends = ends.map_or(String::new(), |[low, high]| format!(" [{low}, {high}]"));
+        format!("{} {unit}{ends}", own(self.mean))
+    }
+}
+
+/// Between which the middle 95 % of the means of resamples lie.
+fn resampled(values: &[f64]) -> [f64; 2] {
+    let n = values.len();
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut means: Vec<f64> = (0..N_RESAMPLES)
+        .map(|_| (0..n).map(|_| values[rng.random_range(0..n)]).sum::<f64>() / n as f64)
+        .collect();
+    means.sort_by(f64::total_cmp);
+    [0.025, 0.975].map(|q| means[(q * (N_RESAMPLES - 1) as f64).round() as usize])
 }
 
 fn table(comparison: &Comparison) -> Result<String, std::fmt::Error> {
@@ -260,6 +295,11 @@ fn table(comparison: &Comparison) -> Result<String, std::fmt::Error> {
             .filter(move |row| row.search == search)
     };
     let n_seeds = of(LATENCY_AWARE).count();
+    let by = match n_seeds {
+        1 => "",
+        n if n < 2 + STUDENT.len() => " [95 %, Student's t]",
+        _ => " [95 %, bootstrap]",
+    };
     for (search, other, differences) in [
         (BASELINE, "lambda = 0", &comparison.against_baseline),
         (RANDOM, "random at its latency", &comparison.against_random),
@@ -275,20 +315,16 @@ fn table(comparison: &Comparison) -> Result<String, std::fmt::Error> {
         };
         writeln!(
             text,
-            "\nlatency-aware against {other}{n_each}, mean over {n_seeds} seeds [95 % by bootstrap]\n  \
-             test accuracy {:+.2} points [{:+.2}, {:+.2}]",
-            100.0 * test_accuracy.mean,
-            100.0 * test_accuracy.low,
-            100.0 * test_accuracy.high,
+            "\nlatency-aware against {other}{n_each}, mean over {n_seeds} seed{}{by}\n  test accuracy {}",
+            if n_seeds == 1 { "" } else { "s" },
+            test_accuracy.text("points", 2),
         )?;
         if let Some(latency) = latency {
             writeln!(
                 text,
-                "  {} {:+.1} % [{:+.1}, {:+.1}]",
+                "  {} {}",
                 comparison.metric.name(),
-                100.0 * latency.mean,
-                100.0 * latency.low,
-                100.0 * latency.high,
+                latency.text("%", 1),
             )?;
         }
     }
@@ -301,16 +337,28 @@ mod tests {
 
     #[test]
     fn an_interval_holds_its_mean_and_narrows_with_seeds() {
-        let one = Interval::bootstrap(&[0.3]);
-        assert_eq!((one.mean, one.low, one.high), (0.3, 0.3, 0.3));
-        let few = Interval::bootstrap(&[-1.0, 0.0, 1.0]);
-        let many = Interval::bootstrap(&[-1.0, 0.0, 1.0].repeat(20));
-        assert_eq!((few.mean, few.low, few.high), (0.0, -1.0, 1.0));
-        assert!(
-            many.low < -0.1 && many.high < 0.3 && many.high > 0.1,
-            "{many:?}"
-        );
-        assert_eq!(few, Interval::bootstrap(&[-1.0, 0.0, 1.0]));
+        let one = Interval::over(&[0.3]);
+        assert_eq!((one.mean, one.low, one.high), (0.3, None, None));
+        assert_eq!(one.text("points", 2), "+30.00 points");
+        // 4.303 standard errors of 1 / sqrt(3).
+        let few = Interval::over(&[-1.0, 0.0, 1.0]);
+        assert_eq!(few.text("%", 1), "+0.0 % [-248.4, +248.4]");
+        let many = Interval::over(&[-1.0, 0.0, 1.0].repeat(20));
+        let (low, high) = many.low.zip(many.high).unwrap();
+        assert!((-0.3..-0.1).contains(&low) && (0.1..0.3).contains(&high));
+        assert_eq!(many, Interval::over(&[-1.0, 0.0, 1.0].repeat(20)));
+    }
+
+    /// Where both ways meet, they agree as far as a sample of eight allows.
+    #[test]
+    fn seven_values_and_eight_have_like_intervals() {
+        let values = [0.3, -0.2, 0.1, 0.5, -0.4, 0.0, 0.2, -0.1];
+        let width = |values: &[f64]| {
+            let Interval { low, high, .. } = Interval::over(values);
+            high.unwrap() - low.unwrap()
+        };
+        let ratio = width(&values[..7]) / width(&values);
+        assert!((1.0..1.6).contains(&ratio), "{ratio}");
     }
 
     fn row(seed: u64, search: &'static str, test_accuracy: f64, measured_millis: f64) -> Row {
@@ -342,16 +390,13 @@ mod tests {
             test_accuracy,
             latency,
         } = Differences::between(&rows, BASELINE);
-        assert!(
-            (test_accuracy.low - 0.1).abs() < 1e-12 && (test_accuracy.high - 0.1).abs() < 1e-12
-        );
-        let latency = latency.unwrap();
         assert_eq!(
-            (latency.mean, latency.low, latency.high),
-            (-0.5, -0.5, -0.5)
+            test_accuracy.text("points", 2),
+            "+10.00 points [+10.00, +10.00]"
         );
+        assert_eq!(latency.unwrap().text("%", 1), "-50.0 % [-50.0, -50.0]");
         let random = Differences::between(&rows, RANDOM).test_accuracy;
-        assert!(random.mean.abs() < 1e-12 && random.low < 0.0 && random.high > 0.0);
+        assert!(random.mean.abs() < 1e-12 && random.low < Some(0.0) && random.high > Some(0.0));
 
         let comparison = |rows: Vec<Row>| Comparison {
             metric: Metric::Latency,
@@ -364,7 +409,7 @@ mod tests {
         for text in [
             "0.667  PASS",
             "1.333  FAIL",
-            "(2 for each seed), mean over 2 seeds",
+            "(2 for each seed), mean over 2 seeds [95 %, Student's t]",
             "latency -50.0 %",
         ] {
             assert!(table.contains(text), "{text} is not in\n{table}");

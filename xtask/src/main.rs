@@ -139,7 +139,7 @@ fn main() -> ExitCode {
             }
             if let Some(failed) = error.downcast_ref::<stage::Failed>() {
                 eprintln!("{failed}");
-                return ExitCode::from(failed.code);
+                return ExitCode::from(failed.code());
             }
             eprintln!("error: {error:#}");
             ExitCode::from(error.downcast_ref::<preset::UsageError>().map_or(1, |_| 2))

@@ -24,6 +24,7 @@ pub(crate) fn run(args: &PipelineArgs, attempts: u32, json: bool) -> Result<()> 
     let started = Instant::now();
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
     let steps = steps(args)?;
+    stage::check(&bin_dir, args, &steps)?;
     let n_first = steps.partition_point(|step| step.stage.output != Kind::Evaluation);
     let (first, then) = steps.split_at(n_first);
     run_numbered(&bin_dir, args, first, [0, steps.len()], &mut artifacts)?;
@@ -34,8 +35,9 @@ pub(crate) fn run(args: &PipelineArgs, attempts: u32, json: bool) -> Result<()> 
         };
         eprintln!(
             "      the network takes {:.1} % more than its target: the predictor learns from that, and the search runs again ({attempt} of \
-             {attempts})",
-            100.0 * by
+             {attempts}); plan, why and run follow with --more {}",
+            100.0 * by,
+            measured.display()
         );
         args.more.push(measured);
         let again = [

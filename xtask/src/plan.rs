@@ -12,7 +12,9 @@ use crate::{stage, why};
 pub(crate) fn run(args: &PipelineArgs) -> Result<()> {
     let bin_dir = stage::build_for(args)?;
     let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for step in steps(args)? {
+    let steps = steps(args)?;
+    stage::check(&bin_dir, args, &steps)?;
+    for step in steps {
         let name = step.name();
         let missing: Vec<&str> = step
             .needs()

@@ -183,6 +183,15 @@ pub(crate) fn point_steps(
 /// # Errors
 /// If there is no such preset, or if its `search.toml` cannot be read.
 pub(crate) fn steps(args: &PipelineArgs) -> Result<Vec<Step>> {
+    if let Some(target) = &args.target {
+        args.leaves("search", &["objective", "target.latency"], "--target")?;
+        parse_target(target, "--target")?;
+    }
+    if args.seed.is_some() {
+        for stage in ["search", "evaluate"] {
+            args.leaves(stage, &["seed"], "--seed or --seeds")?;
+        }
+    }
     let has_ratio = is_ratio(&args.target_latency()?);
     Ok(STEPS
         .iter()
@@ -199,6 +208,19 @@ pub(crate) fn steps(args: &PipelineArgs) -> Result<Vec<Step>> {
             warm_start: None,
         })
         .collect())
+}
+
+/// The number of a target such as `0.4ms` or `0.6x`, which `option` gave.
+pub(crate) fn parse_target(text: &str, option: &str) -> Result<f64> {
+    let units = Metric::ALL.map(Metric::unit).into_iter().chain(["x"]);
+    let mut numbers = units.filter_map(|unit| text.trim().strip_suffix(unit));
+    let number = numbers.find_map(|number| number.parse::<f64>().ok());
+    match number {
+        Some(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err(usage(format!(
+            "{option} {text}: expected a positive latency such as 0.4ms, or a ratio such as 0.6x"
+        ))),
+    }
 }
 
 /// Whether a target is a ratio of another network's latency: in the pipeline, of the baseline's.
@@ -230,6 +252,29 @@ impl PipelineArgs {
         Ok(config.target.latency)
     }
 
+    /// An error if a front is given to a command that makes no report.
+    pub(crate) fn shows_no_front(&self) -> Result<()> {
+        match self.front {
+            Some(_) => Err(usage(
+                "--front: this command makes no report that would show it".to_owned(),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// An error if a `--set` names a key of a stage that another option sets.
+    pub(crate) fn leaves(&self, stage: &str, keys: &[&str], option: &str) -> Result<()> {
+        for own in self.overrides_of(stage)? {
+            let key = own.split('=').next().unwrap_or_default().trim();
+            if keys.contains(&key) {
+                return Err(usage(format!(
+                    "--set {stage}.{own}: {option} sets {key}; leave out one of them"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The folder of the preset's configs.
     pub(crate) fn preset_dir(&self) -> Result<PathBuf> {
         let named = Path::new("configs").join(&self.preset);
@@ -246,6 +291,12 @@ impl PipelineArgs {
                     .collect()
             })
             .unwrap_or_default();
+        if names.is_empty() {
+            return Err(usage(format!(
+                "no preset `{}`: there is no folder configs here; run from the root of the repository, or give a folder",
+                self.preset
+            )));
+        }
         names.sort();
         Err(usage(format!(
             "no preset `{}`: neither a folder nor one of {}",

@@ -20,24 +20,35 @@ use crate::preset::{LATENCY_AWARE, PipelineArgs, Step, usage};
 pub(crate) struct Failed {
     /// What failed.
     pub(crate) name: String,
-    /// Its exit code.
-    pub(crate) code: u8,
+    /// Its exit code; `None` if a signal ended it.
+    code: Option<u8>,
 }
 
 impl Failed {
-    /// From a process's exit code; a process that a signal ended counts as a bug.
+    /// From a process's exit code.
     pub(crate) fn new(name: &str, code: Option<i32>) -> Self {
-        let code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
         Self {
             name: name.to_owned(),
-            code,
+            code: code.and_then(|code| u8::try_from(code).ok()),
         }
+    }
+
+    /// The exit code of whoever ran it: the same; or that of a bug.
+    pub(crate) fn code(&self) -> u8 {
+        self.code.unwrap_or(1)
     }
 }
 
 impl std::fmt::Display for Failed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ended with exit code {}", self.name, self.code)
+        match self.code {
+            Some(code) => write!(f, "{} ended with exit code {code}", self.name),
+            None => write!(
+                f,
+                "{} was killed: by somebody, or by the system because memory ran out (--dry-run of search and evaluate says how much they need)",
+                self.name
+            ),
+        }
     }
 }
 
@@ -147,8 +158,34 @@ pub(crate) fn time(
     Ok(Measured { dir, costs })
 }
 
+/// Whether every step would take its config, before the first has run for an hour.
+pub(crate) fn check(bin_dir: &Path, args: &PipelineArgs, steps: &[Step]) -> Result<()> {
+    for step in steps {
+        let mut command = configured(bin_dir, args, step.stage.name, "check")?;
+        override_for(&mut command, args, step);
+        output(command, &format!("the config of {}", step.name()))?;
+    }
+    Ok(())
+}
+
 /// A subcommand of a stage, with its config and where it runs.
 fn start(bin_dir: &Path, args: &PipelineArgs, stage: &str, subcommand: &str) -> Result<Command> {
+    let mut command = configured(bin_dir, args, stage, subcommand)?;
+    command.arg("--store").arg(&args.store);
+    command.args(["--device", &args.device]);
+    if let Some(threads) = args.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    Ok(command)
+}
+
+/// A subcommand of a stage, with its config.
+fn configured(
+    bin_dir: &Path,
+    args: &PipelineArgs,
+    stage: &str,
+    subcommand: &str,
+) -> Result<Command> {
     let mut command = Command::new(bin_dir.join(stage));
     // Training allocates the same buffers step after step: keep their pages (a quarter faster).
     command.env("MIMALLOC_PURGE_DELAY", "-1");
@@ -160,11 +197,6 @@ fn start(bin_dir: &Path, args: &PipelineArgs, stage: &str, subcommand: &str) -> 
     command
         .arg("--config")
         .arg(args.preset_dir()?.join(format!("{stage}.toml")));
-    command.arg("--store").arg(&args.store);
-    command.args(["--device", &args.device]);
-    if let Some(threads) = args.threads {
-        command.args(["--threads", &threads.to_string()]);
-    }
     if let (Some(seed), "search" | "evaluate") = (args.seed, stage) {
         command.args(["--set", &format!("seed={seed}")]);
     }
@@ -172,6 +204,18 @@ fn start(bin_dir: &Path, args: &PipelineArgs, stage: &str, subcommand: &str) -> 
         command.args(["--set", &value]);
     }
     Ok(command)
+}
+
+/// What a step has otherwise than the preset.
+fn override_for(command: &mut Command, args: &PipelineArgs, step: &Step) {
+    for value in &step.overrides {
+        command.args(["--set", value]);
+    }
+    let (stage, variant) = (step.stage.name, step.variant);
+    if let (Some(target), "search", Some(LATENCY_AWARE)) = (&args.target, stage, variant) {
+        command.args(["--set", "objective=target"]);
+        command.args(["--set", &format!("target.latency={target}")]);
+    }
 }
 
 /// The command line of a step, given the artifacts of the steps before it.
@@ -183,13 +227,7 @@ pub(crate) fn command(
 ) -> Result<Command> {
     let stage = step.stage.name;
     let mut command = start(bin_dir, args, stage, "run")?;
-    for value in &step.overrides {
-        command.args(["--set", value]);
-    }
-    if let (Some(target), "search", Some(LATENCY_AWARE)) = (&args.target, stage, step.variant) {
-        command.args(["--set", "objective=target"]);
-        command.args(["--set", &format!("target.latency={target}")]);
-    }
+    override_for(&mut command, args, step);
     if let Some(name) = step.reference {
         let dir = artifacts
             .get(name)
@@ -270,8 +308,9 @@ pub(crate) fn execute_all(commands: Vec<Command>, names: &[String]) -> Result<Ve
             .spawn()
             .with_context(|| format!("cannot start {command:?}"))?;
         let stderr = child.stderr.take().context("stderr is piped")?;
-        for line in BufReader::new(stderr).lines() {
-            eprintln!("{name:<26} {}", line?);
+        // A path in a message may be no UTF-8; whatever comes, the child is waited for.
+        for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+            eprintln!("{name:<26} {}", String::from_utf8_lossy(&line));
         }
         let output = child.wait_with_output()?;
         if !output.status.success() {

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::pipeline::run_steps;
 use crate::preset::{
-    BASELINE_SEARCH, NEIGHBOUR, PipelineArgs, is_ratio, point_steps, steps, usage,
+    BASELINE_SEARCH, NEIGHBOUR, PipelineArgs, is_ratio, parse_target, point_steps, steps, usage,
 };
 use crate::stage;
 
@@ -83,17 +83,35 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
     if sweep.seeds == 0 {
         return Err(usage("--seeds 0: expected at least 1".to_owned()));
     }
+    let first_seed = args.seed.unwrap_or(0);
+    let last_seed = first_seed.saturating_add(sweep.seeds - 1);
+    if u32::try_from(last_seed).is_err() {
+        return Err(usage(format!(
+            "seed {last_seed}: a front holds seeds up to {}",
+            u32::MAX
+        )));
+    }
+    if args.target.is_some() {
+        let message = "--target: a sweep has --targets, one or more of them";
+        return Err(usage(message.to_owned()));
+    }
+    args.shows_no_front()?;
+    args.leaves(
+        "search",
+        &["objective", "lambda", "target.latency"],
+        "a sweep's --targets or --lambdas",
+    )?;
     let asked = sweep.points.in_order()?;
     let bin_dir = stage::build_for(args)?;
     let mut shared: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut first = steps(args)?;
+    stage::check(&bin_dir, args, &first)?;
     first.retain(|step| ["profile", "predictor"].contains(&step.stage.name));
     run_steps(&bin_dir, args, &first, &mut shared)?;
-    let first_seed = args.seed.unwrap_or(0);
     let started = SystemTime::now();
     let clock = Instant::now();
     let (mut found, mut evaluations) = (Vec::new(), Vec::new());
-    for seed in first_seed..first_seed + sweep.seeds {
+    for seed in first_seed..=last_seed {
         let args = PipelineArgs {
             seed: Some(seed),
             ..args.clone()
@@ -203,14 +221,7 @@ impl Points {
             .iter()
             .map(|text| {
                 let text = text.trim();
-                let units = Metric::ALL.map(Metric::unit).into_iter().chain(["x"]);
-                let number = units.into_iter().find_map(|unit| text.strip_suffix(unit));
-                let value: f64 = number.and_then(|n| n.parse().ok()).ok_or_else(|| {
-                    usage(format!(
-                        "--targets {text}: expected latencies such as 4ms,5ms, or ratios such as 0.5x,0.7x"
-                    ))
-                })?;
-                Ok((value, text.to_owned()))
+                Ok((parse_target(text, "--targets")?, text.to_owned()))
             })
             .collect::<Result<Vec<_>>>()?;
         let n_ratios = targets.iter().filter(|(_, text)| is_ratio(text)).count();
@@ -385,7 +396,7 @@ fn front(found: &[Found], evaluations: &[Opened<Evaluation>]) -> Front {
             _ => [measured; 2],
         };
         FrontPoint {
-            seed: one.seed as u32,
+            seed: u32::try_from(one.seed).expect("seeds are checked"),
             asked: one.asked.clone(),
             target_millis: own.verdict().target_millis,
             predicted_latency_millis: own.search.predicted_latency_millis,
