@@ -54,7 +54,8 @@ class FactorizedReduce(nn.Module):
         self.bn = nn.BatchNorm2d(c_out, affine=affine)
 
     def forward(self, x):
-        x = F.relu(x)
+        # An odd size gets a row and a column of zeros.
+        x = F.pad(F.relu(x), (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
 
 
