@@ -216,17 +216,14 @@ impl Interval {
     fn over(values: &[f64]) -> Self {
         let n = values.len();
         let mean = values.iter().sum::<f64>() / n as f64;
-        let ends = match n.checked_sub(2) {
-            None => None,
-            Some(index) => Some(match STUDENT.get(index) {
-                Some(quantile) => {
-                    let squares = values.iter().map(|value| (value - mean).powi(2));
-                    let error = (squares.sum::<f64>() / ((n - 1) * n) as f64).sqrt();
-                    [mean - quantile * error, mean + quantile * error]
-                }
-                None => resampled(values),
-            }),
-        };
+        let ends = n.checked_sub(2).map(|index| match STUDENT.get(index) {
+            Some(quantile) => {
+                let squares = values.iter().map(|value| (value - mean).powi(2));
+                let error = (squares.sum::<f64>() / ((n - 1) * n) as f64).sqrt();
+                [mean - quantile * error, mean + quantile * error]
+            }
+            None => resampled(values),
+        });
         Self {
             mean,
             low: ends.map(|[low, _]| low),
