@@ -6,6 +6,7 @@
 //! [store](Store) has the answer, nothing runs. This is a whole stage but for what it computes:
 //!
 //! ```no_run
+//! use artifact::config::{OutOfRange, Ranged};
 //! use artifact::stage::{self, RunContext, StageArgs};
 //! use artifact::{Error, KeyParts, LatencyDataset, LatencyModelArtifact};
 //! use clap::Parser;
@@ -22,6 +23,12 @@
 //! #[serde(deny_unknown_fields)]
 //! struct Config {
 //!     seed: u64,
+//! }
+//!
+//! impl Ranged for Config {
+//!     fn out_of_range(&self) -> Option<OutOfRange> {
+//!         None // any seed will do
+//!     }
 //! }
 //!
 //! fn main() -> std::process::ExitCode {
