@@ -44,7 +44,8 @@ pub struct CandidateRecord {
     pub genotype: Genotype,
     /// Its predicted latency, in milliseconds.
     pub predicted_latency_millis: f64,
-    /// The mean cross entropy of the steps of its last epoch, in nats: the least one was chosen. `None` before format 1.6, when
+    /// The mean cross entropy of the last third of its steps, in nats, of revisions before 13 those of its last epoch: the least
+    /// one was chosen. `None` before format 1.6, when
     /// the validation loss decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_loss: Option<f64>,

@@ -66,7 +66,7 @@ pub const PREDICTOR: StageSpec = StageSpec {
 pub const SEARCH: StageSpec = StageSpec {
     name: "search",
     package: "stage-search",
-    revision: 12,
+    revision: 13,
     inputs: &[Kind::LatencyModel],
     output: Kind::SearchResult,
     uses_device: true,

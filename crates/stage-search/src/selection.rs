@@ -1,7 +1,9 @@
-//! Which of several genotypes comes out: each is trained from scratch for a short while.
+//! Which of several genotypes comes out: each is trained from scratch for a short while, and the best are changed further.
 //!
 //! All begin with draws of the same streams and see the same batches, so that they differ in nothing but the genotype.
 
+use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +12,7 @@ use artifact::stage::Progress;
 use artifact::{CandidateRecord, RunContext};
 use candle_core::{DType, Device};
 use collective::{Collective, Share};
+use images::ImageSet;
 use nn::loss::Tally;
 use nn::memory::StepMemory;
 use nn::parameters::Builder;
@@ -20,13 +23,18 @@ use space::{CellGenotype, Gene, Genotype, NetworkSpec, Primitive};
 
 use crate::config::{Config, SelectionConfig};
 use crate::error::Error;
+use crate::outcome::Drawing;
 use crate::predictor::Predictor;
 use crate::search::{
-    Data, Performance, STREAM_CANDIDATE_INIT, STREAM_FIRST_CANDIDATE_EPOCH, Started, descend,
-    finite, rng, sgd,
+    self, Data, Performance, STREAM_CANDIDATE_INIT, STREAM_FIRST_CANDIDATE_EPOCH,
+    STREAM_FIRST_MUTATION, Started, descend, finite, rng, sgd,
 };
 
 const FILE: &str = "candidates.ckpt";
+
+/// The last of so many parts of a short training is judged. Early losses tell how fast a network begins to learn, later ones
+/// how far it gets (Ru et al. 2021: of all that short trainings tell, those tell most of what longer ones come to).
+const N_PARTS: usize = 3;
 
 /// Where candidates are trained.
 pub(crate) struct ShortTraining<'a> {
@@ -39,32 +47,48 @@ pub(crate) struct ShortTraining<'a> {
 }
 
 impl ShortTraining<'_> {
-    /// Trains the genotypes, the best in front, by the training loss of the last epoch (Ru et al. 2021: of all that short
-    /// trainings tell, it tells most of what longer ones come to); one alone needs no training, and nothing is known of it. One whose loss is no longer finite is left out. A run that was killed goes on behind the
-    /// last that was trained.
+    /// Trains the genotypes, and mutations of the best so far as many as the selection asks for, if `drawing` draws such (White
+    /// et al. 2021: hill climbing); the best in front, by the [training loss at the end](N_PARTS). One alone needs no training,
+    /// and nothing is known of it. One whose loss is no longer finite is left out. A run that was killed goes on behind the last
+    /// that was trained.
     pub(crate) fn choose(
         &self,
-        genotypes: &[Genotype],
+        drawn: &[Genotype],
+        drawing: Option<&Drawing<'_>>,
         predictor: &Predictor,
         context: &RunContext,
     ) -> Result<Vec<CandidateRecord>, Error> {
         let Some(selection) = &self.config.selection else {
             return Ok(Vec::new());
         };
-        if genotypes.len() < 2 {
+        if drawn.len() < 2 {
             return Ok(Vec::new());
         }
+        let n_mutations = drawing.map_or(0, |_| selection.n_mutations);
+        let n_candidates = drawn.len() + n_mutations;
+        let mut drawn = drawn.iter();
+        let mut graphs = HashSet::new();
         let path = context.work_dir.join(FILE);
         let done = done(&path)?;
         let mut records: Vec<CandidateRecord> = Vec::new();
         let mut diverged = None;
-        for (index, genotype) in genotypes.iter().enumerate() {
-            if let Some(record) = done.iter().find(|record| record.genotype == *genotype) {
+        for index in 0..n_candidates {
+            let genotype = drawn.next().cloned().or_else(|| {
+                let best = records.iter().min_by(|a, b| by_loss(a, b))?;
+                let is_new = |own: &Genotype| !graphs.contains(&own.canonical());
+                let mut rng = rng(self.config.seed, STREAM_FIRST_MUTATION + index as u64);
+                drawing?.mutate(&best.genotype, &is_new, &mut rng)
+            });
+            let Some(genotype) = genotype else {
+                break;
+            };
+            graphs.insert(genotype.canonical());
+            if let Some(record) = done.iter().find(|record| record.genotype == genotype) {
                 records.push(record.clone());
                 continue;
             }
-            let label = format!("candidate {}/{}", index + 1, genotypes.len());
-            let own = match self.train(genotype, selection, &label, &context.progress) {
+            let label = format!("candidate {}/{n_candidates}", index + 1);
+            let own = match self.train(&genotype, selection, &label, &context.progress) {
                 Ok(own) => own,
                 Err(error @ Error::NonFinite { .. }) => {
                     let line = format!("{label}: its loss is no longer finite, left out");
@@ -75,8 +99,8 @@ impl ShortTraining<'_> {
                 Err(error) => return Err(error),
             };
             let record = CandidateRecord {
-                predicted_latency_millis: predictor.predict(genotype),
-                genotype: genotype.clone(),
+                predicted_latency_millis: predictor.predict(&genotype),
+                genotype,
                 train_loss: Some(own.train_loss),
                 valid_loss: own.valid_loss,
                 valid_accuracy: own.valid_accuracy,
@@ -99,8 +123,7 @@ impl ShortTraining<'_> {
             }
         }
         // Stable: of equals the first.
-        let loss = |record: &CandidateRecord| record.train_loss.unwrap_or(f64::INFINITY);
-        records.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
+        records.sort_by(by_loss);
         let Some(best) = records.first() else {
             return Err(diverged.expect("all were trained"));
         };
@@ -150,7 +173,7 @@ impl ShortTraining<'_> {
         let share = share.as_ref();
         let n_steps = data.candidates_train.len() / config.batch_size;
         let bar = progress.bar(label, (selection.n_epochs * n_steps) as u64);
-        let (mut loss_sum, mut n_right) = (0.0, 0.0);
+        let (mut losses, mut n_right) = (Vec::new(), 0.0);
         for epoch in 0..selection.n_epochs {
             // By epochs: with a rate that falls with every step losses tell less of what longer trainings come to.
             let learning_rate =
@@ -160,13 +183,17 @@ impl ShortTraining<'_> {
             let batches = order
                 .chunks_exact(config.batch_size)
                 .map(|indices| data.batch(indices, &data.augmentation, &mut rng, share));
-            (loss_sum, n_right) = (0.0, 0.0);
-            let mut n_done = 0;
+            n_right = 0.0;
             let mut take = |rows: Vec<[f64; 2]>| {
                 for [loss, hits] in rows {
-                    loss_sum += finite(loss, "the training loss of a candidate", epoch, n_done)?;
+                    let step = losses.len() - epoch * n_steps;
+                    losses.push(finite(
+                        loss,
+                        "the training loss of a candidate",
+                        epoch,
+                        step,
+                    )?);
                     n_right += hits;
-                    n_done += 1;
                     bar.message(format!("loss {loss:.3}"));
                     bar.inc(1);
                 }
@@ -205,13 +232,30 @@ impl ShortTraining<'_> {
             selection.n_epochs,
             n_steps,
         )?;
+        let judged = &losses[losses.len() - losses.len().div_ceil(N_PARTS)..];
         Ok(Performance {
-            train_loss: loss_sum / n_steps as f64,
+            train_loss: judged.iter().sum::<f64>() / judged.len() as f64,
             train_accuracy: n_right / (n_steps * config.batch_size) as f64,
             valid_loss,
             valid_accuracy,
         })
     }
+}
+
+/// By what candidates are chosen.
+fn by_loss(a: &CandidateRecord, b: &CandidateRecord) -> Ordering {
+    let loss = |record: &CandidateRecord| record.train_loss.unwrap_or(f64::INFINITY);
+    loss(a).total_cmp(&loss(b))
+}
+
+/// The network that candidates fill.
+pub(crate) fn network_spec(config: &Config, set: &ImageSet) -> Result<NetworkSpec, Error> {
+    let spec = search::network_spec(config, set)?;
+    let asked = config.selection.as_ref().and_then(|own| own.init_channels);
+    Ok(NetworkSpec {
+        init_channels: asked.unwrap_or(spec.init_channels),
+        ..spec
+    })
 }
 
 fn network(

@@ -577,6 +577,68 @@ fn of_several_candidates_the_best_comes_out() {
     assert_eq!(again, found);
 }
 
+/// Of the same draws first; what is added differs from an earlier one in a node, two genes of sixteen.
+#[test]
+fn the_best_draws_are_mutated() {
+    let place = Place::new();
+    let selecting = |selection: &str| {
+        let selection = format!("selection={{n_epochs=1, {selection}}}");
+        place.run(&["--json", "--set", "lambda=0.0", "--set", &selection])
+    };
+    let drawn = search_result(&selecting("n_candidates=3").json()).candidates;
+    let answer = selecting("n_candidates=6, n_mutations=3");
+    assert!(answer.stderr.contains("candidate 6/6"), "{}", answer.stderr);
+    let all = search_result(&answer.json()).candidates;
+    assert_eq!(all.len(), 6);
+    assert!(drawn.iter().all(|own| all.contains(own)));
+    let n_different = |a: &space::Genotype, b: &space::Genotype| {
+        let genes = |genotype: &space::Genotype| {
+            let cells = space::CellKind::ALL.map(|kind| genotype.cell(kind).nodes);
+            cells.into_iter().flatten().flatten().collect::<Vec<_>>()
+        };
+        let pairs = genes(a).into_iter().zip(genes(b));
+        pairs.filter(|(a, b)| a != b).count()
+    };
+    for own in all.iter().filter(|own| !drawn.contains(own)) {
+        let parent = |other: &&artifact::CandidateRecord| {
+            (1..=2).contains(&n_different(&own.genotype, &other.genotype))
+        };
+        assert!(all.iter().any(|other| parent(&other)), "{}", own.genotype);
+    }
+}
+
+#[test]
+fn candidates_may_be_thinner_than_the_network_that_is_profiled() {
+    let place = Place::new();
+    let sets = |channels: &str| format!("selection={{n_candidates=2, n_epochs=1{channels}}}");
+    let searching = |channels: &str, more: &[&str]| {
+        let set = sets(channels);
+        place
+            .run(&[&["--json", "--set", &set], more].concat())
+            .json()
+    };
+    let losses = |channels: &str| {
+        let mut candidates = search_result(&searching(channels, &[])).candidates;
+        candidates.sort_by_key(|own| own.genotype.to_string());
+        let losses: Vec<_> = candidates.iter().map(|own| own.train_loss).collect();
+        losses
+    };
+    // The tests' network has four.
+    assert_eq!(losses(""), losses(", init_channels=4"));
+    assert_ne!(losses(""), losses(", init_channels=8"));
+    let bytes = |channels: &str| {
+        let set = [
+            "--set",
+            "method=random",
+            "--set",
+            "target.latency=8ms",
+            "--dry-run",
+        ];
+        searching(channels, &set)["total_bytes"].as_u64().unwrap()
+    };
+    assert!(bytes("") < bytes(", init_channels=8"));
+}
+
 /// Forty images: a quarter each for weights and alpha; candidates see that quarter, or everything that is not alpha's.
 #[test]
 fn candidates_may_see_more_images_than_the_supernet() {
@@ -601,15 +663,16 @@ fn candidates_may_see_more_images_than_the_supernet() {
     assert_eq!(quarter.candidates, same.candidates);
 }
 
-/// Kills a search when it says that it has trained the first candidate; the next run keeps that one.
+/// Kills a search when it says that it has trained a mutation; the next run keeps what was trained and mutates the same.
 #[test]
 fn a_search_that_is_killed_between_candidates_goes_on_with_the_next() {
     let place = Place::new();
-    let sets = [&["--json", "--set", "lambda=0.0"], &SELECTS[..]].concat();
-    let was_killed = place.is_killed_behind(&sets, |line| line.contains("candidate 2/3"));
+    let selection = "selection={n_candidates=4, n_mutations=2, n_epochs=2}";
+    let sets = ["--json", "--set", "lambda=0.0", "--set", selection];
+    let was_killed = place.is_killed_behind(&sets, |line| line.contains("candidate 4/4"));
     let resumed = place.run_in("killed", &sets);
     assert!(
-        was_killed && !resumed.stderr.contains("candidate 1/3"),
+        was_killed && !resumed.stderr.contains("candidate 3/4"),
         "{}",
         resumed.stderr
     );
