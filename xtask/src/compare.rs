@@ -105,9 +105,13 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
     }
     args.shows_no_front()?;
     let bin_dir = stage::build_for(args)?;
-    stage::check(&bin_dir, args, &steps(args)?)?;
-    let (mut rows, mut searches) = (Vec::new(), Vec::new());
     let first = args.seed.unwrap_or(0);
+    let with_seed = PipelineArgs {
+        seed: Some(first),
+        ..args.clone()
+    };
+    stage::check(&bin_dir, args, &steps(&with_seed)?)?;
+    let (mut rows, mut searches) = (Vec::new(), Vec::new());
     for seed in first..first + compare.seeds {
         eprintln!("seed {seed}");
         let args = PipelineArgs {

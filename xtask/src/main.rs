@@ -24,6 +24,15 @@ use clap::{Parser, Subcommand};
 
 use crate::preset::PipelineArgs;
 
+/// A command whose output nobody reads any more (`| head`) ends, as others do, instead of panicking.
+fn end_with_the_reader() {
+    // SAFETY: no other thread runs yet, and the default action is no handler of ours.
+    #[cfg(unix)]
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The repository's own commands", version)]
 struct Cli {
@@ -108,6 +117,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    end_with_the_reader();
     let outcome = match Cli::parse().command {
         Command::Pipeline {
             args,
@@ -133,16 +143,15 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A stage that failed has said why on stderr; its exit code is handed on.
-            if let Some(error) = error.downcast_ref::<stage::NoDevice>() {
-                eprintln!("error: {error}");
-                return artifact::ExitCode::Device.into();
-            }
             if let Some(failed) = error.downcast_ref::<stage::Failed>() {
                 eprintln!("{failed}");
                 return ExitCode::from(failed.code());
             }
             eprintln!("error: {error:#}");
-            ExitCode::from(error.downcast_ref::<preset::UsageError>().map_or(1, |_| 2))
+            let refusal = error.downcast_ref::<preset::Refusal>();
+            refusal
+                .map_or(artifact::ExitCode::Bug, preset::Refusal::code)
+                .into()
         }
     }
 }

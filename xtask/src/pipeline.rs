@@ -8,7 +8,9 @@ use anyhow::Result;
 use artifact::stage::{PREDICTOR, SEARCH};
 use artifact::{Kind, SearchResult};
 
-use crate::preset::{BASELINE, LATENCY_AWARE, PipelineArgs, Step, step_name, steps, usage};
+use crate::preset::{
+    BASELINE, LATENCY_AWARE, PipelineArgs, Step, missing, step_name, steps, usage,
+};
 use crate::summary::Summary;
 use crate::{stage, why};
 
@@ -187,7 +189,7 @@ pub(crate) fn run_stage(stage_name: &str, args: &PipelineArgs) -> Result<()> {
             continue;
         }
         if let Some(input) = step.needs().find(|input| !artifacts.contains_key(*input)) {
-            return Err(usage(format!(
+            return Err(missing(format!(
                 "{name} needs {input}, which is not in the store for this preset: run it first \
                  (`cargo xtask run {}`), or `cargo xtask pipeline`",
                 input.split(' ').next().unwrap_or(input)

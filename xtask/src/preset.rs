@@ -4,24 +4,49 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use artifact::stage::{EVALUATE, SEARCH};
-use artifact::{Metric, PIPELINE, StageSpec};
+use artifact::{DeviceSpec, ExitCode, Metric, PIPELINE, StageSpec};
 use serde::Deserialize;
 
-/// A wrong command line or preset (exit code 2).
+/// What a command was asked cannot be done, and why.
 #[derive(Debug)]
-pub(crate) struct UsageError(String);
+pub(crate) struct Refusal {
+    code: ExitCode,
+    message: String,
+}
 
-impl std::fmt::Display for UsageError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+impl Refusal {
+    /// What the process ends with.
+    pub(crate) fn code(&self) -> ExitCode {
+        self.code
     }
 }
 
-impl std::error::Error for UsageError {}
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
 
-/// A usage error as `anyhow` carries it.
+impl std::error::Error for Refusal {}
+
+/// The command line or a preset is wrong.
 pub(crate) fn usage(message: String) -> anyhow::Error {
-    UsageError(message).into()
+    refusal(ExitCode::Usage, message)
+}
+
+/// An artifact is missing.
+pub(crate) fn missing(message: String) -> anyhow::Error {
+    refusal(ExitCode::Input, message)
+}
+
+/// There is no such device.
+pub(crate) fn no_device(device: DeviceSpec, reason: &dyn std::fmt::Display) -> anyhow::Error {
+    let message = format!("no device {device}: {reason}; use --device cpu, or see docs/gpu.md");
+    refusal(ExitCode::Device, message)
+}
+
+fn refusal(code: ExitCode, message: String) -> anyhow::Error {
+    Refusal { code, message }.into()
 }
 
 /// Arguments of every pipeline command.
@@ -44,7 +69,7 @@ pub(crate) struct PipelineArgs {
     pub(crate) threads: Option<usize>,
     /// The latency that the latency-aware search must keep to: 0.4ms, or 0.6x the predicted latency of the lambda = 0
     /// network
-    #[arg(long, value_name = "LATENCY")]
+    #[arg(long, value_name = "LATENCY", allow_hyphen_values = true)]
     pub(crate) target: Option<String>,
     /// Measured networks that the predictor learns from as well: a folder that `evaluate time` left (may be repeated)
     #[arg(long, value_name = "DIR")]

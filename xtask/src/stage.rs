@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::ci::cargo;
 use crate::cuda;
-use crate::preset::{LATENCY_AWARE, PipelineArgs, Step, usage};
+use crate::preset::{LATENCY_AWARE, PipelineArgs, Step, no_device, usage};
 
 /// A stage that ended with an exit code other than 0.
 #[derive(Debug)]
@@ -74,35 +74,13 @@ pub(crate) struct Done {
     pub(crate) cached: bool,
 }
 
-/// There is no such device.
-#[derive(Debug)]
-pub(crate) struct NoDevice {
-    device: DeviceSpec,
-    reason: String,
-}
-
-impl std::fmt::Display for NoDevice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { device, reason } = self;
-        write!(
-            f,
-            "no device {device}: {reason}; use --device cpu, or see docs/gpu.md"
-        )
-    }
-}
-
-impl std::error::Error for NoDevice {}
-
 /// Builds the stage binaries for a device and returns the folder that holds them.
 pub(crate) fn build_for(args: &PipelineArgs) -> Result<PathBuf> {
     match args.device.parse::<DeviceSpec>() {
         // Building takes minutes and a toolkit, so the device is looked for first.
         Ok(device @ DeviceSpec::Cuda(index)) => match measure::gpu::find(index) {
             Ok(_) => cuda::build(),
-            Err(error) => {
-                let reason = error.to_string();
-                Err(NoDevice { device, reason }.into())
-            }
+            Err(error) => Err(no_device(device, &error)),
         },
         Ok(DeviceSpec::Cpu) => build(),
         Err(error) => Err(usage(error.to_string())),

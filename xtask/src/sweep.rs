@@ -57,7 +57,12 @@ pub(crate) struct SweepArgs {
 #[group(required = true, multiple = false)]
 struct Points {
     /// Targets, such as 4ms,5ms,6ms, or 0.5x,0.7x: of the predicted latency of the network found with lambda = 0
-    #[arg(long, value_name = "LATENCY,…", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "LATENCY,…",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
     targets: Vec<String>,
     /// Weights of a penalty on the latency, such as 0,0.1,0.2
     #[arg(long, value_name = "LAMBDA,…", value_delimiter = ',')]
@@ -104,7 +109,11 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
     let asked = sweep.points.in_order()?;
     let bin_dir = stage::build_for(args)?;
     let mut shared: BTreeMap<String, PathBuf> = BTreeMap::new();
-    let mut first = steps(args)?;
+    let with_seed = PipelineArgs {
+        seed: Some(first_seed),
+        ..args.clone()
+    };
+    let mut first = steps(&with_seed)?;
     stage::check(&bin_dir, args, &first)?;
     first.retain(|step| ["profile", "predictor"].contains(&step.stage.name));
     run_steps(&bin_dir, args, &first, &mut shared)?;
