@@ -9,7 +9,7 @@ mod step;
 
 use std::process::ExitCode;
 
-use artifact::StageError as _;
+use artifact::{ExitCode as Code, StageError as _};
 use clap::{Args, Parser, Subcommand};
 use measure::timing::quantile;
 
@@ -70,10 +70,28 @@ impl Size {
             image_size: self.image_size,
             ..space::NetworkSpec::cifar10()
         };
-        spec.validate()?;
-        anyhow::ensure!(self.batch > 0, "--batch must be at least 1");
+        spec.validate().map_err(usage)?;
+        if self.batch == 0 {
+            return Err(usage("--batch must be at least 1"));
+        }
         Ok(spec)
     }
+}
+
+/// The command line is wrong.
+#[derive(Debug)]
+struct UsageError(String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+fn usage(message: impl std::fmt::Display) -> anyhow::Error {
+    UsageError(message.to_string()).into()
 }
 
 /// The median of times in seconds; 0 of none.
@@ -97,11 +115,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            // That there is no such device has a code of its own.
-            match error.downcast_ref::<artifact::Error>() {
-                Some(error) => error.exit_code().into(),
-                None => ExitCode::FAILURE,
-            }
+            let code = match error.downcast_ref::<artifact::Error>() {
+                // That there is no such device has a code of its own.
+                Some(error) => error.exit_code(),
+                None if error.is::<UsageError>() => Code::Usage,
+                None => Code::Bug,
+            };
+            code.into()
         }
     }
 }

@@ -10,7 +10,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde_json::json;
 use space::{Genotype, NetworkSpec, SearchSpace, Stem};
 
-use crate::Size;
+use crate::{Size, usage};
 
 /// Command line of `memory`.
 #[derive(Args)]
@@ -29,21 +29,26 @@ pub(crate) struct MemoryArgs {
     auxiliary: bool,
     #[command(flatten)]
     size: Size,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    json: bool,
 }
 
-/// Counts and prints one JSON object: bytes by part and way.
+/// Counts and prints a table, MiB by part and way, or one JSON object, bytes by part and way.
 pub(crate) fn run(args: &MemoryArgs) -> Result<()> {
     let spec = NetworkSpec {
-        stem: Stem::from_name(&args.stem).context("no such stem")?,
+        stem: Stem::from_name(&args.stem)
+            .ok_or_else(|| usage("--stem: expected conv3x3, conv3x3-stride2 or imagenet"))?,
         n_classes: args.classes,
         ..args.size.spec()?
     };
-    spec.validate()?;
+    spec.validate().map_err(usage)?;
     let mut rng = Rng::seed_from_u64(0);
     let builder = Builder::new(&Device::Cpu, DType::F32, &mut rng);
     let memory_of: Box<dyn Fn(Path) -> StepMemory> = match args.supernet {
         Some(k) => {
-            let ratio = ChannelRatio::new(k).context("K is 0")?;
+            let ratio =
+                ChannelRatio::new(k).ok_or_else(|| usage("--supernet: expected at least 1"))?;
             let network = Supernet::new(&builder, SearchSpace::darts(), &spec, ratio)?;
             let n = args.size.batch;
             Box::new(move |path| network.step_memory(&spec, n, path))
@@ -55,22 +60,36 @@ pub(crate) fn run(args: &MemoryArgs) -> Result<()> {
             Box::new(move |path| network.step_memory(&spec, n, path))
         }
     };
-    let row = |path| {
-        let parts = memory_of(path).parts();
-        let total: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
-        let parts: serde_json::Map<String, serde_json::Value> = parts
-            .into_iter()
-            .map(|(what, bytes)| (what.to_owned(), bytes.into()))
-            .collect();
-        json!({"bytes": parts, "total_gib": total as f64 / (1u64 << 30) as f64})
-    };
-    println!(
-        "{}",
-        json!({
-            "fused": row(Path::Fused),
-            "grouped": row(Path::Grouped),
-            "by_operation": row(Path::Operations),
-        })
-    );
+    let ways = [
+        ("fused", Path::Fused),
+        ("grouped", Path::Grouped),
+        ("by_operation", Path::Operations),
+    ]
+    .map(|(name, path)| (name, memory_of(path)));
+    if args.json {
+        let rows = ways.map(|(name, memory)| {
+            let parts = memory.parts().into_iter();
+            let parts = parts.map(|(what, bytes)| (what.to_owned(), bytes.into()));
+            let parts: serde_json::Map<String, serde_json::Value> = parts.collect();
+            let total_gib = memory.total_bytes() as f64 / (1u64 << 30) as f64;
+            (
+                name.to_owned(),
+                json!({"bytes": parts, "total_gib": total_gib}),
+            )
+        });
+        let rows: serde_json::Map<String, serde_json::Value> = rows.into_iter().collect();
+        println!("{}", serde_json::Value::from(rows));
+        return Ok(());
+    }
+    for (name, memory) in ways {
+        println!(
+            "{}: {} MiB",
+            name.replace('_', " "),
+            memory.total_bytes() >> 20
+        );
+        for (what, bytes) in memory.parts() {
+            println!("  {what:<28} {:>8} MiB", bytes >> 20);
+        }
+    }
     Ok(())
 }

@@ -14,7 +14,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde_json::json;
 use space::{CellKind, Genotype, SearchSpace};
 
-use crate::{Size, median_secs};
+use crate::{Size, median_secs, usage};
 
 /// Command line of `step`.
 #[derive(Args)]
@@ -72,10 +72,9 @@ pub(crate) enum Network {
 
 /// Runs the steps and prints what they took.
 pub(crate) fn run(args: &StepArgs) -> Result<()> {
-    anyhow::ensure!(
-        args.precision == Precision::F32 || args.device != DeviceSpec::Cpu,
-        "--precision other than f32 is for --device cuda"
-    );
+    if args.precision != Precision::F32 && args.device == DeviceSpec::Cpu {
+        return Err(usage("--precision other than f32 is for --device cuda"));
+    }
     artifact::stage::configure_threads(args.size.threads.max(1))?;
     // On a thread of the pool: every hand-over from another one costs.
     let Times { alpha, weight } = rayon::scope(|_| match args.network {
@@ -95,7 +94,9 @@ pub(crate) fn run(args: &StepArgs) -> Result<()> {
         });
         println!("{answer}");
     } else {
-        println!("alpha step   {alpha_secs:.4} s");
+        if !alpha.is_empty() {
+            println!("alpha step   {alpha_secs:.4} s");
+        }
         println!("weight step  {weight_secs:.4} s");
         println!("peak memory  {} MiB", peak_rss_bytes >> 20);
     }

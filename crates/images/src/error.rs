@@ -52,7 +52,7 @@ impl fmt::Display for Place {
 #[non_exhaustive]
 pub enum Error {
     /// The folder is not there.
-    #[error("data set folder {} does not exist; put a data set there or name the folder of one, laid out as {LAYOUTS}", dir.display())]
+    #[error("there is no folder {} with a data set; put one there or name the folder of one, laid out as {LAYOUTS}", dir.display())]
     NoFolder {
         /// The folder asked for.
         dir: PathBuf,

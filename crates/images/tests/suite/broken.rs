@@ -45,7 +45,7 @@ fn no_folder() {
     let dir = tempdir().unwrap();
     let missing = dir.path().join("nowhere");
     let expected = format!(
-        "data set folder DIR does not exist; put a data set there or name the folder of one, laid out as {LAYOUTS}"
+        "there is no folder DIR with a data set; put one there or name the folder of one, laid out as {LAYOUTS}"
     );
     assert_message(&missing, &expected);
     assert!(matches!(
