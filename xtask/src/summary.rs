@@ -29,6 +29,8 @@ struct Row {
     n_params: u64,
     n_macs: u64,
     seed: u64,
+    /// Whether the machine was restless while the network was timed.
+    disturbed: bool,
     verdict: Verdict,
 }
 
@@ -48,6 +50,7 @@ impl Row {
             n_params: evaluation.n_params,
             n_macs: evaluation.n_macs,
             seed: evaluation.search.seed,
+            disturbed: evaluation.latency.disturbed,
             verdict: evaluation.verdict(),
         })
     }
@@ -138,6 +141,17 @@ impl fmt::Display for Summary {
                 f,
                 "the measured {metric} is outside of what was predicted, {low:.3} to {high:.3} {unit}"
             )?;
+        }
+        for (name, row) in [
+            ("lambda = 0", &self.baseline),
+            ("latency-aware", &self.latency_aware),
+        ] {
+            if row.disturbed {
+                writeln!(
+                    f,
+                    "the machine was restless while the {name} network was timed: its latency is uncertain"
+                )?;
+            }
         }
         writeln!(f, "report: {}", self.report.display())
     }

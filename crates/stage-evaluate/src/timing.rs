@@ -12,6 +12,9 @@ use crate::error::Error;
 /// How far the machine may have drifted since it was profiled without a word about it.
 const MAX_UNREMARKED_DRIFT: f64 = 0.1;
 
+/// How many series of rounds are timed at most. A neighbour often disturbs for some seconds, which one series takes.
+const MAX_SERIES: usize = 8;
+
 /// One timing of the network, corrected for drift, and how the machine stood.
 struct Round {
     timing: Timing,
@@ -32,7 +35,8 @@ pub(crate) struct Place {
 /// machine: so predicted latency, and the measured latency of every network that was found with it, are
 /// of one state of the machine. Elsewhere it is its median over all rounds. Each round is corrected by
 /// the anchors about it; of the undisturbed rounds (of all, if every one was disturbed) the one with the median
-/// latency counts.
+/// latency counts. As long as fewer than half of the rounds that are asked for are undisturbed, others follow, at most
+/// [`MAX_SERIES`] times as many.
 pub(crate) fn time(
     network: &Prepared,
     place: &Place,
@@ -61,48 +65,45 @@ pub(crate) fn time(
         }
     };
 
-    let bar = progress.bar("timing", config.n_rounds as u64);
-    // One job for all of them: between anchor and network the thread never sleeps, so that nothing wakes it on another
-    // core, which may be a slower one.
-    let (anchors, timings) = executor.install(|| {
-        // The first timing of all warms the machine up.
-        time(&anchor, "the anchor network")?;
-        let mut anchors = vec![time(&anchor, "the anchor network")?];
-        let mut timings = Vec::with_capacity(config.n_rounds);
-        for _ in 0..config.n_rounds {
-            timings.push(time(network, "the network")?);
-            anchors.push(time(&anchor, "the anchor network")?);
-            bar.inc(1);
-        }
-        Ok::<_, Error>((anchors, timings))
-    })?;
-    bar.finish();
-
-    let max_disturbance = config.max_disturbance;
-    let reference = reference(
-        &anchors,
-        settings,
-        &place.machine,
-        max_disturbance,
-        progress,
-    );
-    let rounds = timings
-        .iter()
-        .zip(anchors.windows(2))
-        .map(|(timing, about)| {
-            let drift = reference.drift(&about[0], &about[1]);
-            Round {
-                timing: drift.correct(timing),
-                anchor_ratio: drift.ratio,
-                disturbed: drift.disturbed,
+    // One job for all rounds of a series: between anchor and network the thread never sleeps, so that nothing wakes it on
+    // another core, which may be a slower one.
+    let (mut anchors, mut timings) = (Vec::new(), Vec::new());
+    let mut series = |label: &str| {
+        let bar = progress.bar(label, config.n_rounds as u64);
+        let outcome = executor.install(|| {
+            if anchors.is_empty() {
+                // The first timing of all warms the machine up.
+                time(&anchor, "the anchor network")?;
+                anchors.push(time(&anchor, "the anchor network")?);
             }
-        })
-        .collect();
+            for _ in 0..config.n_rounds {
+                timings.push(time(network, "the network")?);
+                anchors.push(time(&anchor, "the anchor network")?);
+                bar.inc(1);
+            }
+            Ok::<_, Error>(())
+        });
+        bar.finish();
+        let reference = reference(&anchors, settings, &place.machine, config.max_disturbance);
+        outcome.map(|()| corrected(&timings, &anchors, &reference))
+    };
+    let mut rounds = series("timing")?;
+    for _ in 1..MAX_SERIES {
+        if tell_enough(&rounds, config.n_rounds) {
+            break;
+        }
+        rounds = series("timing once more, the machine was restless")?;
+    }
     let Round {
         timing,
         anchor_ratio,
         disturbed,
     } = median(rounds);
+    if is_profiled(settings, &place.machine) && (anchor_ratio - 1.0).abs() > MAX_UNREMARKED_DRIFT {
+        progress.line(&format!(
+            "this machine takes {anchor_ratio:.2} times as long as when it was profiled; that is divided out"
+        ));
+    }
     Ok(TimingResult {
         median_millis: timing.median_millis(),
         p10_millis: timing.p10_millis(),
@@ -150,28 +151,46 @@ fn unmeasured(unmeasured: Unmeasured) -> Error {
     }
 }
 
+/// Whether at least half as many rounds as are asked for were not disturbed.
+fn tell_enough(rounds: &[Round], n_rounds: usize) -> bool {
+    let n_quiet = rounds.iter().filter(|round| !round.disturbed).count();
+    2 * n_quiet >= n_rounds
+}
+
+/// Whether architectures were profiled on this machine.
+fn is_profiled(settings: &MeasurementSettings, machine: &str) -> bool {
+    let anchor = settings.anchor.as_ref();
+    anchor.is_some_and(|profiled| profiled.machine == machine)
+}
+
 /// The anchor with the reference that latencies are corrected to.
 fn reference(
     anchors: &[Timing],
     settings: &MeasurementSettings,
     machine: &str,
     max_disturbance: f64,
-    progress: &Progress,
 ) -> Anchor {
-    let now = Anchor::new(anchors, max_disturbance);
     match &settings.anchor {
-        Some(profiled) if profiled.machine == machine => {
-            let then = Anchor::with_reference(profiled.median_nanos.max(1), max_disturbance);
-            let ratio = now.reference_nanos() as f64 / then.reference_nanos() as f64;
-            if (ratio - 1.0).abs() > MAX_UNREMARKED_DRIFT {
-                progress.line(&format!(
-                    "this machine takes {ratio:.2} times as long as when it was profiled; that is divided out"
-                ));
-            }
-            then
+        Some(profiled) if is_profiled(settings, machine) => {
+            Anchor::with_reference(profiled.median_nanos.max(1), max_disturbance)
         }
-        _ => now,
+        _ => Anchor::new(anchors, max_disturbance),
     }
+}
+
+/// Each timing, corrected by the anchors about it.
+fn corrected(timings: &[Timing], anchors: &[Timing], reference: &Anchor) -> Vec<Round> {
+    let rounds = timings.iter().zip(anchors.windows(2));
+    rounds
+        .map(|(timing, about)| {
+            let drift = reference.drift(&about[0], &about[1]);
+            Round {
+                timing: drift.correct(timing),
+                anchor_ratio: drift.ratio,
+                disturbed: drift.disturbed,
+            }
+        })
+        .collect()
 }
 
 /// The round with the median latency (of an even number the lower one) of those that were not disturbed,
@@ -217,16 +236,8 @@ mod tests {
     #[test]
     fn latencies_are_corrected_to_the_profile_of_this_machine_and_no_other() {
         let anchors = [90, 100, 110].map(|nanos| Timing::from_nanos(vec![nanos]));
-        let reference_nanos = |anchor| {
-            reference(
-                &anchors,
-                &settings(anchor),
-                "here",
-                0.05,
-                &Progress::hidden(),
-            )
-            .reference_nanos()
-        };
+        let reference_nanos =
+            |anchor| reference(&anchors, &settings(anchor), "here", 0.05).reference_nanos();
         let profiled = |machine| {
             Some(AnchorRecord {
                 median_nanos: 80,
@@ -244,6 +255,17 @@ mod tests {
             anchor_ratio: 1.0,
             disturbed,
         }
+    }
+
+    #[test]
+    fn half_of_the_rounds_must_be_undisturbed() {
+        let rounds = |n_quiet: usize| -> Vec<Round> {
+            (0..10).map(|index| round(1, index >= n_quiet)).collect()
+        };
+        assert!(tell_enough(&rounds(3), 5));
+        assert!(!tell_enough(&rounds(2), 5));
+        assert!(tell_enough(&rounds(5), 10));
+        assert!(!tell_enough(&rounds(4), 10));
     }
 
     #[test]
