@@ -165,6 +165,19 @@ pub struct OutOfRange {
     pub expected: String,
 }
 
+impl OutOfRange {
+    /// The first of some rules that does not hold: a key, whether its value is right, and what would be.
+    pub fn first<S: Into<String>>(
+        rules: impl IntoIterator<Item = (&'static str, bool, S)>,
+    ) -> Option<Self> {
+        let wrong = rules.into_iter().find(|(_, holds, _)| !holds);
+        wrong.map(|(key, _, expected)| Self {
+            key,
+            expected: expected.into(),
+        })
+    }
+}
+
 /// A config that knows which of its values are out of range.
 pub trait Ranged {
     /// The first that is.

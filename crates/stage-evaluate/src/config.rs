@@ -231,11 +231,7 @@ impl Ranged for Config {
                 "a positive ratio, such as 0.05",
             ),
         ];
-        let wrong = rules.into_iter().find(|(_, holds, _)| !holds);
-        wrong.map(|(key, _, expected)| OutOfRange {
-            key,
-            expected: expected.to_owned(),
-        })
+        OutOfRange::first(rules)
     }
 }
 

@@ -109,11 +109,7 @@ impl Ranged for Config {
                 "one penalty or more, none below 0",
             ),
         ];
-        let wrong = rules.into_iter().find(|(_, holds, _)| !holds);
-        wrong.map(|(key, _, expected)| OutOfRange {
-            key,
-            expected: expected.to_owned(),
-        })
+        OutOfRange::first(rules)
     }
 }
 

@@ -105,7 +105,6 @@ impl Ranged for Config {
                 "at least 1".to_owned(),
             ),
         ];
-        let wrong = rules.into_iter().find(|(_, holds, _)| !holds);
-        wrong.map(|(key, _, expected)| OutOfRange { key, expected })
+        OutOfRange::first(rules)
     }
 }

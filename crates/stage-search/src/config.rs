@@ -368,11 +368,7 @@ impl Ranged for Config {
                 "0 or more",
             ),
         ];
-        let wrong = rules.into_iter().find(|(_, holds, _)| !holds);
-        wrong.map(|(key, _, expected)| OutOfRange {
-            key,
-            expected: expected.to_owned(),
-        })
+        OutOfRange::first(rules)
     }
 }
 
