@@ -61,18 +61,14 @@ pub struct Config {
     pub selection: Option<SelectionConfig>,
 }
 
-/// Several genotypes are trained from scratch for a short while, and the best comes out: of that of alpha, others drawn by
-/// alpha, and mutations of the best of these, all within target and guards; of the method `random` as many drawn at random. As
-/// DARTS chooses between its runs (Liu et al. 2018, section 3.2).
+/// Several genotypes are trained from scratch for a short while, and the best comes out: of that of alpha and others drawn
+/// by alpha, all within target and guards; of the method `random` as many drawn at random. As DARTS chooses between its
+/// runs (Liu et al. 2018, section 3.2).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelectionConfig {
     /// Genotypes to choose from. 1 = none is trained.
     pub n_candidates: usize,
-    /// How many of them are no draws, but the best so far with one node exchanged for that of another draw, one after the
-    /// other (hill climbing); of the method `random` none is.
-    #[serde(default)]
-    pub n_mutations: usize,
     /// Channels of their networks, as `network.init_channels` counts; without it as many as that. Networks that are thinner
     /// are ranked alike, and are trained in less time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,16 +123,6 @@ impl Config {
         self.selection
             .as_ref()
             .map_or(1, |selection| selection.n_candidates)
-    }
-
-    /// Those of them that are drawn, that of alpha included.
-    pub(crate) fn n_drawn(&self) -> usize {
-        match (&self.selection, self.method) {
-            (Some(selection), method) if method != Method::Random => {
-                selection.n_candidates - selection.n_mutations
-            }
-            _ => self.n_candidates(),
-        }
     }
 
     /// Share of each class that candidates are trained on and the weights of the supernet are not.
@@ -244,13 +230,6 @@ impl Ranged for Config {
                     .as_ref()
                     .is_none_or(|own| own.n_candidates >= 1 && own.n_epochs >= 1),
                 "n_candidates and n_epochs of at least 1",
-            ),
-            (
-                "selection.n_mutations",
-                self.selection
-                    .as_ref()
-                    .is_none_or(|own| own.n_mutations < own.n_candidates),
-                "fewer than selection.n_candidates",
             ),
             ("n_bridge_samples", self.n_bridge_samples >= 1, "at least 1"),
             ("guards.max_skips", guards.max_skips <= 8, "at most 8"),

@@ -146,17 +146,6 @@ impl Derivation {
 /// Nodes that a draw exchanges at most to come within limits.
 const MAX_EXCHANGES: usize = 2_000;
 
-impl Limits {
-    /// By how many genes and how much latency a genotype misses them.
-    fn excess(self, genotype: &Genotype, upper_millis: impl Fn(&Genotype) -> f64) -> (usize, f64) {
-        let gap = |band: Band| band.gap_millis(upper_millis(genotype));
-        (self.genes.excess(genotype), self.band.map_or(0.0, gap))
-    }
-}
-
-/// What keeps to the limits.
-const NO_EXCESS: (usize, f64) = (0, 0.0);
-
 /// A genotype within limits, made of draws of `draw`; `None` if it did not come to any.
 ///
 /// It is brought there by other draws: one node after the other is taken from another, where that leads no further
@@ -167,11 +156,14 @@ pub(crate) fn draw_within(
     draw: impl Fn(&mut Rng) -> Genotype,
     rng: &mut Rng,
 ) -> Option<Genotype> {
-    let excess = |genotype: &Genotype| limits.excess(genotype, &upper_millis);
+    let excess = |genotype: &Genotype| {
+        let gap = |band: Band| band.gap_millis(upper_millis(genotype));
+        (limits.genes.excess(genotype), limits.band.map_or(0.0, gap))
+    };
     let mut genotype = draw(rng);
     let mut own = excess(&genotype);
     for _ in 0..MAX_EXCHANGES {
-        if own == NO_EXCESS {
+        if own == (0, 0.0) {
             return Some(genotype);
         }
         let other = draw(rng);
@@ -182,24 +174,6 @@ pub(crate) fn draw_within(
         }
     }
     None
-}
-
-/// A genotype within limits that differs from `genotype` in one node, that of a draw of `draw`, and that `is_wanted`; `None` if
-/// none of [`MAX_EXCHANGES`] is one.
-pub(crate) fn mutate_within(
-    genotype: &Genotype,
-    limits: Limits,
-    upper_millis: impl Fn(&Genotype) -> f64,
-    draw: impl Fn(&mut Rng) -> Genotype,
-    is_wanted: impl Fn(&Genotype) -> bool,
-    rng: &mut Rng,
-) -> Option<Genotype> {
-    let mut mutations = (0..MAX_EXCHANGES).map(|_| {
-        let other = draw(rng);
-        with_node(genotype, &other, rng.random_range(0..N_NODES))
-    });
-    mutations
-        .find(|mutation| is_wanted(mutation) && limits.excess(mutation, &upper_millis) == NO_EXCESS)
 }
 
 /// A genotype with one node of another, counted over both cells.
@@ -750,37 +724,6 @@ mod tests {
         let draw = |rng: &mut Rng| bridge::draw(ranks, rng);
         let drawn = draw_within(limits, |_| f64::INFINITY, draw, &mut rng);
         assert_eq!(drawn, Some(bridge::draw(ranks, &mut same)));
-    }
-
-    #[test]
-    fn a_mutation_has_one_other_node_and_keeps_to_the_limits() {
-        let ranks = ranks(5);
-        let ranks = [&ranks[0][..], &ranks[1]];
-        let genotype = Genotype::named("PC_DARTS_cifar").unwrap();
-        let upper = |genotype: &Genotype| {
-            let counts = CellKind::ALL.map(|kind| genotype.n_convolutions(kind));
-            counts.iter().sum::<usize>() as f64
-        };
-        let mutate = |low_millis, high_millis, is_wanted: fn(&Genotype) -> bool| {
-            let limits = Limits {
-                genes: GeneLimits::NONE,
-                band: Some(Band {
-                    low_millis,
-                    high_millis,
-                }),
-            };
-            let draw = |rng: &mut Rng| bridge::draw(ranks, rng);
-            let mut rng = Rng::seed_from_u64(2);
-            mutate_within(&genotype, limits, upper, draw, is_wanted, &mut rng)
-        };
-        let own = upper(&genotype);
-        let mutation = mutate(own - 1.0, own - 1.0, |_| true).unwrap();
-        assert_eq!(upper(&mutation), own - 1.0);
-        let differs = |node: &usize| with_node(&genotype, &mutation, *node) == mutation;
-        assert_eq!((0..N_NODES).filter(differs).count(), 1);
-        // A node has two genes.
-        assert_eq!(mutate(own - 3.0, own - 3.0, |_| true), None);
-        assert_eq!(mutate(own - 1.0, own - 1.0, |_| false), None);
     }
 
     #[test]

@@ -149,7 +149,7 @@ pub fn run_together(
     };
     if !drawn.is_empty() {
         plan(&short_training, None, context.device)?.check(context.device)?;
-        let candidates = short_training.choose(&drawn, None, &predictor, context)?;
+        let candidates = short_training.choose(&drawn, &predictor, context)?;
         let genotype = candidates[0].genotype.clone();
         return Ok(record(Found::drawn(genotype, candidates)));
     }
@@ -163,18 +163,16 @@ pub fn run_together(
     }
     let shares_warm_up = search.is_alone() && inputs.warm_start.is_none();
     let trace = run_epochs(&mut search, config, &data, context, shares_warm_up)?;
-    let (derivations, drawing) = outcome::derivations(config, &search, target_millis)?;
+    let derivations = outcome::derivations(config, &search, target_millis)?;
     let genotypes = derivations.iter().map(|own| own.genotype.clone());
     let genotypes: Vec<Genotype> = genotypes.collect();
-    let candidates = short_training.choose(&genotypes, Some(&drawing), &predictor, context)?;
-    let found = outcome::found(
-        config,
-        &search,
-        target_millis,
-        &derivations,
-        trace,
-        candidates,
-    )?;
+    let candidates = short_training.choose(&genotypes, &predictor, context)?;
+    let best = candidates.first().map_or(0, |best| {
+        let found = genotypes.iter().position(|own| *own == best.genotype);
+        found.expect("it is one of them")
+    });
+    let best = (best, &derivations[best]);
+    let found = outcome::found(config, &search, target_millis, best, trace, candidates)?;
     search.agree("the found genotype", &found.genotype.to_string())?;
     for event in found
         .trace

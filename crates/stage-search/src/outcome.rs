@@ -70,72 +70,32 @@ fn limits(config: &Config, latency_weight: f64, target_millis: Option<f64>) -> L
     }
 }
 
-/// What alpha draws, within limits.
-pub(crate) struct Drawing<'a> {
-    ranks: [Vec<f32>; 2],
-    limits: Limits,
-    predictor: &'a Predictor,
-    probability: f64,
-}
-
-impl<'a> Drawing<'a> {
-    /// Within those of target and guards.
-    fn new(
-        config: &Config,
-        search: &Search<'a>,
-        target_millis: Option<f64>,
-    ) -> Result<Self, Error> {
-        let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
-        Ok(Self {
-            ranks: [normal?, reduction?],
-            limits: limits(config, search.objective.weight(), target_millis),
-            predictor: search.predictor,
-            probability: config.target.probability,
-        })
-    }
-
-    fn ranks(&self) -> [&[f32]; 2] {
-        self.ranks.each_ref().map(Vec::as_slice)
-    }
-
-    fn upper_millis(&self, genotype: &Genotype) -> f64 {
-        let upper = self.predictor.upper(genotype, self.probability);
-        upper.unwrap_or(f64::INFINITY)
-    }
-
-    fn draw(&self, rng: &mut Rng) -> Option<Genotype> {
-        let draw = |rng: &mut Rng| bridge::draw(self.ranks(), rng);
-        derivation::draw_within(self.limits, |own| self.upper_millis(own), draw, rng)
-    }
-
-    /// A genotype with one node of a draw, if there is one that `is_wanted`.
-    pub(crate) fn mutate(
-        &self,
-        genotype: &Genotype,
-        is_wanted: &dyn Fn(&Genotype) -> bool,
-        rng: &mut Rng,
-    ) -> Option<Genotype> {
-        let upper = |own: &Genotype| self.upper_millis(own);
-        let draw = |rng: &mut Rng| bridge::draw(self.ranks(), rng);
-        derivation::mutate_within(genotype, self.limits, upper, draw, is_wanted, rng)
-    }
-}
-
 /// The genotype that alpha stands for, within the limits of target and guards; behind it others that alpha draws, no further
-/// from the limits than that one, as many as the selection asks for, if there are so many; and what drew them.
-pub(crate) fn derivations<'a>(
+/// from the limits than that one, as many as the selection asks for, if there are so many.
+pub(crate) fn derivations(
     config: &Config,
-    search: &Search<'a>,
+    search: &Search<'_>,
     target_millis: Option<f64>,
-) -> Result<(Vec<Derivation>, Drawing<'a>), Error> {
-    let mut drawing = Drawing::new(config, search, target_millis)?;
-    let upper = |own: &Genotype| drawing.upper_millis(own);
-    let first = derivation::derive(drawing.ranks(), drawing.limits, upper);
+) -> Result<Vec<Derivation>, Error> {
+    let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
+    let (normal, reduction) = (normal?, reduction?);
+    let ranks = [&normal[..], &reduction];
+    let limits = limits(config, search.objective.weight(), target_millis);
+    let (predictor, probability) = (search.predictor, config.target.probability);
+    let upper = |genotype: &Genotype| {
+        let upper = predictor.upper(genotype, probability);
+        upper.unwrap_or(f64::INFINITY)
+    };
+    let first = derivation::derive(ranks, limits, upper);
     let (is_met, n_given_way) = (first.is_met, first.n_given_way);
-    let n_derivations = if is_met { config.n_drawn() } else { 1 };
-    drawing.limits.genes = drawing.limits.genes.wider(n_given_way);
+    let n_derivations = if is_met { config.n_candidates() } else { 1 };
+    let limits = Limits {
+        genes: limits.genes.wider(n_given_way),
+        ..limits
+    };
     let mut graphs = HashSet::from([first.genotype.canonical()]);
     let mut found = vec![first];
+    let draw = |rng: &mut Rng| bridge::draw(ranks, rng);
     let mut rng = rng(config.seed, STREAM_CANDIDATES);
     for _ in 0..MAX_ROUNDS {
         let rngs: Vec<Rng> = (found.len()..n_derivations)
@@ -144,7 +104,7 @@ pub(crate) fn derivations<'a>(
         // Side by side: most of the time goes into questions to the latency model.
         let drawn: Vec<Option<Genotype>> = rngs
             .into_par_iter()
-            .map(|mut rng| drawing.draw(&mut rng))
+            .map(|mut rng| derivation::draw_within(limits, upper, draw, &mut rng))
             .collect();
         for genotype in drawn.into_iter().flatten() {
             if graphs.insert(genotype.canonical()) {
@@ -152,46 +112,24 @@ pub(crate) fn derivations<'a>(
             }
         }
     }
-    Ok((found, drawing))
+    Ok(found)
 }
 
-/// Which of the candidates comes out.
-fn origin(best: &CandidateRecord, derivations: &[Derivation]) -> (String, Derivation) {
-    let found = derivations
-        .iter()
-        .position(|own| own.genotype == best.genotype);
-    let name = match found {
-        Some(0) => "what alpha stands for".to_owned(),
-        Some(number) => format!("draw {number} of alpha"),
-        None => "a mutation".to_owned(),
-    };
-    let derivation = match found {
-        Some(number) => derivations[number].clone(),
-        None => Derivation::unchanged(best.genotype.clone(), derivations[0].n_given_way),
-    };
-    (name, derivation)
-}
-
-/// What a search comes to: the first of the candidates, without any the first of the derivations; the trace's last row tells
-/// what that took.
+/// A search that comes to a derivation, of which `number` others stand in front; the trace's last row tells what that took.
 pub(crate) fn found(
     config: &Config,
     search: &Search<'_>,
     target_millis: Option<f64>,
-    derivations: &[Derivation],
+    (number, derivation): (usize, &Derivation),
     mut trace: Vec<TraceRow>,
     candidates: Vec<CandidateRecord>,
 ) -> Result<Found, Error> {
-    let (which, derivation) = candidates
-        .first()
-        .map(|best| origin(best, derivations))
-        .unzip();
     let Derivation {
         genotype,
         free: derived,
         n_changed_genes,
         ..
-    } = derivation.unwrap_or_else(|| derivations[0].clone());
+    } = derivation.clone();
     let latency_weight = search.objective.weight();
     let genes = limits(config, latency_weight, target_millis).genes;
     let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
@@ -200,7 +138,11 @@ pub(crate) fn found(
         .and_then(|row| row.event.take())
         .into_iter()
         .collect();
-    if let Some(which) = which {
+    if !candidates.is_empty() {
+        let which = match number {
+            0 => "what alpha stands for".to_owned(),
+            number => format!("draw {number} of alpha"),
+        };
         let n = candidates.len();
         events.push(format!("of {n} candidates {which} trains best"));
     }

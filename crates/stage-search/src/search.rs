@@ -45,7 +45,6 @@ pub(crate) const STREAM_GENOTYPES: u64 = 1 << 33;
 pub(crate) const STREAM_CANDIDATES: u64 = STREAM_GENOTYPES + 1;
 pub(crate) const STREAM_CANDIDATE_INIT: u64 = STREAM_GENOTYPES + 2;
 pub(crate) const STREAM_FIRST_CANDIDATE_EPOCH: u64 = 1 << 36;
-pub(crate) const STREAM_FIRST_MUTATION: u64 = 1 << 37;
 
 /// The two parts of the training split, and what candidates are trained on.
 pub(crate) struct Data<'a> {

@@ -1,9 +1,7 @@
-//! Which of several genotypes comes out: each is trained from scratch for a short while, and the best are changed further.
+//! Which of several genotypes comes out: each is trained from scratch for a short while.
 //!
 //! All begin with draws of the same streams and see the same batches, so that they differ in nothing but the genotype.
 
-use std::cmp::Ordering;
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,11 +21,10 @@ use space::{CellGenotype, Gene, Genotype, NetworkSpec, Primitive};
 
 use crate::config::{Config, SelectionConfig};
 use crate::error::Error;
-use crate::outcome::Drawing;
 use crate::predictor::Predictor;
 use crate::search::{
-    self, Data, Performance, STREAM_CANDIDATE_INIT, STREAM_FIRST_CANDIDATE_EPOCH,
-    STREAM_FIRST_MUTATION, Started, descend, finite, rng, sgd,
+    self, Data, Performance, STREAM_CANDIDATE_INIT, STREAM_FIRST_CANDIDATE_EPOCH, Started, descend,
+    finite, rng, sgd,
 };
 
 const FILE: &str = "candidates.ckpt";
@@ -47,48 +44,32 @@ pub(crate) struct ShortTraining<'a> {
 }
 
 impl ShortTraining<'_> {
-    /// Trains the genotypes, and mutations of the best so far as many as the selection asks for, if `drawing` draws such (White
-    /// et al. 2021: hill climbing); the best in front, by the [training loss at the end](N_PARTS). One alone needs no training,
-    /// and nothing is known of it. One whose loss is no longer finite is left out. A run that was killed goes on behind the last
+    /// Trains the genotypes, the best in front, by the [training loss at the end](N_PARTS); one alone needs no training, and
+    /// nothing is known of it. One whose loss is no longer finite is left out. A run that was killed goes on behind the last
     /// that was trained.
     pub(crate) fn choose(
         &self,
-        drawn: &[Genotype],
-        drawing: Option<&Drawing<'_>>,
+        genotypes: &[Genotype],
         predictor: &Predictor,
         context: &RunContext,
     ) -> Result<Vec<CandidateRecord>, Error> {
         let Some(selection) = &self.config.selection else {
             return Ok(Vec::new());
         };
-        if drawn.len() < 2 {
+        if genotypes.len() < 2 {
             return Ok(Vec::new());
         }
-        let n_mutations = drawing.map_or(0, |_| selection.n_mutations);
-        let n_candidates = drawn.len() + n_mutations;
-        let mut drawn = drawn.iter();
-        let mut graphs = HashSet::new();
         let path = context.work_dir.join(FILE);
         let done = done(&path)?;
         let mut records: Vec<CandidateRecord> = Vec::new();
         let mut diverged = None;
-        for index in 0..n_candidates {
-            let genotype = drawn.next().cloned().or_else(|| {
-                let best = records.iter().min_by(|a, b| by_loss(a, b))?;
-                let is_new = |own: &Genotype| !graphs.contains(&own.canonical());
-                let mut rng = rng(self.config.seed, STREAM_FIRST_MUTATION + index as u64);
-                drawing?.mutate(&best.genotype, &is_new, &mut rng)
-            });
-            let Some(genotype) = genotype else {
-                break;
-            };
-            graphs.insert(genotype.canonical());
-            if let Some(record) = done.iter().find(|record| record.genotype == genotype) {
+        for (index, genotype) in genotypes.iter().enumerate() {
+            if let Some(record) = done.iter().find(|record| record.genotype == *genotype) {
                 records.push(record.clone());
                 continue;
             }
-            let label = format!("candidate {}/{n_candidates}", index + 1);
-            let own = match self.train(&genotype, selection, &label, &context.progress) {
+            let label = format!("candidate {}/{}", index + 1, genotypes.len());
+            let own = match self.train(genotype, selection, &label, &context.progress) {
                 Ok(own) => own,
                 Err(error @ Error::NonFinite { .. }) => {
                     let line = format!("{label}: its loss is no longer finite, left out");
@@ -99,8 +80,8 @@ impl ShortTraining<'_> {
                 Err(error) => return Err(error),
             };
             let record = CandidateRecord {
-                predicted_latency_millis: predictor.predict(&genotype),
-                genotype,
+                predicted_latency_millis: predictor.predict(genotype),
+                genotype: genotype.clone(),
                 train_loss: Some(own.train_loss),
                 valid_loss: own.valid_loss,
                 valid_accuracy: own.valid_accuracy,
@@ -123,7 +104,8 @@ impl ShortTraining<'_> {
             }
         }
         // Stable: of equals the first.
-        records.sort_by(by_loss);
+        let loss = |record: &CandidateRecord| record.train_loss.unwrap_or(f64::INFINITY);
+        records.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
         let Some(best) = records.first() else {
             return Err(diverged.expect("all were trained"));
         };
@@ -240,12 +222,6 @@ impl ShortTraining<'_> {
             valid_accuracy,
         })
     }
-}
-
-/// By what candidates are chosen.
-fn by_loss(a: &CandidateRecord, b: &CandidateRecord) -> Ordering {
-    let loss = |record: &CandidateRecord| record.train_loss.unwrap_or(f64::INFINITY);
-    loss(a).total_cmp(&loss(b))
 }
 
 /// The network that candidates fill.
