@@ -231,6 +231,13 @@ impl Ranged for Config {
                     .is_none_or(|own| own.n_candidates >= 1 && own.n_epochs >= 1),
                 "n_candidates and n_epochs of at least 1",
             ),
+            (
+                "selection.init_channels",
+                self.selection
+                    .as_ref()
+                    .is_none_or(|own| own.init_channels != Some(0)),
+                "at least 1",
+            ),
             ("n_bridge_samples", self.n_bridge_samples >= 1, "at least 1"),
             ("guards.max_skips", guards.max_skips <= 8, "at most 8"),
             (

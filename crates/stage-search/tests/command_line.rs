@@ -1049,6 +1049,11 @@ fn a_config_mistake_is_shown_with_its_place() {
             "selection.train_fraction",
             "at most 1",
         ),
+        (
+            "selection={n_candidates=2, n_epochs=1, init_channels=0}",
+            "selection.init_channels",
+            "at least 1",
+        ),
         ("batch_size=21", "batch_size", "images of either part"),
         ("network.channel_ratio=3", "channel_ratio", "a divisor"),
         ("network.stem=deep", "network.stem", "conv3x3-stride2"),
