@@ -365,7 +365,7 @@ fn a_wrong_stage_or_preset_is_a_usage_error() {
 fn a_stage_without_its_inputs_says_which_one_to_run() {
     let dir = TempDir::new().unwrap();
     let output = output(xtask(dir.path(), &["run", "search"]));
-    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(output.status.code(), Some(3));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("cargo xtask run"), "{stderr}");
 }

@@ -359,7 +359,7 @@ fn missing_and_broken_images_are_named() {
     let set = format!("data.dir={}", text(&nowhere));
     place
         .run(&["--set", &set])
-        .failed(3, &[text(&nowhere), "does not exist"]);
+        .failed(3, &[text(&nowhere), "there is no folder"]);
 
     let broken = place.path("data/train/a/broken.png");
     fs::remove_dir_all(place.path("data")).unwrap();

@@ -1109,7 +1109,7 @@ fn missing_and_broken_images_are_named() {
     let nowhere = place.path("nowhere");
     place
         .run(&["--set", &format!("data.dir={}", text(&nowhere))])
-        .failed(3, &[text(&nowhere), "does not exist"]);
+        .failed(3, &[text(&nowhere), "there is no folder"]);
 
     fs::remove_dir_all(place.path("data")).unwrap();
     fs::create_dir_all(place.path("data/train/a")).unwrap();
