@@ -9,7 +9,7 @@ mod step;
 
 use std::process::ExitCode;
 
-use artifact::{ExitCode as Code, StageError as _};
+use artifact::{Refusal, StageError};
 use clap::{Args, Parser, Subcommand};
 use measure::timing::quantile;
 
@@ -79,19 +79,8 @@ impl Size {
 }
 
 /// The command line is wrong.
-#[derive(Debug)]
-struct UsageError(String);
-
-impl std::fmt::Display for UsageError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for UsageError {}
-
 fn usage(message: impl std::fmt::Display) -> anyhow::Error {
-    UsageError(message.to_string()).into()
+    Refusal::usage(message).into()
 }
 
 /// The median of times in seconds; 0 of none.
@@ -115,13 +104,14 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            let code = match error.downcast_ref::<artifact::Error>() {
-                // That there is no such device has a code of its own.
-                Some(error) => error.exit_code(),
-                None if error.is::<UsageError>() => Code::Usage,
-                None => Code::Bug,
-            };
-            code.into()
+            let refusal = error.downcast_ref::<Refusal>().map(Refusal::exit_code);
+            // That there is no such device has a code of its own.
+            let no_device = error.downcast_ref::<artifact::Error>();
+            let no_device = no_device.map(artifact::Error::exit_code);
+            refusal
+                .or(no_device)
+                .unwrap_or(artifact::ExitCode::Bug)
+                .into()
         }
     }
 }

@@ -20,6 +20,7 @@ mod why;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use artifact::StageError as _;
 use clap::{Parser, Subcommand};
 
 use crate::preset::PipelineArgs;
@@ -148,9 +149,9 @@ fn main() -> ExitCode {
                 return ExitCode::from(failed.code());
             }
             eprintln!("error: {error:#}");
-            let refusal = error.downcast_ref::<preset::Refusal>();
+            let refusal = error.downcast_ref::<artifact::Refusal>();
             refusal
-                .map_or(artifact::ExitCode::Bug, preset::Refusal::code)
+                .map_or(artifact::ExitCode::Bug, |refusal| refusal.exit_code())
                 .into()
         }
     }

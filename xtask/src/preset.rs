@@ -4,49 +4,23 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use artifact::stage::{EVALUATE, SEARCH};
-use artifact::{DeviceSpec, ExitCode, Metric, PIPELINE, StageSpec};
+use artifact::{DeviceSpec, ExitCode, Metric, PIPELINE, Refusal, StageSpec};
 use serde::Deserialize;
-
-/// What a command was asked cannot be done, and why.
-#[derive(Debug)]
-pub(crate) struct Refusal {
-    code: ExitCode,
-    message: String,
-}
-
-impl Refusal {
-    /// What the process ends with.
-    pub(crate) fn code(&self) -> ExitCode {
-        self.code
-    }
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Refusal {}
 
 /// The command line or a preset is wrong.
 pub(crate) fn usage(message: String) -> anyhow::Error {
-    refusal(ExitCode::Usage, message)
+    Refusal::usage(message).into()
 }
 
 /// An artifact is missing.
 pub(crate) fn missing(message: String) -> anyhow::Error {
-    refusal(ExitCode::Input, message)
+    Refusal::new(ExitCode::Input, message).into()
 }
 
 /// There is no such device.
 pub(crate) fn no_device(device: DeviceSpec, reason: &dyn std::fmt::Display) -> anyhow::Error {
     let message = format!("no device {device}: {reason}; use --device cpu, or see docs/gpu.md");
-    refusal(ExitCode::Device, message)
-}
-
-fn refusal(code: ExitCode, message: String) -> anyhow::Error {
-    Refusal { code, message }.into()
+    Refusal::new(ExitCode::Device, message).into()
 }
 
 /// Arguments of every pipeline command.

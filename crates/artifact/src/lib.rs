@@ -113,7 +113,8 @@ pub use crate::precision::Precision;
 pub use crate::report::Report;
 pub use crate::search_result::{CandidateRecord, SearchResult, TargetRecord, TraceRow};
 pub use crate::stage::{
-    Bar, DeviceSpec, ExitCode, PIPELINE, Progress, RunContext, StageArgs, StageError, StageSpec,
+    Bar, DeviceSpec, ExitCode, PIPELINE, Progress, Refusal, RunContext, StageArgs, StageError,
+    StageSpec,
 };
 pub use crate::store::{Artifact, Opened, Store, open};
 pub use crate::tensors::{FloatTensor, FloatTensors};

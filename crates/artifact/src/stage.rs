@@ -86,7 +86,7 @@ pub const EVALUATE: StageSpec = StageSpec {
 pub const REPORT: StageSpec = StageSpec {
     name: "report",
     package: "stage-report",
-    revision: 3,
+    revision: 4,
     inputs: &[
         Kind::LatencyDataset,
         Kind::LatencyModel,
@@ -129,6 +129,33 @@ impl From<ExitCode> for std::process::ExitCode {
 pub trait StageError: std::error::Error {
     /// The exit code.
     fn exit_code(&self) -> ExitCode;
+}
+
+/// What a command that is no stage was asked cannot be done, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    code: ExitCode,
+    message: String,
+}
+
+impl Refusal {
+    /// The command line or the config is not right.
+    pub fn usage(message: impl fmt::Display) -> Self {
+        Self::new(ExitCode::Usage, message)
+    }
+
+    /// A refusal that ends the process so.
+    pub fn new(code: ExitCode, message: impl fmt::Display) -> Self {
+        let message = message.to_string();
+        Self { code, message }
+    }
+}
+
+impl StageError for Refusal {
+    fn exit_code(&self) -> ExitCode {
+        self.code
+    }
 }
 
 /// The device of a run.
