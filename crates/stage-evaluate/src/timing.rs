@@ -65,35 +65,33 @@ pub(crate) fn time(
         }
     };
 
-    // One job for all rounds of a series: between anchor and network the thread never sleeps, so that nothing wakes it on
-    // another core, which may be a slower one.
-    let (mut anchors, mut timings) = (Vec::new(), Vec::new());
-    let mut series = |label: &str| {
-        let bar = progress.bar(label, config.n_rounds as u64);
-        let outcome = executor.install(|| {
-            if anchors.is_empty() {
-                // The first timing of all warms the machine up.
-                time(&anchor, "the anchor network")?;
-                anchors.push(time(&anchor, "the anchor network")?);
+    // One job for all of them: between anchor and network the thread never sleeps, so that nothing wakes it on another
+    // core, which may be a slower one.
+    let rounds = executor.install(|| {
+        // The first timing of all warms the machine up.
+        time(&anchor, "the anchor network")?;
+        let mut anchors = vec![time(&anchor, "the anchor network")?];
+        let (mut timings, mut rounds) = (Vec::new(), Vec::new());
+        for series in 0..MAX_SERIES {
+            if tell_enough(&rounds, config.n_rounds) {
+                break;
             }
+            let label = match series {
+                0 => "timing",
+                _ => "timing once more, the machine was restless",
+            };
+            let bar = progress.bar(label, config.n_rounds as u64);
             for _ in 0..config.n_rounds {
                 timings.push(time(network, "the network")?);
                 anchors.push(time(&anchor, "the anchor network")?);
                 bar.inc(1);
             }
-            Ok::<_, Error>(())
-        });
-        bar.finish();
-        let reference = reference(&anchors, settings, &place.machine, config.max_disturbance);
-        outcome.map(|()| corrected(&timings, &anchors, &reference))
-    };
-    let mut rounds = series("timing")?;
-    for _ in 1..MAX_SERIES {
-        if tell_enough(&rounds, config.n_rounds) {
-            break;
+            bar.finish();
+            let reference = reference(&anchors, settings, &place.machine, config.max_disturbance);
+            rounds = corrected(&timings, &anchors, &reference);
         }
-        rounds = series("timing once more, the machine was restless")?;
-    }
+        Ok::<_, Error>(rounds)
+    })?;
     let Round {
         timing,
         anchor_ratio,
