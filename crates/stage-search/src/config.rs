@@ -10,6 +10,7 @@ use space::Genotype;
 pub use crate::bridge::Bridge;
 use crate::error::Error;
 pub use crate::guard::Policy;
+use crate::surrogate::Surrogate;
 
 /// `search.toml`; every key but `precision`, `progressive` and `selection` is required.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -69,6 +70,13 @@ pub struct Config {
 pub struct SelectionConfig {
     /// Genotypes to choose from. 1 = none is trained.
     pub n_candidates: usize,
+    /// Genotypes that alpha draws; a surrogate expects something of each, and those of which it expects most are trained, beside
+    /// the one that alpha stands for. Without it all that are drawn are trained. The method `random` draws what it trains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_draws: Option<usize>,
+    /// The weights of that surrogate, as `search learn` prints them; without it those of the one that ships.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub surrogate: Option<Surrogate>,
     /// Channels of their networks, as `network.init_channels` counts; without it as many as that. Networks that are thinner
     /// are ranked alike, and are trained in less time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -123,6 +131,22 @@ impl Config {
         self.selection
             .as_ref()
             .map_or(1, |selection| selection.n_candidates)
+    }
+
+    /// Genotypes that alpha is asked for.
+    pub(crate) fn n_draws(&self) -> usize {
+        let asked = self.selection.as_ref().and_then(|own| own.n_draws);
+        asked.unwrap_or(self.n_candidates())
+    }
+
+    /// What chooses between draws, where there are more than are trained.
+    pub(crate) fn surrogate(&self) -> Option<&Surrogate> {
+        let selection = self.selection.as_ref()?;
+        let is_asked = selection.n_draws? > selection.n_candidates;
+        is_asked.then(|| {
+            let own = selection.surrogate.as_ref();
+            own.unwrap_or(Surrogate::shipped())
+        })
     }
 
     /// Share of each class that candidates are trained on and the weights of the supernet are not.
@@ -230,6 +254,13 @@ impl Ranged for Config {
                     .as_ref()
                     .is_none_or(|own| own.n_candidates >= 1 && own.n_epochs >= 1),
                 "n_candidates and n_epochs of at least 1",
+            ),
+            (
+                "selection.n_draws",
+                self.selection
+                    .as_ref()
+                    .is_none_or(|own| own.n_draws.is_none_or(|n| n >= own.n_candidates)),
+                "at least n_candidates",
             ),
             (
                 "selection.init_channels",

@@ -139,6 +139,14 @@ pub enum Error {
         /// What was asked for.
         probability: f64,
     },
+    /// The candidates of some searches are not enough to learn a surrogate from.
+    #[error(
+        "nothing can be learned from these searches: {reason}; add some with more of selection.n_candidates"
+    )]
+    NothingToLearn {
+        /// What is missing.
+        reason: String,
+    },
     /// A checkpoint does not fit.
     #[error("the checkpoint {path} does not fit this search: {what}; delete it and start again")]
     Checkpoint {
@@ -175,6 +183,7 @@ impl StageError for Error {
             | Self::NotSquare { .. }
             | Self::WarmStart { .. }
             | Self::NoPromise { .. }
+            | Self::NothingToLearn { .. }
             | Self::Checkpoint { .. }
             | Self::Images(_) => ExitCode::Input,
             Self::NonFinite { .. } => ExitCode::Numbers,

@@ -17,6 +17,7 @@
 //! | `guard` | signs of collapse, and what is done about them |
 //! | `random` | no search: genotypes drawn within the limits |
 //! | `selection` | several genotypes trained for a short while, of which the best comes out |
+//! | `surrogate` | what is expected of genotypes that nobody has trained |
 //! | `resume` | checkpoints |
 //! | `warm_up` | the weights after the warm-up, for the next search with the same |
 //!
@@ -35,6 +36,7 @@ mod random;
 mod resume;
 mod search;
 mod selection;
+mod surrogate;
 mod warm_up;
 
 use std::path::Path;
@@ -62,6 +64,7 @@ use crate::outcome::Found;
 use crate::predictor::Predictor;
 use crate::search::{Data, EpochResult, Search};
 use crate::selection::ShortTraining;
+pub use crate::surrogate::{Learned, Surrogate};
 
 /// What the stage reads.
 pub struct Inputs {
@@ -163,7 +166,7 @@ pub fn run_together(
     }
     let shares_warm_up = search.is_alone() && inputs.warm_start.is_none();
     let trace = run_epochs(&mut search, config, &data, context, shares_warm_up)?;
-    let derivations = outcome::derivations(config, &search, target_millis)?;
+    let derivations = outcome::derivations(config, &search, target_millis, &context.progress)?;
     let genotypes = derivations.iter().map(|own| own.genotype.clone());
     let genotypes: Vec<Genotype> = genotypes.collect();
     let candidates = short_training.choose(&genotypes, &predictor, context)?;

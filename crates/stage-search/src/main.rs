@@ -7,7 +7,7 @@ use artifact::stage::{self, CheckArgs, StageArgs};
 use artifact::{RunContext, SearchResult};
 use clap::{Parser, Subcommand};
 use collective::{RankArgs, Team};
-use stage_search::{Config, Error, Inputs};
+use stage_search::{Config, Error, Inputs, Learned};
 
 /// Buffers of one step are those of the next: without pages going back to the system in between, a
 /// step is a quarter faster.
@@ -42,6 +42,12 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Learn from the candidates of searches what to expect of genotypes, and print it as the table [selection.surrogate] of search.toml
+    Learn {
+        /// The folders of their results
+        #[arg(required = true, value_name = "DIR")]
+        search_results: Vec<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -59,7 +65,15 @@ fn main() -> ExitCode {
             ranks,
             dry_run,
         } => run(args, &latency_model, warm_start.as_deref(), ranks, dry_run),
+        Command::Learn { search_results } => learn(&search_results),
     })
+}
+
+fn learn(search_results: &[PathBuf]) -> Result<(), Error> {
+    let opened = search_results.iter().map(|dir| artifact::open(dir));
+    let searches = opened.collect::<Result<Vec<_>, _>>()?;
+    print!("{}", Learned::new(&searches)?.to_toml());
+    Ok(())
 }
 
 fn run(

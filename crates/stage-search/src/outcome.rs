@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use artifact::stage::Progress;
 use artifact::{CandidateRecord, FloatTensors, SearchResult, TargetRecord, TraceRow};
 use nn::Rng;
 use rand::SeedableRng as _;
@@ -71,11 +72,13 @@ fn limits(config: &Config, latency_weight: f64, target_millis: Option<f64>) -> L
 }
 
 /// The genotype that alpha stands for, within the limits of target and guards; behind it others that alpha draws, no further
-/// from the limits than that one, as many as the selection asks for, if there are so many.
+/// from the limits than that one, as many as the selection asks for, if there are so many: of more draws those of which the
+/// surrogate expects most.
 pub(crate) fn derivations(
     config: &Config,
     search: &Search<'_>,
     target_millis: Option<f64>,
+    progress: &Progress,
 ) -> Result<Vec<Derivation>, Error> {
     let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
     let (normal, reduction) = (normal?, reduction?);
@@ -88,7 +91,7 @@ pub(crate) fn derivations(
     };
     let first = derivation::derive(ranks, limits, upper);
     let (is_met, n_given_way) = (first.is_met, first.n_given_way);
-    let n_derivations = if is_met { config.n_candidates() } else { 1 };
+    let n_derivations = if is_met { config.n_draws() } else { 1 };
     let limits = Limits {
         genes: limits.genes.wider(n_given_way),
         ..limits
@@ -101,16 +104,30 @@ pub(crate) fn derivations(
         let rngs: Vec<Rng> = (found.len()..n_derivations)
             .map(|_| Rng::from_rng(&mut rng))
             .collect();
+        if rngs.is_empty() {
+            break;
+        }
+        let bar = progress.bar("draws of alpha", rngs.len() as u64);
         // Side by side: most of the time goes into questions to the latency model.
         let drawn: Vec<Option<Genotype>> = rngs
             .into_par_iter()
-            .map(|mut rng| derivation::draw_within(limits, upper, draw, &mut rng))
+            .map(|mut rng| {
+                let drawn = derivation::draw_within(limits, upper, draw, &mut rng);
+                bar.inc(1);
+                drawn
+            })
             .collect();
+        bar.finish();
         for genotype in drawn.into_iter().flatten() {
             if graphs.insert(genotype.canonical()) {
                 found.push(Derivation::unchanged(genotype, n_given_way));
             }
         }
+    }
+    if let Some(surrogate) = config.surrogate() {
+        let score = |own: &Derivation| surrogate.score(&own.genotype);
+        found[1..].sort_by(|a, b| score(a).total_cmp(&score(b)));
+        found.truncate(config.n_candidates());
     }
     Ok(found)
 }
@@ -141,10 +158,14 @@ pub(crate) fn found(
     if !candidates.is_empty() {
         let which = match number {
             0 => "what alpha stands for".to_owned(),
-            number => format!("draw {number} of alpha"),
+            number => format!("candidate {}, a draw of alpha,", number + 1),
+        };
+        let among = match config.surrogate() {
+            Some(_) => format!(", the most promising of {} draws,", config.n_draws()),
+            None => String::new(),
         };
         let n = candidates.len();
-        events.push(format!("of {n} candidates {which} trains best"));
+        events.push(format!("of {n} candidates{among} {which} trains best"));
     }
     if n_changed_genes > 0 {
         let bound = match target_millis {

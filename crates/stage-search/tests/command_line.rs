@@ -577,6 +577,100 @@ fn of_several_candidates_the_best_comes_out() {
     assert_eq!(again, found);
 }
 
+/// Two surrogates that want the opposite choose opposite candidates from the same draws; what alpha stands for stays one of them.
+#[test]
+fn of_many_draws_the_surrogate_chooses_candidates() {
+    let place = Place::new();
+    let poolings = |weight: &str| {
+        let selection = format!(
+            "selection={{n_candidates=3, n_epochs=1, n_draws=40, surrogate={{normal_max_pool_3x3={weight}, normal_avg_pool_3x3={weight}}}}}"
+        );
+        let found = search_result(&place.run(&["--json", "--set", &selection]).json());
+        assert_eq!(found.candidates.len(), 3);
+        let n_poolings = |genotype: &Genotype| {
+            let genes = genotype.normal.genes();
+            let is_pooling =
+                |primitive| [Primitive::MaxPool3x3, Primitive::AvgPool3x3].contains(&primitive);
+            genes.filter(|(_, gene)| is_pooling(gene.primitive)).count()
+        };
+        let mut counts: Vec<usize> = found
+            .candidates
+            .iter()
+            .map(|own| n_poolings(&own.genotype))
+            .collect();
+        counts.sort_unstable();
+        counts
+    };
+    let (few, many) = (poolings("0.1"), poolings("-0.1"));
+    assert_eq!(few[..2], [0, 0], "{few:?}");
+    assert!(many[1..].iter().all(|&n| n >= 4), "{many:?}");
+    for (surrogate, text) in [
+        ("normal_max_pol_3x3=0.1", "normal_max_pol_3x3"),
+        ("normal_depth=nan", "normal_depth"),
+    ] {
+        let selection = format!(
+            "selection={{n_candidates=3, n_epochs=1, n_draws=40, surrogate={{{surrogate}}}}}"
+        );
+        place.run(&["--set", &selection]).failed(2, &[text]);
+    }
+}
+
+#[test]
+fn what_candidates_of_searches_told_is_learned() {
+    let place = Place::new();
+    let searched = |seed: &str, n: usize| {
+        let (seed, selection) = (
+            format!("seed={seed}"),
+            format!("selection={{n_candidates={n}, n_epochs=1}}"),
+        );
+        let random = [
+            "--json",
+            "--set",
+            "method=random",
+            "--set",
+            "target.latency=9ms",
+            "--set",
+            "target.slack=0.9",
+        ];
+        folder(
+            &place
+                .run(&[&random[..], &["--set", &seed, "--set", &selection]].concat())
+                .json(),
+        )
+    };
+    let learn = |dirs: &[&Path]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_search"));
+        let output = command.arg("learn").args(dirs).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Answer {
+            code: output.status.code().unwrap(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    };
+    let (one, other, small) = (searched("1", 30), searched("2", 30), searched("1", 4));
+    let learned = learn(&[&one, &other]);
+    assert_eq!(learned.code, 0, "{}", learned.stderr);
+    assert!(
+        learned.stdout.contains("60 candidates of 2 searches"),
+        "{}",
+        learned.stdout
+    );
+    // A config takes it as it is.
+    let file = place.path("search.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    let selection = "[selection]\nn_candidates = 2\nn_draws = 9\nn_epochs = 1\n";
+    fs::write(&file, format!("{config}\n{selection}\n{}", learned.stdout)).unwrap();
+    assert_eq!(
+        search_result(&place.run(&["--json"]).json())
+            .candidates
+            .len(),
+        2
+    );
+    learn(&[&one]).failed(3, &["30 candidates in all"]);
+    learn(&[&one, &small]).failed(3, &[text(&small), "4 candidates"]);
+}
+
 #[test]
 fn candidates_may_be_thinner_than_the_network_that_is_profiled() {
     let place = Place::new();
@@ -1048,6 +1142,11 @@ fn a_config_mistake_is_shown_with_its_place() {
             "selection={n_candidates=2, n_epochs=1, train_fraction=0.6}",
             "selection.train_fraction",
             "at most 1",
+        ),
+        (
+            "selection={n_candidates=2, n_epochs=1, n_draws=1}",
+            "selection.n_draws",
+            "at least n_candidates",
         ),
         (
             "selection={n_candidates=2, n_epochs=1, init_channels=0}",
