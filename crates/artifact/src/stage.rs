@@ -66,7 +66,7 @@ pub const PREDICTOR: StageSpec = StageSpec {
 pub const SEARCH: StageSpec = StageSpec {
     name: "search",
     package: "stage-search",
-    revision: 13,
+    revision: 14,
     inputs: &[Kind::LatencyModel],
     output: Kind::SearchResult,
     uses_device: true,

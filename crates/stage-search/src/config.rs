@@ -142,11 +142,16 @@ impl Config {
     /// What chooses between draws, where there are more than are trained.
     pub(crate) fn surrogate(&self) -> Option<&Surrogate> {
         let selection = self.selection.as_ref()?;
-        let is_asked = selection.n_draws? > selection.n_candidates;
-        is_asked.then(|| {
-            let own = selection.surrogate.as_ref();
-            own.unwrap_or(Surrogate::shipped())
-        })
+        (selection.n_draws? > selection.n_candidates).then(|| self.any_surrogate())
+    }
+
+    /// The one of the config, or else the one that ships.
+    pub fn any_surrogate(&self) -> &Surrogate {
+        let own = self
+            .selection
+            .as_ref()
+            .and_then(|own| own.surrogate.as_ref());
+        own.unwrap_or(Surrogate::shipped())
     }
 
     /// Share of each class that candidates are trained on and the weights of the supernet are not.

@@ -48,6 +48,14 @@ enum Command {
         #[arg(required = true, value_name = "DIR")]
         search_results: Vec<PathBuf>,
     },
+    /// Say how well the surrogate of a config, or else the one that ships, foretold what candidates of searches came to
+    Expect {
+        #[command(flatten)]
+        args: CheckArgs,
+        /// The folders of their results
+        #[arg(required = true, value_name = "DIR")]
+        search_results: Vec<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -66,6 +74,10 @@ fn main() -> ExitCode {
             dry_run,
         } => run(args, &latency_model, warm_start.as_deref(), ranks, dry_run),
         Command::Learn { search_results } => learn(&search_results),
+        Command::Expect {
+            args,
+            search_results,
+        } => expect(&args.load::<Config>()?, &search_results),
     })
 }
 
@@ -73,6 +85,19 @@ fn learn(search_results: &[PathBuf]) -> Result<(), Error> {
     let opened = search_results.iter().map(|dir| artifact::open(dir));
     let searches = opened.collect::<Result<Vec<_>, _>>()?;
     print!("{}", Learned::new(&searches)?.to_toml());
+    Ok(())
+}
+
+fn expect(config: &Config, search_results: &[PathBuf]) -> Result<(), Error> {
+    for dir in search_results {
+        let search = artifact::open(dir)?;
+        let agreement = config.any_surrogate().agreement(&search)?;
+        let n = search.value.candidates.len();
+        println!(
+            "{}: {n} candidates, rank correlation {agreement:.2}",
+            dir.display()
+        );
+    }
     Ok(())
 }
 

@@ -35,6 +35,18 @@ impl Surrogate {
         &SHIPPED
     }
 
+    /// The rank correlation between what is expected of the candidates of a search and their training losses.
+    ///
+    /// # Errors
+    /// If it has trained too few.
+    pub fn agreement(&self, search: &Opened<SearchResult>) -> Result<f64, Error> {
+        let (expected, losses): (Vec<_>, Vec<_>) = trained(search)?
+            .into_iter()
+            .map(|(genotype, loss)| (self.score(genotype), loss))
+            .unzip();
+        Ok(Figures::compute(&expected, &losses).spearman)
+    }
+
     /// What is expected of a genotype.
     pub(crate) fn score(&self, genotype: &Genotype) -> f64 {
         let terms = features(genotype).into_iter().map(|(name, value)| {
@@ -43,6 +55,26 @@ impl Surrogate {
         });
         terms.sum()
     }
+}
+
+/// The candidates of a search that were trained, and their training losses.
+///
+/// # Errors
+/// If there are fewer than [`MIN_CANDIDATES`].
+fn trained(search: &Opened<SearchResult>) -> Result<Vec<(&Genotype, f64)>, Error> {
+    let candidates = search.value.candidates.iter();
+    let own = candidates.filter_map(|own| Some((&own.genotype, own.train_loss?)));
+    let own: Vec<_> = own.collect();
+    if own.len() < MIN_CANDIDATES {
+        return Err(Error::NothingToLearn {
+            reason: format!(
+                "{} trained {} candidates, expected at least {MIN_CANDIDATES}",
+                search.dir.display(),
+                own.len()
+            ),
+        });
+    }
+    Ok(own)
 }
 
 impl TryFrom<BTreeMap<String, f64>> for Surrogate {
@@ -85,22 +117,10 @@ impl Learned {
     /// # Errors
     /// If a search has trained too few candidates, or if all together have trained no more than there are features.
     pub fn new(searches: &[Opened<SearchResult>]) -> Result<Self, Error> {
-        let mut trained = Vec::new();
-        for search in searches {
-            let candidates = search.value.candidates.iter();
-            let own = candidates.filter_map(|own| Some((&own.genotype, own.train_loss?)));
-            let own: Vec<_> = own.collect();
-            if own.len() < MIN_CANDIDATES {
-                return Err(Error::NothingToLearn {
-                    reason: format!(
-                        "{} trained {} candidates, expected at least {MIN_CANDIDATES}",
-                        search.dir.display(),
-                        own.len()
-                    ),
-                });
-            }
-            trained.push(own);
-        }
+        let trained = searches
+            .iter()
+            .map(trained)
+            .collect::<Result<Vec<_>, _>>()?;
         Self::from_losses(&trained)
     }
 

@@ -667,6 +667,23 @@ fn what_candidates_of_searches_told_is_learned() {
             .len(),
         2
     );
+    // What was learned from them foretells them better than what ships, which has not seen these images.
+    let expect = |config: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_search"));
+        let output = command
+            .args(["expect", "--config", config])
+            .arg(&one)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (says, correlation) = text.trim().rsplit_once(' ').unwrap();
+        assert!(says.contains("30 candidates, rank correlation"), "{says}");
+        correlation.parse::<f64>().unwrap()
+    };
+    let plain = place.path("plain.toml");
+    fs::write(&plain, &config).unwrap();
+    let (own, shipped) = (expect(text(&file)), expect(text(&plain)));
+    assert!(own > 0.3 && own > shipped, "{own} {shipped}");
     learn(&[&one]).failed(3, &["30 candidates in all"]);
     learn(&[&one, &small]).failed(3, &[text(&small), "4 candidates"]);
 }
