@@ -84,8 +84,7 @@ fn main() -> ExitCode {
 fn learn(search_results: &[PathBuf]) -> Result<(), Error> {
     let opened = search_results.iter().map(|dir| artifact::open(dir));
     let searches = opened.collect::<Result<Vec<_>, _>>()?;
-    print!("{}", Learned::new(&searches)?.to_toml());
-    Ok(())
+    Ok(stage::print_line(&Learned::new(&searches)?.to_toml())?)
 }
 
 fn expect(config: &Config, search_results: &[PathBuf]) -> Result<(), Error> {
@@ -93,10 +92,10 @@ fn expect(config: &Config, search_results: &[PathBuf]) -> Result<(), Error> {
         let search = artifact::open(dir)?;
         let agreement = config.any_surrogate().agreement(&search)?;
         let n = search.value.candidates.len();
-        println!(
+        stage::print_line(&format!(
             "{}: {n} candidates, rank correlation {agreement:.2}",
             dir.display()
-        );
+        ))?;
     }
     Ok(())
 }

@@ -165,12 +165,13 @@ impl Learned {
             correlation,
         } = self;
         let mut text = format!(
-            "# Learned from {n_candidates} candidates of {n_searches} searches; rank correlation with the loss of one that is left out: {correlation:.2}.\n\
+            "# Learned from {n_candidates} candidates (searches: {n_searches}); rank correlation with the loss of one that is left out: {correlation:.2}.\n\
              [selection.surrogate]\n"
         );
         for (name, weight) in &surrogate.0 {
             writeln!(text, "{name} = {weight:.5}").expect("writing to a string");
         }
+        text.truncate(text.trim_end().len());
         text
     }
 }

@@ -652,7 +652,7 @@ fn what_candidates_of_searches_told_is_learned() {
     let learned = learn(&[&one, &other]);
     assert_eq!(learned.code, 0, "{}", learned.stderr);
     assert!(
-        learned.stdout.contains("60 candidates of 2 searches"),
+        learned.stdout.contains("60 candidates (searches: 2)"),
         "{}",
         learned.stdout
     );
