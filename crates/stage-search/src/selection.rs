@@ -155,7 +155,8 @@ impl ShortTraining<'_> {
         let share = share.as_ref();
         let n_steps = data.candidates_train.len() / config.batch_size;
         let bar = progress.bar(label, (selection.n_epochs * n_steps) as u64);
-        let (mut losses, mut n_right) = (Vec::new(), 0.0);
+        // Loss and right answers of each step.
+        let mut steps: Vec<[f64; 2]> = Vec::new();
         for epoch in 0..selection.n_epochs {
             // By epochs: with a rate that falls with every step losses tell less of what longer trainings come to.
             let learning_rate =
@@ -165,17 +166,11 @@ impl ShortTraining<'_> {
             let batches = order
                 .chunks_exact(config.batch_size)
                 .map(|indices| data.batch(indices, &data.augmentation, &mut rng, share));
-            n_right = 0.0;
             let mut take = |rows: Vec<[f64; 2]>| {
                 for [loss, hits] in rows {
-                    let step = losses.len() - epoch * n_steps;
-                    losses.push(finite(
-                        loss,
-                        "the training loss of a candidate",
-                        epoch,
-                        step,
-                    )?);
-                    n_right += hits;
+                    let step = steps.len() - epoch * n_steps;
+                    let loss = finite(loss, "the training loss of a candidate", epoch, step)?;
+                    steps.push([loss, hits]);
                     bar.message(format!("loss {loss:.3}"));
                     bar.inc(1);
                 }
@@ -214,10 +209,12 @@ impl ShortTraining<'_> {
             selection.n_epochs,
             n_steps,
         )?;
-        let judged = &losses[losses.len() - losses.len().div_ceil(N_PARTS)..];
+        let judged = &steps[steps.len() - steps.len().div_ceil(N_PARTS)..];
+        let n_judged = judged.len() as f64;
         Ok(Performance {
-            train_loss: judged.iter().sum::<f64>() / judged.len() as f64,
-            train_accuracy: n_right / (n_steps * config.batch_size) as f64,
+            train_loss: judged.iter().map(|[loss, _]| loss).sum::<f64>() / n_judged,
+            train_accuracy: judged.iter().map(|[_, hits]| hits).sum::<f64>()
+                / (n_judged * config.batch_size as f64),
             valid_loss,
             valid_accuracy,
         })
