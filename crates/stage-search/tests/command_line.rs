@@ -744,11 +744,18 @@ fn candidates_may_see_more_images_than_the_supernet() {
     assert_eq!(quarter.candidates, same.candidates);
 }
 
-/// Kills a search when it says that it has trained the first candidate; the next run keeps that one.
+/// Kills a search when it says that it has trained the first candidate; the next run keeps that one, of candidates that it
+/// chooses from as many draws anew.
 #[test]
 fn a_search_that_is_killed_between_candidates_goes_on_with_the_next() {
     let place = Place::new();
-    let sets = [&["--json", "--set", "lambda=0.0"], &SELECTS[..]].concat();
+    let sets = [
+        "--json",
+        "--set",
+        "lambda=0.0",
+        "--set",
+        "selection={n_candidates=3, n_epochs=2, n_draws=20}",
+    ];
     let was_killed = place.is_killed_behind(&sets, |line| line.contains("candidate 2/3"));
     let resumed = place.run_in("killed", &sets);
     assert!(
