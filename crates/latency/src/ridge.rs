@@ -22,7 +22,7 @@ pub struct Ridge {
 
 impl Ridge {
     /// Penalties from almost none to almost nothing but the mean, for [`fit_cv`](Self::fit_cv) on codes of
-    /// zeros and ones.
+    /// zeros and ones, or of small counts.
     pub const L2_GRID: [f64; 15] = [
         0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
     ];

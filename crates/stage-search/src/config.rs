@@ -70,11 +70,13 @@ pub struct Config {
 pub struct SelectionConfig {
     /// Genotypes to choose from. 1 = none is trained.
     pub n_candidates: usize,
-    /// Genotypes that alpha draws; a surrogate expects something of each, and those of which it expects most are trained, beside
-    /// the one that alpha stands for. Without it all that are drawn are trained. The method `random` draws what it trains.
+    /// Genotypes that the candidates are taken from: the one that alpha stands for, which is a candidate in any case, and draws of
+    /// alpha, of which those are that a surrogate expects to train best. Without it all are trained. The method `random` trains
+    /// what it draws, whatever stands here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_draws: Option<usize>,
-    /// The weights of that surrogate, as `search learn` prints them; without it those of the one that ships.
+    /// The weights of that surrogate, as `search learn` prints them; without it those of the one that ships. Nobody looks at them
+    /// without `n_draws`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub surrogate: Option<Surrogate>,
     /// Channels of their networks, as `network.init_channels` counts; without it as many as that. Networks that are thinner
@@ -133,19 +135,20 @@ impl Config {
             .map_or(1, |selection| selection.n_candidates)
     }
 
-    /// Genotypes that alpha is asked for.
+    /// Genotypes that alpha is asked for, its own included; one where nothing is trained.
     pub(crate) fn n_draws(&self) -> usize {
+        let n_candidates = self.n_candidates();
         let asked = self.selection.as_ref().and_then(|own| own.n_draws);
-        asked.unwrap_or(self.n_candidates())
+        asked.filter(|_| n_candidates > 1).unwrap_or(n_candidates)
     }
 
-    /// What chooses between draws, where there are more than are trained.
+    /// What chooses between draws, where there may be more than are trained.
     pub(crate) fn surrogate(&self) -> Option<&Surrogate> {
-        let selection = self.selection.as_ref()?;
-        (selection.n_draws? > selection.n_candidates).then(|| self.any_surrogate())
+        let chooses = self.method != Method::Random && self.n_draws() > self.n_candidates();
+        chooses.then(|| self.any_surrogate())
     }
 
-    /// The one of the config, or else the one that ships.
+    /// The surrogate of the table `[selection]`, or else the one that ships.
     pub fn any_surrogate(&self) -> &Surrogate {
         let own = self
             .selection
@@ -262,9 +265,11 @@ impl Ranged for Config {
             ),
             (
                 "selection.n_draws",
-                self.selection
-                    .as_ref()
-                    .is_none_or(|own| own.n_draws.is_none_or(|n| n >= own.n_candidates)),
+                self.method == Method::Random
+                    || self
+                        .selection
+                        .as_ref()
+                        .is_none_or(|own| own.n_draws.is_none_or(|n| n >= own.n_candidates)),
                 "at least n_candidates",
             ),
             (

@@ -139,12 +139,24 @@ pub enum Error {
         /// What was asked for.
         probability: f64,
     },
-    /// The candidates of some searches are not enough to learn a surrogate from.
+    /// Too few candidates of a search say what they came to.
     #[error(
-        "nothing can be learned from these searches: {reason}; add some with more of selection.n_candidates"
+        "{} candidates of the search in {} have a training loss, expected at least {needed}: take a search with more of \
+         selection.n_candidates, of a version that chooses by that loss",
+        found, dir.display()
     )]
+    TooFewCandidates {
+        /// The folder of its result.
+        dir: PathBuf,
+        /// Those that have one.
+        found: usize,
+        /// How many there should be.
+        needed: usize,
+    },
+    /// No surrogate can be learned from some searches.
+    #[error("nothing can be learned from these searches: {reason}")]
     NothingToLearn {
-        /// What is missing.
+        /// Why.
         reason: String,
     },
     /// A checkpoint does not fit.
@@ -183,6 +195,7 @@ impl StageError for Error {
             | Self::NotSquare { .. }
             | Self::WarmStart { .. }
             | Self::NoPromise { .. }
+            | Self::TooFewCandidates { .. }
             | Self::NothingToLearn { .. }
             | Self::Checkpoint { .. }
             | Self::Images(_) => ExitCode::Input,

@@ -86,7 +86,7 @@ impl Inputs {
         })
     }
 
-    /// What decides the result: the config, the latency model, and the files of the training split.
+    /// What decides the result: the config, the latency model, the files of the training split, and the surrogate if one is asked.
     ///
     /// # Errors
     /// If the config is not right, or if there are no such images.
@@ -96,8 +96,12 @@ impl Inputs {
         let parts = KeyParts::new(&SEARCH, config)?
             .input("latency-model", self.latency_model.digest())
             .input("images", artifact::digest_files(&files)?);
-        Ok(match &self.warm_start {
+        let parts = match &self.warm_start {
             Some(neighbour) => parts.input("warm-start", neighbour.digest()),
+            None => parts,
+        };
+        Ok(match config.surrogate() {
+            Some(surrogate) => parts.input("surrogate", surrogate.digest()),
             None => parts,
         })
     }
@@ -166,15 +170,17 @@ pub fn run_together(
     }
     let shares_warm_up = search.is_alone() && inputs.warm_start.is_none();
     let trace = run_epochs(&mut search, config, &data, context, shares_warm_up)?;
-    let derivations = outcome::derivations(config, &search, target_millis, &context.progress)?;
-    let genotypes = derivations.iter().map(|own| own.genotype.clone());
+    let derived = outcome::derivations(config, &search, target_millis, &context.progress)?;
+    let genotypes = derived.candidates.iter().map(|own| own.genotype.clone());
     let genotypes: Vec<Genotype> = genotypes.collect();
+    let names: Vec<String> = genotypes.iter().map(Genotype::to_string).collect();
+    search.agree("the candidates", &names.join("\n"))?;
     let candidates = short_training.choose(&genotypes, &predictor, context)?;
     let best = candidates.first().map_or(0, |best| {
         let found = genotypes.iter().position(|own| *own == best.genotype);
         found.expect("it is one of them")
     });
-    let best = (best, &derivations[best]);
+    let best = (best, &derived);
     let found = outcome::found(config, &search, target_millis, best, trace, candidates)?;
     search.agree("the found genotype", &found.genotype.to_string())?;
     for event in found

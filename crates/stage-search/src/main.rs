@@ -90,8 +90,7 @@ fn learn(search_results: &[PathBuf]) -> Result<(), Error> {
 fn expect(config: &Config, search_results: &[PathBuf]) -> Result<(), Error> {
     for dir in search_results {
         let search = artifact::open(dir)?;
-        let agreement = config.any_surrogate().agreement(&search)?;
-        let n = search.value.candidates.len();
+        let (n, agreement) = config.any_surrogate().agreement(&search)?;
         stage::print_line(&format!(
             "{}: {n} candidates, rank correlation {agreement:.2}",
             dir.display()

@@ -71,15 +71,23 @@ fn limits(config: &Config, latency_weight: f64, target_millis: Option<f64>) -> L
     }
 }
 
+/// What alpha was asked for.
+pub(crate) struct Derived {
+    /// What alpha stands for, and behind it draws.
+    pub(crate) candidates: Vec<Derivation>,
+    /// Genotypes that they were taken from.
+    n_drawn: usize,
+}
+
 /// The genotype that alpha stands for, within the limits of target and guards; behind it others that alpha draws, no further
-/// from the limits than that one, as many as the selection asks for, if there are so many: of more draws those of which the
-/// surrogate expects most.
+/// from the limits than that one, as many as the selection asks for, if there are so many: of more draws those that the surrogate
+/// expects to train best.
 pub(crate) fn derivations(
     config: &Config,
     search: &Search<'_>,
     target_millis: Option<f64>,
     progress: &Progress,
-) -> Result<Vec<Derivation>, Error> {
+) -> Result<Derived, Error> {
     let [normal, reduction] = CellKind::ALL.map(|kind| search.architecture.ranks(kind));
     let (normal, reduction) = (normal?, reduction?);
     let ranks = [&normal[..], &reduction];
@@ -118,35 +126,47 @@ pub(crate) fn derivations(
             })
             .collect();
         bar.finish();
+        let n_before = found.len();
         for genotype in drawn.into_iter().flatten() {
             if graphs.insert(genotype.canonical()) {
                 found.push(Derivation::unchanged(genotype, n_given_way));
             }
         }
+        if found.len() == n_before {
+            break;
+        }
     }
+    let n_drawn = found.len();
     if let Some(surrogate) = config.surrogate() {
-        let score = |own: &Derivation| surrogate.score(&own.genotype);
-        found[1..].sort_by(|a, b| score(a).total_cmp(&score(b)));
-        found.truncate(config.n_candidates());
+        let draws = found.split_off(1).into_iter();
+        let mut scored: Vec<(f64, Derivation)> = draws
+            .map(|own| (surrogate.score(&own.genotype), own))
+            .collect();
+        scored.sort_by(|a, b| a.0.total_cmp(&b.0));
+        scored.truncate(config.n_candidates() - 1);
+        found.extend(scored.into_iter().map(|(_, own)| own));
     }
-    Ok(found)
+    Ok(Derived {
+        candidates: found,
+        n_drawn,
+    })
 }
 
-/// A search that comes to a derivation, of which `number` others stand in front; the trace's last row tells what that took.
+/// A search that comes to the candidate of that number; the trace's last row tells what that took.
 pub(crate) fn found(
     config: &Config,
     search: &Search<'_>,
     target_millis: Option<f64>,
-    (number, derivation): (usize, &Derivation),
+    (number, derived): (usize, &Derived),
     mut trace: Vec<TraceRow>,
     candidates: Vec<CandidateRecord>,
 ) -> Result<Found, Error> {
     let Derivation {
         genotype,
-        free: derived,
+        free,
         n_changed_genes,
         ..
-    } = derivation.clone();
+    } = derived.candidates[number].clone();
     let latency_weight = search.objective.weight();
     let genes = limits(config, latency_weight, target_millis).genes;
     let upper = |genotype: &Genotype| search.upper_millis(genotype).unwrap_or(f64::INFINITY);
@@ -157,15 +177,15 @@ pub(crate) fn found(
         .collect();
     if !candidates.is_empty() {
         let which = match number {
-            0 => "what alpha stands for".to_owned(),
-            number => format!("candidate {}, a draw of alpha,", number + 1),
-        };
-        let among = match config.surrogate() {
-            Some(_) => format!(", the most promising of {} draws,", config.n_draws()),
-            None => String::new(),
+            0 => "what alpha stands for",
+            _ => "a draw of alpha",
         };
         let n = candidates.len();
-        events.push(format!("of {n} candidates{among} {which} trains best"));
+        let of = match derived.n_drawn > derived.candidates.len() {
+            true => format!("of {n} candidates out of {} genotypes", derived.n_drawn),
+            false => format!("of {n} candidates"),
+        };
+        events.push(format!("{of} {which} trains best"));
     }
     if n_changed_genes > 0 {
         let bound = match target_millis {
@@ -173,7 +193,7 @@ pub(crate) fn found(
                 ": at most {:.4} {} instead of {:.4}, target {target:.4}",
                 upper(&genotype),
                 search.predictor.metric.unit(),
-                upper(&derived)
+                upper(&free)
             ),
             None => String::new(),
         };
@@ -203,7 +223,7 @@ pub(crate) fn found(
     }
     Ok(Found {
         genotype,
-        derived,
+        derived: free,
         n_changed_genes,
         latency_weight,
         alphas: resume::float_tensors(&search.architecture.parameters().state()?)?,

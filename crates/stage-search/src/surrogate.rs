@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use artifact::{Opened, SearchResult};
+use artifact::{Digest, Opened, SearchResult};
 use latency::{Figures, Ridge};
 use serde::{Deserialize, Serialize};
 use space::{CellGenotype, CellKind, Genotype, Primitive};
@@ -15,7 +15,7 @@ use space::{CellGenotype, CellKind, Genotype, Primitive};
 use crate::error::Error;
 
 /// A linear model: what it expects of a genotype is the sum of its [features](features), each times its weight. The less, the better:
-/// it is a training loss, as a ratio of the mean of all genotypes, up to a constant.
+/// it is a training loss, as a ratio of the mean loss of a search's candidates, up to a constant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, f64>")]
 pub struct Surrogate(BTreeMap<String, f64>);
@@ -35,16 +35,27 @@ impl Surrogate {
         &SHIPPED
     }
 
-    /// The rank correlation between what is expected of the candidates of a search and their training losses.
+    /// The candidates of a search that have a training loss, and the rank correlation of these with what is expected of them.
     ///
     /// # Errors
-    /// If it has trained too few.
-    pub fn agreement(&self, search: &Opened<SearchResult>) -> Result<f64, Error> {
+    /// If there are too few.
+    pub fn agreement(&self, search: &Opened<SearchResult>) -> Result<(usize, f64), Error> {
         let (expected, losses): (Vec<_>, Vec<_>) = trained(search)?
             .into_iter()
             .map(|(genotype, loss)| (self.score(genotype), loss))
             .unzip();
-        Ok(Figures::compute(&expected, &losses).spearman)
+        let spearman = Figures::compute(&expected, &losses).spearman;
+        Ok((losses.len(), spearman))
+    }
+
+    /// Of names and weights.
+    pub(crate) fn digest(&self) -> Digest {
+        let text: String = self
+            .0
+            .iter()
+            .map(|(name, weight)| format!("{name} = {weight:e}\n"))
+            .collect();
+        Digest::of(text.as_bytes())
     }
 
     /// What is expected of a genotype.
@@ -66,12 +77,10 @@ fn trained(search: &Opened<SearchResult>) -> Result<Vec<(&Genotype, f64)>, Error
     let own = candidates.filter_map(|own| Some((&own.genotype, own.train_loss?)));
     let own: Vec<_> = own.collect();
     if own.len() < MIN_CANDIDATES {
-        return Err(Error::NothingToLearn {
-            reason: format!(
-                "{} trained {} candidates, expected at least {MIN_CANDIDATES}",
-                search.dir.display(),
-                own.len()
-            ),
+        return Err(Error::TooFewCandidates {
+            dir: search.dir.clone(),
+            found: own.len(),
+            needed: MIN_CANDIDATES,
         });
     }
     Ok(own)
@@ -82,17 +91,13 @@ impl TryFrom<BTreeMap<String, f64>> for Surrogate {
 
     fn try_from(weights: BTreeMap<String, f64>) -> Result<Self, String> {
         let known = features(&Genotype::named("DARTS_V2").expect("a published genotype"));
-        for (name, weight) in &weights {
-            if !known.iter().any(|(own, _)| own == name) {
-                return Err(format!(
-                    "the surrogate knows no `{name}`: expected a table that `search learn` prints"
-                ));
-            }
-            if !weight.is_finite() {
-                return Err(format!("the weight of `{name}`: expected a finite number"));
-            }
+        let is_unknown = |name: &&String| !known.iter().any(|(own, _)| own == *name);
+        match weights.keys().find(is_unknown) {
+            Some(name) => Err(format!(
+                "the surrogate knows no `{name}`: expected a table that `search learn` prints"
+            )),
+            None => Ok(Self(weights)),
         }
-        Ok(Self(weights))
     }
 }
 
@@ -115,8 +120,21 @@ impl Learned {
     /// left-out candidates.
     ///
     /// # Errors
-    /// If a search has trained too few candidates, or if all together have trained no more than there are features.
+    /// If a search has trained too few candidates or is there twice, if all together have trained no more than there are features,
+    /// or if these depend on each other too much.
     pub fn new(searches: &[Opened<SearchResult>]) -> Result<Self, Error> {
+        for (index, search) in searches.iter().enumerate() {
+            let earlier = &searches[..index];
+            if let Some(same) = earlier.iter().find(|own| own.digest() == search.digest()) {
+                return Err(Error::NothingToLearn {
+                    reason: format!(
+                        "{} and {} are one search, give it once",
+                        same.dir.display(),
+                        search.dir.display()
+                    ),
+                });
+            }
+        }
         let trained = searches
             .iter()
             .map(trained)
@@ -141,7 +159,7 @@ impl Learned {
         let n_candidates = losses.len();
         if n_candidates <= names.len() {
             return Err(nothing(format!(
-                "{n_candidates} candidates in all, expected more than there are features, {}",
+                "{n_candidates} candidates in all, expected more than there are features, {}: add searches",
                 names.len()
             )));
         }
@@ -205,22 +223,23 @@ fn cell_features(cell: &CellGenotype) -> Vec<(String, f64)> {
         |genes: &&[space::Gene; 2]| !genes.iter().any(|gene| gene.primitive.has_parameters());
     let n_bare = cell.nodes.iter().filter(has_none).count();
     features.push(("nodes_without_convolution".to_owned(), n_bare as f64));
-    // Means over the nodes of what lies between each and the inputs, on the longest way and on the shortest.
+    // Means over the nodes of what lies between each and the inputs: operations on the way that has most, convolutions on the ways
+    // that have most and fewest.
     let steps = |_| 1;
     features.push(("depth".to_owned(), mean_way(cell, steps, usize::max)));
     features.push((
         "most_convolutions".to_owned(),
-        mean_way(cell, n_convolutions, usize::max),
+        mean_way(cell, convolutions_in_a_row, usize::max),
     ));
     features.push((
         "fewest_convolutions".to_owned(),
-        mean_way(cell, n_convolutions, usize::min),
+        mean_way(cell, convolutions_in_a_row, usize::min),
     ));
     features
 }
 
-/// Convolutions one behind the other in an operation.
-fn n_convolutions(primitive: Primitive) -> usize {
+/// Depthwise convolutions one behind the other in an operation.
+fn convolutions_in_a_row(primitive: Primitive) -> usize {
     match primitive {
         Primitive::SepConv3x3 | Primitive::SepConv5x5 => 2,
         Primitive::DilConv3x3 | Primitive::DilConv5x5 => 1,
@@ -262,8 +281,8 @@ mod tests {
 
     #[test]
     fn features_count_what_their_names_say() {
-        // Node 4 is the one without a convolution. Behind the inputs lie 1, 1, 2 and 2 operations on the longest ways; 2, 2, 2 and 4
-        // convolutions on these, none on the shortest but of node 3 (2, over the inputs) and 5 (1).
+        // Node 4 is the one without a convolution. Behind the inputs lie at most 1, 1, 2 and 2 operations; at most 2, 2, 2 and 4
+        // convolutions, and at least 0, 2, 0 and 1.
         let genotype: Genotype = "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1), ('sep_conv_5x5', 0), ('sep_conv_3x3', 1), \
              ('skip_connect', 1), ('max_pool_3x3', 2), ('dil_conv_3x3', 0), ('sep_conv_3x3', 3)], normal_concat=[2, 3, 4, 5], \
              reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('max_pool_3x3', 0), ('max_pool_3x3', 1), ('max_pool_3x3', 0), \

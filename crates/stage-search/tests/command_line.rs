@@ -95,6 +95,16 @@ struct Answer {
 }
 
 impl Answer {
+    fn of(command: &mut Command) -> Self {
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Self {
+            code: output.status.code().unwrap(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
     /// Asserts that the program failed with that code and said all of these.
     #[track_caller]
     fn failed(&self, code: i32, says: &[&str]) {
@@ -157,13 +167,7 @@ impl Place {
     }
 
     fn run_in(&self, store: &str, more: &[&str]) -> Answer {
-        let output = self.command(store, more).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Answer {
-            code: output.status.code().unwrap(),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
+        Answer::of(&mut self.command(store, more))
     }
 
     /// Runs it in the store `killed` until it has said such a line, and kills it (SIGKILL); false if it ended before that.
@@ -577,51 +581,67 @@ fn of_several_candidates_the_best_comes_out() {
     assert_eq!(again, found);
 }
 
-/// Two surrogates that want the opposite choose opposite candidates from the same draws; what alpha stands for stays one of them.
+/// Two surrogates that want the opposite choose opposite candidates from the same draws, within the target; what alpha stands for
+/// stays one of them.
 #[test]
 fn of_many_draws_the_surrogate_chooses_candidates() {
     let place = Place::new();
+    let target = [
+        "--json",
+        "--set",
+        "objective=target",
+        "--set",
+        "target.latency=8ms",
+    ];
+    let alone = search_result(&place.run(&target).json());
     let poolings = |weight: &str| {
         let selection = format!(
             "selection={{n_candidates=3, n_epochs=1, n_draws=40, surrogate={{normal_max_pool_3x3={weight}, normal_avg_pool_3x3={weight}}}}}"
         );
-        let found = search_result(&place.run(&["--json", "--set", &selection]).json());
-        assert_eq!(found.candidates.len(), 3);
-        let n_poolings = |genotype: &Genotype| {
-            let genes = genotype.normal.genes();
-            let is_pooling =
-                |primitive| [Primitive::MaxPool3x3, Primitive::AvgPool3x3].contains(&primitive);
-            genes.filter(|(_, gene)| is_pooling(gene.primitive)).count()
-        };
-        let mut counts: Vec<usize> = found
+        let found = search_result(
+            &place
+                .run(&[&target[..], &["--set", &selection]].concat())
+                .json(),
+        );
+        assert_the_best_came_out(&found);
+        let event = found.trace.last().unwrap().event.as_deref().unwrap();
+        assert!(
+            event.contains("of 3 candidates out of 40 genotypes"),
+            "{event}"
+        );
+        let (own, draws): (Vec<_>, Vec<_>) = found
             .candidates
             .iter()
-            .map(|own| n_poolings(&own.genotype))
-            .collect();
-        counts.sort_unstable();
-        counts
+            .map(|own| &own.genotype)
+            .partition(|genotype| **genotype == alone.genotype);
+        assert_eq!(own.len(), 1);
+        let is_pooling =
+            |primitive| [Primitive::MaxPool3x3, Primitive::AvgPool3x3].contains(&primitive);
+        draws
+            .iter()
+            .map(|genotype| {
+                let genes = genotype.normal.genes();
+                genes.filter(|(_, gene)| is_pooling(gene.primitive)).count()
+            })
+            .collect::<Vec<_>>()
     };
     let (few, many) = (poolings("0.1"), poolings("-0.1"));
-    assert_eq!(few[..2], [0, 0], "{few:?}");
-    assert!(many[1..].iter().all(|&n| n >= 4), "{many:?}");
-    for (surrogate, text) in [
-        ("normal_max_pol_3x3=0.1", "normal_max_pol_3x3"),
-        ("normal_depth=nan", "normal_depth"),
-    ] {
-        let selection = format!(
-            "selection={{n_candidates=3, n_epochs=1, n_draws=40, surrogate={{{surrogate}}}}}"
-        );
-        place.run(&["--set", &selection]).failed(2, &[text]);
-    }
+    assert!(few.iter().all(|&n| n <= 1), "{few:?}");
+    assert!(many.iter().all(|&n| n >= 4), "{many:?}");
+    let selection =
+        "selection={n_candidates=3, n_epochs=1, n_draws=40, surrogate={normal_max_pol_3x3=0.1}}";
+    place
+        .run(&["--set", selection])
+        .failed(2, &["normal_max_pol_3x3", "search learn"]);
 }
 
 #[test]
 fn what_candidates_of_searches_told_is_learned() {
     let place = Place::new();
-    let searched = |seed: &str, n: usize| {
+    let searched = |seed: &str, selection: &str| {
         let (seed, selection) = (
             format!("seed={seed}"),
-            format!("selection={{n_candidates={n}, n_epochs=1}}"),
+            format!("selection={{n_epochs=1, {selection}}}"),
         );
         let random = [
             "--json",
@@ -632,60 +652,56 @@ fn what_candidates_of_searches_told_is_learned() {
             "--set",
             "target.slack=0.9",
         ];
-        folder(
-            &place
-                .run(&[&random[..], &["--set", &seed, "--set", &selection]].concat())
-                .json(),
-        )
+        place
+            .run(&[&random[..], &["--set", &seed, "--set", &selection]].concat())
+            .json()
     };
-    let learn = |dirs: &[&Path]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_search"));
-        let output = command.arg("learn").args(dirs).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Answer {
-            code: output.status.code().unwrap(),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
-    };
-    let (one, other, small) = (searched("1", 30), searched("2", 30), searched("1", 4));
-    let learned = learn(&[&one, &other]);
-    assert_eq!(learned.code, 0, "{}", learned.stderr);
-    assert!(
-        learned.stdout.contains("60 candidates (searches: 2)"),
-        "{}",
-        learned.stdout
+    let (one, other, small) = (
+        searched("1", "n_candidates=30"),
+        searched("2", "n_candidates=30"),
+        searched("1", "n_candidates=4"),
     );
-    // A config takes it as it is.
+    // The method draws what it trains, whatever else is asked.
+    for n_draws in [2, 60] {
+        let same = searched("1", &format!("n_candidates=30, n_draws={n_draws}"));
+        assert_eq!(
+            search_result(&same).candidates,
+            search_result(&one).candidates
+        );
+    }
+    let [one, other, small] = [one, other, small].map(|answer| folder(&answer));
+    let asked = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_search"));
+        Answer::of(command.args(args))
+    };
+    let learned = asked(&["learn", text(&one), text(&other)]);
+    assert_eq!(learned.code, 0, "{}", learned.stderr);
+    let table = &learned.stdout;
+    assert!(table.contains("60 candidates (searches: 2)"), "{table}");
+    // A config takes it as it is. What expects the opposite foretells the opposite.
     let file = place.path("search.toml");
     let config = fs::read_to_string(&file).unwrap();
-    let selection = "[selection]\nn_candidates = 2\nn_draws = 9\nn_epochs = 1\n";
-    fs::write(&file, format!("{config}\n{selection}\n{}", learned.stdout)).unwrap();
-    assert_eq!(
-        search_result(&place.run(&["--json"]).json())
-            .candidates
-            .len(),
-        2
-    );
-    // What was learned from them foretells them better than what ships, which has not seen these images.
-    let expect = |config: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_search"));
-        let output = command
-            .args(["expect", "--config", config])
-            .arg(&one)
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let (says, correlation) = text.trim().rsplit_once(' ').unwrap();
+    let expects = |table: &str| {
+        let selection = "[selection]\nn_candidates = 2\nn_draws = 9\nn_epochs = 1\n";
+        fs::write(&file, format!("{config}\n{selection}\n{table}")).unwrap();
+        let answer = asked(&["expect", "--config", text(&file), text(&one)]);
+        assert_eq!(answer.code, 0, "{}", answer.stderr);
+        let (says, correlation) = answer.stdout.trim().rsplit_once(' ').unwrap();
         assert!(says.contains("30 candidates, rank correlation"), "{says}");
         correlation.parse::<f64>().unwrap()
     };
-    let plain = place.path("plain.toml");
-    fs::write(&plain, &config).unwrap();
-    let (own, shipped) = (expect(text(&file)), expect(text(&plain)));
-    assert!(own > 0.3 && own > shipped, "{own} {shipped}");
-    learn(&[&one]).failed(3, &["30 candidates in all"]);
-    learn(&[&one, &small]).failed(3, &[text(&small), "4 candidates"]);
+    let opposite = table
+        .replace(" = -", " = +")
+        .replace(" = 0", " = -0")
+        .replace(" = +", " = ");
+    assert_eq!(expects(&opposite), -expects(table));
+    let found = search_result(&place.run(&["--json"]).json());
+    assert_eq!(found.candidates.len(), 2);
+    asked(&["learn", text(&one)]).failed(3, &["30 candidates in all"]);
+    asked(&["learn", text(&one), text(&one)]).failed(3, &[text(&one), "one search"]);
+    for command in [&["learn"][..], &["expect", "--config", text(&file)]] {
+        asked(&[command, &[text(&small)]].concat()).failed(3, &[text(&small), "4 candidates"]);
+    }
 }
 
 #[test]
@@ -1275,7 +1291,13 @@ fn a_store_that_cannot_be_written_to_is_named() {
 fn two_ranks_search_as_one_does() {
     let place = Place::new();
     // Two steps of each kind: what two orders of sums differ by in f32 does not grow to anything yet.
-    let settings = [&["--json", "--set", "n_warmup_epochs=0"], &SELECTS[..]].concat();
+    let settings = [
+        "--json",
+        "--set",
+        "n_warmup_epochs=0",
+        "--set",
+        "selection={n_candidates=3, n_epochs=2, n_draws=12}",
+    ];
     let alone = place.run(&settings).json();
     let together = place
         .run(&[&settings[..], &["--ranks", "2"]].concat())
