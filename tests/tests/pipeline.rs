@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use artifact::{Front, LatencyDataset, LatencyModelArtifact, Store};
+use artifact::{Front, LatencyDataset, LatencyModelArtifact, SearchResult, Store};
 use pipeline_tests::{command, output, root, stdout, tiny};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -275,6 +275,18 @@ fn a_comparison_trains_first_and_times_later() {
     assert!(now["against_random"]["latency"]["mean"].is_f64());
     assert_eq!(folders(&store, "latency-dataset").len(), n_sets + 1);
     assert_eq!(folders(&store, "evaluation").len(), 4);
+
+    // What alpha stands for with lambda = 0 is chosen from nothing.
+    let n_without = || {
+        let searches = folders(&store, "search-result").into_iter();
+        let found = searches.map(|dir| artifact::open::<SearchResult>(&dir).unwrap().value);
+        let baselines = found.filter(|own| own.objective == "penalty");
+        baselines.filter(|own| own.candidates.is_empty()).count()
+    };
+    assert_eq!(n_without(), 0);
+    let alpha = compare(&["--baseline", "alpha", "--timing", "later"]);
+    assert_eq!(column(&alpha, "search"), searches);
+    assert_eq!(n_without(), 1);
 }
 
 #[test]

@@ -18,7 +18,9 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 
 use crate::pipeline::run_steps;
-use crate::preset::{BASELINE, LATENCY_AWARE, PipelineArgs, RANDOM, random_steps, steps, usage};
+use crate::preset::{
+    BASELINE, BASELINE_SEARCH, LATENCY_AWARE, PipelineArgs, RANDOM, random_steps, steps, usage,
+};
 use crate::stage;
 
 /// Resamples of a bootstrap.
@@ -42,9 +44,20 @@ pub(crate) struct CompareArgs {
     /// a quiet minute
     #[arg(long, value_name = "WHEN", default_value = "now")]
     timing: Timing,
+    /// Which network of the search with lambda = 0 is the baseline
+    #[arg(long, value_name = "WHICH", default_value = "best")]
+    baseline: Baseline,
     /// Print the result as one JSON object on stdout
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Baseline {
+    /// The best of as many candidates as the other searches train
+    Best,
+    /// What alpha stands for, where no candidate is trained: so the published searches end
+    Alpha,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -128,6 +141,12 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
         };
         let mut steps = steps(&args)?;
         steps.retain(|step| step.stage.name != "report");
+        if compare.baseline == Baseline::Alpha && args.chooses_between_candidates()? {
+            let searches = steps
+                .iter_mut()
+                .filter(|step| step.name() == BASELINE_SEARCH);
+            searches.for_each(|step| step.overrides.push("selection.n_candidates=1".to_owned()));
+        }
         run_steps(&bin_dir, &args, &steps, &mut artifacts)?;
         add(BASELINE, &artifacts)?;
         add(LATENCY_AWARE, &artifacts)?;

@@ -231,6 +231,7 @@ pub(crate) fn is_ratio(latency: &str) -> bool {
 #[derive(Deserialize)]
 struct SearchConfig {
     target: TargetConfig,
+    selection: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -244,11 +245,18 @@ impl PipelineArgs {
         if let Some(target) = &self.target {
             return Ok(target.clone());
         }
+        Ok(self.search_config()?.target.latency)
+    }
+
+    /// Whether searches train candidates and take the best.
+    pub(crate) fn chooses_between_candidates(&self) -> Result<bool> {
+        Ok(self.search_config()?.selection.is_some())
+    }
+
+    fn search_config(&self) -> Result<SearchConfig> {
         let file = self.preset_dir()?.join("search.toml");
         let overrides = self.overrides_of("search")?;
-        let config: SearchConfig =
-            artifact::config::load(&file, &overrides).map_err(|error| usage(error.to_string()))?;
-        Ok(config.target.latency)
+        artifact::config::load(&file, &overrides).map_err(|error| usage(error.to_string()))
     }
 
     /// An error if a front is given to a command that makes no report.
