@@ -82,7 +82,7 @@ fn main() -> ExitCode {
 }
 
 fn learn(search_results: &[PathBuf]) -> Result<(), Error> {
-    let opened = search_results.iter().map(|dir| artifact::open(dir));
+    let opened = search_results.iter().map(artifact::open);
     let searches = opened.collect::<Result<Vec<_>, _>>()?;
     Ok(stage::print_line(&Learned::new(&searches)?.to_toml())?)
 }
