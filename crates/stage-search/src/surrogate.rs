@@ -14,7 +14,7 @@ use space::{CellGenotype, CellKind, Genotype, Primitive};
 
 use crate::error::Error;
 
-/// A linear model: what it expects of a genotype is the sum of its [features](features), each times its weight. The less, the better:
+/// A linear model: what it expects of a genotype is the sum of what is counted of it (`features`), each times its weight. The less, the better:
 /// it is a training loss, as a ratio of the mean loss of a search's candidates, up to a constant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, f64>")]
