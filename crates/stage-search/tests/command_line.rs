@@ -526,6 +526,14 @@ fn a_random_genotype_keeps_to_the_target() {
     assert_ne!(search_result(&other.json()).genotype, found.genotype);
 }
 
+const WITHIN_8MS: [&str; 5] = [
+    "--json",
+    "--set",
+    "objective=target",
+    "--set",
+    "target.latency=8ms",
+];
+
 const SELECTS: [&str; 2] = ["--set", "selection={n_candidates=3, n_epochs=2}"];
 
 /// All candidates of a result keep to its target, and the one that came out is the best of them.
@@ -551,16 +559,9 @@ fn assert_the_best_came_out(found: &SearchResult) {
 #[test]
 fn of_several_candidates_the_best_comes_out() {
     let place = Place::new();
-    let target = [
-        "--json",
-        "--set",
-        "objective=target",
-        "--set",
-        "target.latency=8ms",
-    ];
-    let alone = search_result(&place.run(&target).json());
+    let alone = search_result(&place.run(&WITHIN_8MS).json());
     assert!(alone.candidates.is_empty());
-    let sets = [&target[..], &SELECTS].concat();
+    let sets = [&WITHIN_8MS[..], &SELECTS].concat();
     let answer = place.run(&sets);
     let found = search_result(&answer.json());
     assert_the_best_came_out(&found);
@@ -586,21 +587,14 @@ fn of_several_candidates_the_best_comes_out() {
 #[test]
 fn of_many_draws_the_surrogate_chooses_candidates() {
     let place = Place::new();
-    let target = [
-        "--json",
-        "--set",
-        "objective=target",
-        "--set",
-        "target.latency=8ms",
-    ];
-    let alone = search_result(&place.run(&target).json());
+    let alone = search_result(&place.run(&WITHIN_8MS).json());
     let poolings = |weight: &str| {
         let selection = format!(
             "selection={{n_candidates=3, n_epochs=1, n_draws=40, surrogate={{normal_max_pool_3x3={weight}, normal_avg_pool_3x3={weight}}}}}"
         );
         let found = search_result(
             &place
-                .run(&[&target[..], &["--set", &selection]].concat())
+                .run(&[&WITHIN_8MS[..], &["--set", &selection]].concat())
                 .json(),
         );
         assert_the_best_came_out(&found);
