@@ -45,8 +45,8 @@ use std::sync::Arc;
 use artifact::stage::Progress;
 use artifact::stage::SEARCH;
 use artifact::{
-    DeviceSpec, KeyParts, LatencyModelArtifact, MemoryPlan, Opened, Precision, RunContext,
-    SearchResult, TraceRow,
+    DeviceSpec, KeyParts, LatencyModelArtifact, MemoryPlan, NetworkRecord, Opened, Precision,
+    RunContext, SearchResult, TraceRow,
 };
 use candle_core::Device;
 use collective::Collective;
@@ -142,6 +142,11 @@ pub fn run_together(
         return Ok(record(Found::drawn(genotype.clone(), Vec::new())));
     }
     let set = load_images(config)?;
+    let profiled = inputs.latency_model.value.card.settings.as_ref();
+    let network = profiled.map(|profiled| &profiled.network);
+    if let Some(line) = network.and_then(|network| of_other_images(network, &set)) {
+        context.progress.line(&line);
+    }
     let data = Data::new(&set, config)?;
     let device = open_device(context.device)?;
     let ranks = ranks
@@ -444,6 +449,26 @@ fn load_images(config: &Config) -> Result<ImageSet, Error> {
         });
     }
     Ok(set)
+}
+
+/// What to say where latencies are of a network for other images than those of the search. That is no mistake: cells found on
+/// small images are put into networks for larger ones. But no network for these images can be held against the prediction.
+fn of_other_images(profiled: &NetworkRecord, set: &ImageSet) -> Option<String> {
+    let line = |side: usize, n_channels: usize, n_classes: usize| {
+        format!("{side}x{side} pixels, {n_channels} channels and {n_classes} classes")
+    };
+    let here = line(set.height(), set.n_channels(), set.n_classes());
+    let there = line(
+        profiled.image_size,
+        profiled.in_channels,
+        profiled.n_classes,
+    );
+    (here != there).then(|| {
+        format!(
+            "the latency model is of networks for images of {there}, the images here have {here}: target and latencies are those \
+             networks', and evaluate must train on such images"
+        )
+    })
 }
 
 fn trace_row(epoch: usize, result: &EpochResult, search: &Search<'_>) -> Result<TraceRow, Error> {

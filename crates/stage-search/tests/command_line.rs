@@ -212,6 +212,10 @@ fn folder(answer: &Value) -> PathBuf {
 
 /// Writes a data set in IDX: dark and bright images, by class.
 fn write_images(dir: &Path) {
+    write_images_of(dir, SIZE);
+}
+
+fn write_images_of(dir: &Path, size: usize) {
     const N: usize = 40;
     fs::create_dir_all(dir).unwrap();
     let header = |axes: &[usize]| {
@@ -221,15 +225,27 @@ fn write_images(dir: &Path) {
         bytes
     };
     let pixels = (0..N).flat_map(|index| {
-        (0..SIZE * SIZE).map(move |pixel| (120 * (index % 2) + (7 * index + 3 * pixel) % 90) as u8)
+        (0..size * size).map(move |pixel| (120 * (index % 2) + (7 * index + 3 * pixel) % 90) as u8)
     });
-    let images: Vec<u8> = header(&[N, SIZE, SIZE]).into_iter().chain(pixels).collect();
+    let images: Vec<u8> = header(&[N, size, size]).into_iter().chain(pixels).collect();
     let labels: Vec<u8> = header(&[N])
         .into_iter()
         .chain((0..N).map(|index| (index % 2) as u8))
         .collect();
     fs::write(dir.join("train-images-idx3-ubyte"), images).unwrap();
     fs::write(dir.join("train-labels-idx1-ubyte"), labels).unwrap();
+}
+
+/// What the latencies of the model are of: networks for the images of [`write_images`].
+fn profiled() -> Value {
+    serde_json::json!({
+        "network": {
+            "stem": "conv3x3", "n_layers": 3, "init_channels": 4, "in_channels": 1, "n_classes": 2, "image_size": SIZE,
+        },
+        "timing": { "batch_size": 1, "n_threads": 1, "n_warmup": 1, "n_repeats": 3 },
+        "device": "cpu",
+        "runtime": "native-cpu",
+    })
 }
 
 /// Publishes an additive model of a law in which separable convolutions are slow.
@@ -278,7 +294,7 @@ fn latency_model(store: &Path, metric: Metric) -> PathBuf {
     let value = LatencyModelArtifact {
         card: ModelCard {
             metric,
-            settings: None,
+            settings: Some(serde_json::from_value(profiled()).unwrap()),
             chosen: "ridge".to_owned(),
             reason: String::new(),
             reference_millis: 5.0,
@@ -1252,6 +1268,24 @@ fn missing_and_broken_images_are_named() {
         .run(&[])
         .failed(3, &[text(&broken), "does not decode"]);
     place.assert_nothing_stored();
+}
+
+#[test]
+fn a_model_of_networks_for_other_images_is_pointed_out() {
+    let place = Place::new();
+    let line = "the latency model is of networks for images of";
+    let own = place.run(&[]);
+    assert_eq!(own.code, 0, "{}", own.stderr);
+    assert!(!own.stderr.contains(line), "{}", own.stderr);
+    write_images_of(&place.path("data"), 2 * SIZE);
+    let other = place.run(&[]);
+    assert_eq!(other.code, 0, "{}", other.stderr);
+    assert!(other.stderr.contains(line), "{}", other.stderr);
+    assert!(
+        other
+            .stderr
+            .contains(&format!("here have {0}x{0} pixels", 2 * SIZE))
+    );
 }
 
 #[test]
