@@ -29,6 +29,7 @@ mod config;
 mod derivation;
 mod error;
 mod guard;
+mod hindsight;
 mod objective;
 mod outcome;
 mod predictor;
@@ -60,6 +61,7 @@ pub use crate::config::{
     WeightsConfig,
 };
 pub use crate::error::Error;
+pub use crate::hindsight::Hindsight;
 use crate::outcome::Found;
 use crate::predictor::Predictor;
 use crate::search::{Data, EpochResult, Search};

@@ -7,7 +7,7 @@ use artifact::stage::{self, CheckArgs, StageArgs};
 use artifact::{RunContext, SearchResult};
 use clap::{Parser, Subcommand};
 use collective::{RankArgs, Team};
-use stage_search::{Config, Error, Inputs, Learned};
+use stage_search::{Config, Error, Hindsight, Inputs, Learned};
 
 /// Buffers of one step are those of the next: without pages going back to the system in between, a
 /// step is a quarter faster.
@@ -52,9 +52,12 @@ enum Command {
     Expect {
         #[command(flatten)]
         args: CheckArgs,
+        /// The folders are of evaluations, all trained alike: hold it against their test accuracies, and say what latency was worth
+        #[arg(long)]
+        evaluations: bool,
         /// The folders of their results
         #[arg(required = true, value_name = "DIR")]
-        search_results: Vec<PathBuf>,
+        dirs: Vec<PathBuf>,
     },
 }
 
@@ -76,8 +79,10 @@ fn main() -> ExitCode {
         Command::Learn { search_results } => learn(&search_results),
         Command::Expect {
             args,
-            search_results,
-        } => expect(&args.load::<Config>()?, &search_results),
+            evaluations: false,
+            dirs,
+        } => expect(&args.load::<Config>()?, &dirs),
+        Command::Expect { args, dirs, .. } => look_back(&args.load::<Config>()?, &dirs),
     })
 }
 
@@ -97,6 +102,18 @@ fn expect(config: &Config, search_results: &[PathBuf]) -> Result<(), Error> {
         ))?;
     }
     Ok(())
+}
+
+fn look_back(config: &Config, evaluations: &[PathBuf]) -> Result<(), Error> {
+    let opened = evaluations.iter().map(artifact::open);
+    let evaluations = opened.collect::<Result<Vec<_>, _>>()?;
+    let found = Hindsight::new(config.any_surrogate(), &evaluations)?;
+    let [cost, error] = found.points_for(0.7);
+    Ok(stage::print_line(&format!(
+        "{} evaluations: rank correlation with test accuracy {:.2}, at equal latency {:.2}; where as much is expected, 0.7 of a \
+         latency costs {cost:.2} points (standard error {error:.2})",
+        found.n_evaluations, found.correlation, found.at_equal_latency,
+    ))?)
 }
 
 fn run(

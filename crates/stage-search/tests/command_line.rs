@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    Digest, FloatTensor, HeldOut, KeyParts, LatencyModelArtifact, Metric, ModelCard, SearchResult,
-    Store, Validation, stage,
+    Digest, Evaluation, FloatTensor, HeldOut, KeyParts, LatencyModelArtifact, MeasurementSettings,
+    Metric, ModelCard, SearchResult, SearchSummary, Store, TimingResult, Validation, stage,
 };
 use latency::{LatencyModel, Ridge};
 use rand_chacha::ChaCha8Rng;
@@ -309,15 +309,21 @@ fn latency_model(store: &Path, metric: Metric) -> PathBuf {
         },
     };
     let parts = KeyParts::new(&stage::PREDICTOR, &serde_json::json!({})).unwrap();
-    let origin = Origin {
+    Store::at(store)
+        .publish(parts, origin(), value)
+        .unwrap()
+        .dir
+}
+
+fn origin() -> Origin {
+    Origin {
         device: "cpu".to_owned(),
         n_threads: 1,
         machine: Value::Null,
         build: Build::current(),
         started_unix_secs: 0,
         elapsed_secs: 0.0,
-    };
-    Store::at(store).publish(parts, origin, value).unwrap().dir
+    }
 }
 
 #[test]
@@ -712,6 +718,104 @@ fn what_candidates_of_searches_told_is_learned() {
     for command in [&["learn"][..], &["expect", "--config", text(&file)]] {
         asked(&[command, &[text(&small)]].concat()).failed(3, &[text(&small), "4 candidates"]);
     }
+}
+
+/// Publishes evaluations of networks whose accuracy rises by 2 points where the latency is e times as long, and falls by 0.1 for every
+/// pooling of the normal cell.
+fn evaluations(store: &Path, n: usize, n_epochs: usize) -> Vec<PathBuf> {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let publish = |index| {
+        let genotype = SearchSpace::darts().sample(&mut rng);
+        let millis = 1.0 + index as f64 / n as f64;
+        let genes = genotype.normal.genes();
+        let n_poolings = genes
+            .filter(|(_, gene)| {
+                matches!(
+                    gene.primitive,
+                    Primitive::MaxPool3x3 | Primitive::AvgPool3x3
+                )
+            })
+            .count();
+        let settings: MeasurementSettings = serde_json::from_value(profiled()).unwrap();
+        let value = Evaluation {
+            genotype,
+            network: settings.network.clone(),
+            settings,
+            search: SearchSummary {
+                method: "random".to_owned(),
+                objective: "target".to_owned(),
+                lambda: 0.0,
+                seed: index,
+                metric: Metric::Latency,
+                predicted_latency_millis: millis,
+                interval_millis: None,
+                target: None,
+            },
+            seed: index,
+            test_accuracy: 0.7 + 0.02 * millis.ln() - 0.001 * n_poolings as f64,
+            test_loss: 1.0,
+            latency: TimingResult {
+                median_millis: millis,
+                p10_millis: millis,
+                p90_millis: millis,
+                n_repeats: 3,
+                anchor_ratio: 1.0,
+                disturbed: false,
+                peak_memory_bytes: None,
+                energy_joules: None,
+            },
+            n_params: 1,
+            n_macs: 1,
+            n_multi_adds: 1,
+            epochs: Vec::new(),
+            weights: Default::default(),
+        };
+        let config = serde_json::json!({
+            "seed": index, "n_epochs": n_epochs, "data": { "dir": format!("images of {index}"), "pad": 2 },
+        });
+        let parts = KeyParts::new(&stage::EVALUATE, &config).unwrap();
+        let parts = parts.input("images", Digest::of(b"images"));
+        Store::at(store)
+            .publish(parts, origin(), value)
+            .unwrap()
+            .dir
+    };
+    (0..n as u64).map(publish).collect()
+}
+
+#[test]
+fn what_is_expected_is_held_against_whole_trainings() {
+    let place = Place::new();
+    let file = place.path("search.toml");
+    let mut config = fs::read_to_string(&file).unwrap();
+    config += "[selection]\nn_candidates = 2\nn_draws = 9\nn_epochs = 1\n[selection.surrogate]\n\
+               normal_max_pool_3x3 = 0.1\nnormal_avg_pool_3x3 = 0.1\n";
+    fs::write(&file, config).unwrap();
+    let asked = |dirs: &[PathBuf]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_search"));
+        command.args(["expect", "--config", text(&file), "--evaluations"]);
+        Answer::of(command.args(dirs))
+    };
+    let all = evaluations(&place.path("store"), 40, 3);
+    let answer = asked(&all);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    let says = &answer.stdout;
+    let number = |before: &str| -> f64 {
+        let (_, rest) = says.split_once(before).expect(before);
+        let number = rest.split([',', ';', ' ']).next().expect("a number");
+        number.parse().expect(number)
+    };
+    assert!(says.starts_with("40 evaluations"), "{says}");
+    // Latency tells more of these than poolings do; what is left is all poolings.
+    assert!(number("test accuracy ") > -0.9, "{says}");
+    assert!(number("equal latency ") < -0.99, "{says}");
+    // Poolings that go with latency by chance are not its cost.
+    assert_eq!(number("costs "), 0.71, "{says}");
+
+    asked(&all[..7]).failed(3, &["7 evaluations", "at least 8"]);
+    let longer = evaluations(&place.path("other store"), 8, 4);
+    let mixed = [&all[..8], &longer[..1]].concat();
+    asked(&mixed).failed(3, &[text(&longer[0]), "n_epochs"]);
 }
 
 #[test]
