@@ -10,6 +10,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("space", &[]),
     ("artifact", &["space", "measure"]),
     ("collective", &[]),
+    ("command-line", &[]),
     ("kernels", &["collective"]),
     ("kernels-shim", &["collective", "kernels"]),
     ("images", &[]),
@@ -42,6 +43,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("stage-report", &["artifact", "space"]),
     ("xtask", &["artifact", "measure"]),
 ];
+
+/// What the tests of any crate may use, and nothing but tests.
+const OF_TESTS: &str = "command-line";
 
 /// The packages of the end-to-end tests and of the benches, which may use everything but xtask.
 const OUTSIDE: [&str; 2] = ["pipeline-tests", "network-bench"];
@@ -88,8 +92,9 @@ pub(crate) fn run() -> Result<()> {
         for dependency in &package.dependencies {
             let used = dependency.name.as_str();
             if ours.contains(used) {
+                let of_tests = dependency.kind == DependencyKind::Development && used == OF_TESTS;
                 let may = match allowed {
-                    Some((_, list)) => list.contains(&used),
+                    Some((_, list)) => list.contains(&used) || of_tests,
                     None => used != "xtask",
                 };
                 if !may {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use artifact::{Evaluation, LatencyDataset, Metric};
+use command_line::{Answer, stored, text};
 
 mod fixture;
 
@@ -14,46 +15,8 @@ struct Place {
     search_result: PathBuf,
 }
 
-/// What the program answered.
-struct Answer {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
 fn evaluate(args: &[&str]) -> Answer {
-    let output = Command::new(env!("CARGO_BIN_EXE_evaluate"))
-        .args(args)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Answer {
-        code: output.status.code().unwrap(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
-}
-
-impl Answer {
-    /// Asserts that the program failed with that code and said all of these.
-    #[track_caller]
-    fn failed(&self, code: i32, says: &[&str]) {
-        assert_eq!(self.code, code, "{}", self.stderr);
-        assert_eq!(self.stdout, "");
-        for text in says {
-            assert!(
-                self.stderr.contains(text),
-                "`{text}` is not in\n{}",
-                self.stderr
-            );
-        }
-    }
-
-    #[track_caller]
-    fn json(&self) -> serde_json::Value {
-        assert_eq!(self.code, 0, "{}", self.stderr);
-        serde_json::from_str(&self.stdout).unwrap()
-    }
+    Answer::of(Command::new(env!("CARGO_BIN_EXE_evaluate")).args(args))
 }
 
 impl Place {
@@ -91,27 +54,6 @@ impl Place {
         args.extend(more);
         evaluate(&args)
     }
-
-    /// The files in the store, but for the lock.
-    fn stored(&self) -> Vec<PathBuf> {
-        let mut files = Vec::new();
-        let mut folders = vec![self.path("store")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if !path.ends_with(".machine.lock") {
-                    files.push(path);
-                }
-            }
-        }
-        files
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]
@@ -146,7 +88,7 @@ fn the_key_says_what_it_is_made_of_and_writes_nothing() {
         inputs.keys().collect::<Vec<_>>(),
         ["images", "search-result"]
     );
-    assert_eq!(place.stored(), [] as [PathBuf; 0]);
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 
     let other = place
         .run(&["--key-only", "--set", "weights.momentum=0.8"])
@@ -374,7 +316,7 @@ fn missing_and_broken_images_are_named() {
     place
         .run(&[])
         .failed(3, &[text(&broken), "does not decode"]);
-    assert_eq!(place.stored(), [] as [PathBuf; 0]);
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]
@@ -388,7 +330,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
             "weights.clip_norm=0.0",
         ])
         .failed(5, &["NaN or infinite", "epoch", "step", "learning_rate"]);
-    assert_eq!(place.stored(), [] as [PathBuf; 0]);
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use artifact::{
     CellSample, Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Metric,
     Opened, Store, open, stage,
 };
+use command_line::{Answer, stored};
 use latency::{LatencyModel, Mlp, Ridge, State, StateTensor, Structured, Transferred};
 use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::KeyValue;
@@ -44,39 +45,10 @@ struct Place {
     dataset: PathBuf,
 }
 
-/// What the program answered.
-struct Answer {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Answer {
-    /// Asserts that the program failed with that code and said all of these.
-    #[track_caller]
-    fn failed(&self, code: i32, says: &[&str]) {
-        assert_eq!(self.code, code, "{}", self.stderr);
-        assert_eq!(self.stdout, "");
-        for text in says {
-            assert!(
-                self.stderr.contains(text),
-                "`{text}` is not in\n{}",
-                self.stderr
-            );
-        }
-    }
-
-    #[track_caller]
-    fn json(&self) -> serde_json::Value {
-        assert_eq!(self.code, 0, "{}", self.stderr);
-        serde_json::from_str(&self.stdout).unwrap()
-    }
-
-    #[track_caller]
-    fn model(&self) -> Opened<LatencyModelArtifact> {
-        assert_eq!(self.code, 0, "{}", self.stderr);
-        open(self.stdout.trim_end()).unwrap()
-    }
+/// What the program published.
+#[track_caller]
+fn model_of(answer: &Answer) -> Opened<LatencyModelArtifact> {
+    open(answer.done()).unwrap()
 }
 
 impl Place {
@@ -108,34 +80,11 @@ impl Place {
             .arg(flag)
             .arg(source)
             .args(more);
-        answer(&mut command)
+        Answer::of(&mut command)
     }
 
     fn run(&self, more: &[&str]) -> Answer {
         self.run_on("--latency-dataset", &self.dataset, "store", more)
-    }
-
-    /// Asserts that the store holds no file but the lock.
-    #[track_caller]
-    fn assert_nothing_stored(&self) {
-        let mut folders = vec![self.path("store")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten() {
-                let path = entry.unwrap().path();
-                assert!(path.is_dir() || path.ends_with(".machine.lock"), "{path:?}");
-                folders.push(path);
-            }
-        }
-    }
-}
-
-fn answer(command: &mut Command) -> Answer {
-    let output = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Answer {
-        code: output.status.code().unwrap(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
     }
 }
 
@@ -247,7 +196,7 @@ fn state(model: &LatencyModelArtifact, prefix: &str) -> State {
 fn all_models_are_fitted_and_judged_by_what_was_held_out() {
     let place = Place::with(dataset(300));
     let answer = place.run(&[]);
-    let Opened { value: model, .. } = answer.model();
+    let Opened { value: model, .. } = model_of(&answer);
     let card = &model.card;
     assert_eq!(card.chosen, "mlp");
     assert_eq!(
@@ -379,8 +328,8 @@ fn a_foreign_file_needs_the_documented_columns_alone() {
         .arg(place.path("store"))
         .arg("--data")
         .arg(&file);
-    let answer = answer(&mut command);
-    let model = answer.model().value;
+    let answer = Answer::of(&mut command);
+    let model = model_of(&answer).value;
     assert_eq!(model.card.settings, None);
     assert_eq!(
         model.card.n_train + model.card.n_test,
@@ -415,14 +364,14 @@ fn a_foreign_file_that_does_not_fit_is_named() {
     negative.samples[7].median_millis = -1.0;
     write_foreign(&file, &negative, Vec::new());
     run(&file).failed(3, &[name, "latency_median_millis", "row 7"]);
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]
 fn one_source_is_needed_and_no_more() {
     let place = Place::new();
     let config = place.path("predictor.toml");
-    answer(
+    Answer::of(
         Command::new(env!("CARGO_BIN_EXE_predictor"))
             .arg("run")
             .arg("--config")
@@ -468,7 +417,7 @@ fn a_missing_damaged_or_foreign_data_set_is_named() {
     place
         .run(&[])
         .failed(3, &[file.to_str().unwrap(), "search space 00ff", &ours]);
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]
@@ -483,10 +432,10 @@ fn too_few_architectures_are_refused_with_the_remedy() {
             "n_architectures",
         ],
     );
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
     // One more, and there is a model.
     let place = Place::with(dataset(21));
-    assert_eq!(place.run(&[]).model().value.card.n_train, 15);
+    assert_eq!(model_of(&place.run(&[])).value.card.n_train, 15);
 }
 
 #[test]
@@ -524,7 +473,7 @@ fn a_config_mistake_is_shown_with_its_place() {
     ] {
         place.run(&["--set", set]).failed(2, &[says]);
     }
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]
@@ -533,7 +482,7 @@ fn a_fit_that_runs_away_ends_the_run() {
     place
         .run(&["--set", "mlp.learning_rate=1e30"])
         .failed(5, &["not finite", "learning rate"]);
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]
@@ -557,10 +506,10 @@ fn another_metric_is_modelled_by_its_name() {
         sample.peak_memory_bytes = Some((mebibytes * f64::from(1 << 20)).round());
     }
     let place = Place::with(measured);
-    let latency = place.run(&[]).model().value;
+    let latency = model_of(&place.run(&[])).value;
     let answer = place.run(&["--set", "metric=\"peak-memory\""]);
     assert!(answer.stderr.contains("MAE MiB"), "{}", answer.stderr);
-    let memory = answer.model().value;
+    let memory = model_of(&answer).value;
     assert_eq!(latency.card.metric, Metric::Latency);
     assert_eq!(memory.card.metric, Metric::PeakMemory);
     let expected = 2.0 * latency.card.reference_millis + 1.0;
@@ -578,9 +527,9 @@ fn a_few_timings_and_the_model_of_another_device_make_a_model() {
     let source = place.run(&[]).stdout.trim_end().to_owned();
     let mut command = Command::new(env!("CARGO_BIN_EXE_predictor"));
     command.args(["choose", "--source-model", &source, "--n", "8"]);
-    let chosen = answer(&mut command);
+    let chosen = Answer::of(&mut command);
     assert_eq!(chosen.code, 0, "{}", chosen.stderr);
-    let again = answer(&mut command);
+    let again = Answer::of(&mut command);
     assert_eq!(again.stdout, chosen.stdout);
 
     // The new device is three times as slow.
@@ -591,7 +540,7 @@ fn a_few_timings_and_the_model_of_another_device_make_a_model() {
         .collect();
     assert_eq!(chosen.len(), 8);
     timed.samples.truncate(8);
-    let known = source_model(&place.run(&[]).model().value);
+    let known = source_model(&model_of(&place.run(&[])).value);
     let space = SearchSpace::darts();
     for (sample, genotype) in timed.samples.iter_mut().zip(&chosen) {
         sample.genotype = genotype.clone();
@@ -604,7 +553,7 @@ fn a_few_timings_and_the_model_of_another_device_make_a_model() {
     let asked = ["--source-model", &source];
     let answer = run(&asked);
     assert!(answer.stderr.contains("transfer"), "{}", answer.stderr);
-    let model = answer.model().value;
+    let model = model_of(&answer).value;
     assert_eq!(model.card.chosen, "transfer");
     assert_eq!((model.card.n_train, model.card.n_test), (8, 8));
     assert!(model.validation.models["transfer"].mape < 0.02);
@@ -666,8 +615,8 @@ fn timed_cells_are_fitted_with_their_networks() {
     let alone = Place::with(data.clone());
     data.cells = cells(&data);
     let place = Place::with(data);
-    let model = place.run(&[]).model().value;
-    let without = alone.run(&[]).model().value;
+    let model = model_of(&place.run(&[])).value;
+    let without = model_of(&alone.run(&[])).value;
     let shape = |model: &LatencyModelArtifact, name: &str| {
         let tensor = model.tensors.get(&format!("structured/{name}"))?;
         Some(tensor.shape.clone())

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use artifact::stage::Progress;
 use artifact::{KeyParts, LatencyDataset, Opened, Store, open};
+use command_line::Answer;
 use space::Genotype;
 use stage_profile::{Config, Error, Profiling};
 
@@ -39,39 +40,10 @@ struct Place {
     dir: tempfile::TempDir,
 }
 
-/// What the program answered.
-struct Answer {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Answer {
-    /// Asserts that the program failed with that code and said all of these.
-    #[track_caller]
-    fn failed(&self, code: i32, says: &[&str]) {
-        assert_eq!(self.code, code, "{}", self.stderr);
-        assert_eq!(self.stdout, "");
-        for text in says {
-            assert!(
-                self.stderr.contains(text),
-                "`{text}` is not in\n{}",
-                self.stderr
-            );
-        }
-    }
-
-    #[track_caller]
-    fn json(&self) -> serde_json::Value {
-        assert_eq!(self.code, 0, "{}", self.stderr);
-        serde_json::from_str(&self.stdout).unwrap()
-    }
-
-    #[track_caller]
-    fn dataset(&self) -> Opened<LatencyDataset> {
-        assert_eq!(self.code, 0, "{}", self.stderr);
-        open(self.stdout.trim_end()).unwrap()
-    }
+/// What the program published.
+#[track_caller]
+fn dataset_of(answer: &Answer) -> Opened<LatencyDataset> {
+    open(answer.done()).unwrap()
 }
 
 impl Place {
@@ -97,7 +69,7 @@ impl Place {
     }
 
     fn run(&self, more: &[&str]) -> Answer {
-        answer(&mut self.command(more))
+        Answer::of(&mut self.command(more))
     }
 
     /// Where the program keeps what it has timed while the data set is not complete.
@@ -109,16 +81,6 @@ impl Place {
 
     fn journal(&self, more: &[&str]) -> PathBuf {
         self.work_dir(more).join("visits.jsonl")
-    }
-}
-
-fn answer(command: &mut Command) -> Answer {
-    let output = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Answer {
-        code: output.status.code().unwrap(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
     }
 }
 
@@ -162,7 +124,7 @@ fn assert_complete(dataset: &LatencyDataset, n_architectures: usize, n_repeated:
 fn a_data_set_is_made_once() {
     let place = Place::new();
     let first = place.run(&[]);
-    let dataset = first.dataset();
+    let dataset = dataset_of(&first);
     assert_complete(&dataset.value, 24, 4);
     let settings = dataset.value.settings.unwrap();
     assert_eq!(settings.network, config().network);
@@ -203,7 +165,7 @@ fn the_key_holds_config_and_machine_and_writes_nothing() {
 #[test]
 fn cells_are_left_out_where_nobody_asks_for_them() {
     let place = Place::new();
-    let dataset = place.run(&["--set", "cells=false"]).dataset().value;
+    let dataset = dataset_of(&place.run(&["--set", "cells=false"])).value;
     assert_eq!(dataset.samples.len(), 24);
     assert!(dataset.cells.is_empty());
 }
@@ -230,7 +192,7 @@ fn an_interrupted_profile_goes_on_where_it_was() {
         "{}",
         resumed.stderr
     );
-    let dataset = resumed.dataset().value;
+    let dataset = dataset_of(&resumed).value;
     assert_complete(&dataset, 24, 4);
     // What had been timed was not timed again, and all of it is corrected to one reference.
     let mut references = Vec::new();
@@ -391,7 +353,7 @@ fn rounds_end_at_the_figure() {
     let (_, said) = answer.stderr.split_once(said).unwrap();
     let (percent, _) = said.split_once(" %").unwrap();
     let reached = percent.parse::<f64>().unwrap() <= 95.0;
-    let n_samples = answer.dataset().value.samples.len();
+    let n_samples = dataset_of(&answer).value.samples.len();
     assert_eq!(n_samples, if reached { 40 } else { 60 }, "{percent} %");
     place
         .run(&["--until-mape", "3"])
@@ -402,7 +364,7 @@ fn rounds_end_at_the_figure() {
 fn peak_memory_is_measured_and_the_same_every_time() {
     let asked = ["--set", "metrics=[\"peak-memory\"]", "--set", "cells=false"];
     let bytes = || -> Vec<f64> {
-        let samples = Place::new().run(&asked).dataset().value.samples;
+        let samples = dataset_of(&Place::new().run(&asked)).value.samples;
         let bytes = samples.iter().map(|s| s.peak_memory_bytes.unwrap());
         bytes.collect()
     };
@@ -414,7 +376,7 @@ fn peak_memory_is_measured_and_the_same_every_time() {
     assert!(first.iter().any(|bytes| *bytes != first[0]));
 
     let place = Place::new();
-    let samples = place.run(&[]).dataset().value.samples;
+    let samples = dataset_of(&place.run(&[])).value.samples;
     assert!(samples.iter().all(|s| s.peak_memory_bytes.is_none()));
     place
         .run(&["--set", "metrics=[\"latency\"]"])
@@ -441,7 +403,7 @@ fn energy_is_measured_or_refused_but_not_guessed() {
     ];
     let answer = place.run(&asked);
     if measure::EnergyMeter::open(Path::new(measure::energy::POWERCAP)).is_ok() {
-        let samples = answer.dataset().value.samples;
+        let samples = dataset_of(&answer).value.samples;
         assert!(samples.iter().all(|s| s.energy_joules.is_some()));
     } else {
         answer.failed(
@@ -463,7 +425,7 @@ fn architectures_may_be_given() {
     let asked = ["--architectures", file.to_str().unwrap()];
     let key = place.run(&[&asked[..], &["--key-only"]].concat()).json();
     assert!(key["parts"]["inputs"]["architectures"].is_string(), "{key}");
-    let samples = place.run(&asked).dataset().value.samples;
+    let samples = dataset_of(&place.run(&asked)).value.samples;
     let timed: Vec<&Genotype> = samples.iter().map(|s| &s.genotype).collect();
     assert_eq!(timed, given.iter().collect::<Vec<_>>());
     assert!(samples.iter().all(|s| s.repeat_median_millis.is_some()));
@@ -549,7 +511,7 @@ fn a_config_mistake_is_shown_with_its_place() {
         .run(&["--no-such-flag"])
         .failed(2, &["--no-such-flag"]);
     let missing = Path::new("no such file.toml");
-    answer(
+    Answer::of(
         Command::new(env!("CARGO_BIN_EXE_profile"))
             .args(["run", "--config"])
             .arg(missing),
@@ -581,7 +543,7 @@ fn a_store_that_cannot_be_written_to_is_named() {
 #[test]
 fn a_damaged_data_set_is_not_taken_for_a_cached_one() {
     let place = Place::new();
-    let dir = place.run(&["--set", "cells=false"]).dataset().dir;
+    let dir = dataset_of(&place.run(&["--set", "cells=false"])).dir;
     let file = dir.join("samples.parquet");
     let mut bytes = fs::read(&file).unwrap();
     let middle = bytes.len() / 2;

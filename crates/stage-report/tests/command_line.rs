@@ -6,6 +6,7 @@ use std::process::Command;
 
 use artifact::stage::{EVALUATE, PREDICTOR, PROFILE};
 use artifact::{Evaluation, LatencyModelArtifact};
+use command_line::{Answer, text};
 use space::Genotype;
 
 mod fixture;
@@ -17,13 +18,6 @@ struct Place {
     latency_model: PathBuf,
     searches: [PathBuf; 2],
     evaluations: [PathBuf; 2],
-}
-
-/// What the program answered.
-struct Answer {
-    code: i32,
-    stdout: String,
-    stderr: String,
 }
 
 impl Place {
@@ -94,36 +88,7 @@ impl Place {
 }
 
 fn report(args: &[&str]) -> Answer {
-    let output = Command::new(env!("CARGO_BIN_EXE_report"))
-        .args(args)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Answer {
-        code: output.status.code().unwrap(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
-}
-
-impl Answer {
-    /// Asserts that the program failed with that code and said all of these.
-    #[track_caller]
-    fn failed(&self, code: i32, says: &[&str]) {
-        assert_eq!(self.code, code, "{}", self.stderr);
-        assert_eq!(self.stdout, "");
-        for text in says {
-            assert!(
-                self.stderr.contains(text),
-                "`{text}` is not in\n{}",
-                self.stderr
-            );
-        }
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
+    Answer::of(Command::new(env!("CARGO_BIN_EXE_report")).args(args))
 }
 
 #[test]

@@ -10,6 +10,7 @@ use artifact::{
     Digest, Evaluation, FloatTensor, HeldOut, KeyParts, LatencyModelArtifact, MeasurementSettings,
     Metric, ModelCard, SearchResult, SearchSummary, Store, TimingResult, Validation, stage,
 };
+use command_line::{Answer, stored, text};
 use latency::{LatencyModel, Ridge};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -87,45 +88,6 @@ struct Place {
     latency_model: PathBuf,
 }
 
-/// What the program answered.
-struct Answer {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Answer {
-    fn of(command: &mut Command) -> Self {
-        let output = command.output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Self {
-            code: output.status.code().unwrap(),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
-    }
-
-    /// Asserts that the program failed with that code and said all of these.
-    #[track_caller]
-    fn failed(&self, code: i32, says: &[&str]) {
-        assert_eq!(self.code, code, "{}", self.stderr);
-        assert_eq!(self.stdout, "");
-        for text in says {
-            assert!(
-                self.stderr.contains(text),
-                "`{text}` is not in\n{}",
-                self.stderr
-            );
-        }
-    }
-
-    #[track_caller]
-    fn json(&self) -> Value {
-        assert_eq!(self.code, 0, "{}", self.stderr);
-        serde_json::from_str(&self.stdout).unwrap()
-    }
-}
-
 impl Place {
     fn new() -> Self {
         Self::with(Metric::Latency)
@@ -184,26 +146,6 @@ impl Place {
         let _ = child.kill();
         !child.wait().unwrap().success()
     }
-
-    /// Asserts that the store holds no file but the lock.
-    #[track_caller]
-    fn assert_nothing_stored(&self) {
-        let mut folders = vec![self.path("store")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else {
-                    assert!(path.ends_with(".machine.lock"), "{}", path.display());
-                }
-            }
-        }
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 fn folder(answer: &Value) -> PathBuf {
@@ -520,7 +462,7 @@ fn what_is_too_fast_for_the_space_is_refused_before_the_search() {
         "target.latency=5ms",
     ];
     place.run(&sure).failed(3, &["held-out", "0.999"]);
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]
@@ -1315,7 +1257,7 @@ fn a_config_mistake_is_shown_with_its_place() {
     ] {
         place.run(&["--set", set]).failed(2, &[key, expected]);
     }
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]
@@ -1345,7 +1287,7 @@ fn a_missing_damaged_or_foreign_latency_model_is_named() {
     place
         .run(&[])
         .failed(3, &[text(&manifest_file), "search space 00ff", &ours]);
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 
     let place = Place {
         latency_model: place.path("nothing"),
@@ -1371,7 +1313,7 @@ fn missing_and_broken_images_are_named() {
     place
         .run(&[])
         .failed(3, &[text(&broken), "does not decode"]);
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]
@@ -1399,7 +1341,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
     place
         .run(&["--set", diverging[0], "--set", diverging[1]])
         .failed(5, &["not finite", "epoch", "step", "learning rate"]);
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]
@@ -1407,7 +1349,7 @@ fn a_device_that_is_not_there_is_refused() {
     let place = Place::new();
     place.run(&["--device", "cuda"]).failed(4, &["cuda"]);
     assert_eq!(place.run(&["--device", "tpu"]).code, 2);
-    place.assert_nothing_stored();
+    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
 }
 
 #[test]
