@@ -30,6 +30,7 @@
 // In the crate `kernels-shim` the launches take the place of the CPU's paths.
 #![cfg_attr(shim, allow(dead_code, unused_imports, unused_macros))]
 
+mod convolution;
 mod device;
 mod element;
 mod error;

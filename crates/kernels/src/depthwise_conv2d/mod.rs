@@ -3,11 +3,14 @@
 //! `y[n c r s] = sum_uv w[c 0 u v] * x[n c (r * stride + u * dilation - padding) (s * stride + v * dilation - padding)]`,
 //! where pixels outside `x` count as 0.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Tensor, WithDType};
+use candle_core::{Result, Tensor};
 
-use crate::element::{elements, with_element};
+#[cfg(not(shim))]
+use crate::Element;
+use crate::convolution::Convolution;
 use crate::error::{check, dims4};
-use crate::gpu::on_gpu;
+#[cfg(any(feature = "cuda", shim))]
+use crate::gpu::{Gpu, In};
 use crate::{Conv2dGeometry, Window};
 
 mod cpu;
@@ -29,8 +32,7 @@ pub fn depthwise_conv2d(x: &Tensor, w: &Tensor, geometry: Conv2dGeometry) -> Res
     let [_, _, u, v] = dims4(OP, "w", "c 1 u v", w)?;
     check(OP, "w", w, &[c, 1, u, v], x)?;
     let window = Window::new(OP, [height, width], [u, v], geometry)?;
-    x.contiguous()?
-        .apply_op2(&w.contiguous()?, DepthwiseConv2d(Shape { n, c, window }))
+    Shape { n, c, window }.apply(x, w)
 }
 
 /// Sizes of a depthwise convolution.
@@ -44,110 +46,46 @@ pub struct Shape {
     pub window: Window,
 }
 
-impl Shape {
-    fn x(&self) -> candle_core::Shape {
-        let [h, w] = self.window.input;
-        (self.n, self.c, h, w).into()
-    }
+impl Convolution for Shape {
+    const NAMES: [&'static str; 3] = [OP, "depthwise_conv2d_grad_x", "depthwise_conv2d_grad_w"];
 
-    fn y(&self) -> candle_core::Shape {
-        let [h, w] = self.window.output();
-        (self.n, self.c, h, w).into()
-    }
-
-    fn w(&self) -> candle_core::Shape {
+    fn shapes(&self) -> [candle_core::Shape; 3] {
+        let ([h, w], [out_h, out_w]) = (self.window.input, self.window.output());
         let [u, v] = self.window.kernel;
-        (self.c, 1, u, v).into()
-    }
-}
-
-struct DepthwiseConv2d(Shape);
-
-impl CustomOp2 for DepthwiseConv2d {
-    fn name(&self) -> &'static str {
-        OP
+        [
+            (self.n, self.c, out_h, out_w).into(),
+            (self.n, self.c, h, w).into(),
+            (self.c, 1, u, v).into(),
+        ]
     }
 
     #[cfg(not(shim))]
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        w: &CpuStorage,
-        w_layout: &Layout,
-    ) -> Result<(CpuStorage, candle_core::Shape)> {
-        with_element!(self.name(), x, T => {
-            let y = cpu::forward::<T>(elements(x, x_layout)?, elements(w, w_layout)?, &self.0);
-            Ok((T::to_cpu_storage_owned(y), self.0.y()))
-        })
-    }
-
-    on_gpu!(self, x, w => Ok((cuda::forward(&x, &w, &self.0)?, self.0.y())));
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let grad_x = x
-            .track_op()
-            .then(|| grad.apply_op2_no_bwd(w, &GradX(self.0)))
-            .transpose()?;
-        let grad_w = w
-            .track_op()
-            .then(|| grad.apply_op2_no_bwd(x, &GradW(self.0)))
-            .transpose()?;
-        Ok((grad_x, grad_w))
-    }
-}
-
-struct GradX(Shape);
-
-impl CustomOp2 for GradX {
-    fn name(&self) -> &'static str {
-        "depthwise_conv2d_grad_x"
+    fn forward<T: Element>(&self, x: &[T], w: &[T]) -> Vec<T> {
+        cpu::forward(x, w, self)
     }
 
     #[cfg(not(shim))]
-    fn cpu_fwd(
-        &self,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-        w: &CpuStorage,
-        w_layout: &Layout,
-    ) -> Result<(CpuStorage, candle_core::Shape)> {
-        with_element!(self.name(), grad, T => {
-            let grad_x = cpu::grad_x::<T>(elements(grad, grad_layout)?, elements(w, w_layout)?, &self.0);
-            Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
-        })
-    }
-
-    on_gpu!(self, grad, w => Ok((cuda::grad_x(&grad, &w, &self.0)?, self.0.x())));
-}
-
-struct GradW(Shape);
-
-impl CustomOp2 for GradW {
-    fn name(&self) -> &'static str {
-        "depthwise_conv2d_grad_w"
+    fn grad_x<T: Element>(&self, grad: &[T], w: &[T]) -> Vec<T> {
+        cpu::grad_x(grad, w, self)
     }
 
     #[cfg(not(shim))]
-    fn cpu_fwd(
-        &self,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-        x: &CpuStorage,
-        x_layout: &Layout,
-    ) -> Result<(CpuStorage, candle_core::Shape)> {
-        with_element!(self.name(), grad, T => {
-            let grad_w = cpu::grad_w::<T>(elements(grad, grad_layout)?, elements(x, x_layout)?, &self.0);
-            Ok((T::to_cpu_storage_owned(grad_w), self.0.w()))
-        })
+    fn grad_w<T: Element>(&self, grad: &[T], x: &[T]) -> Vec<T> {
+        cpu::grad_w(grad, x, self)
     }
 
-    on_gpu!(self, grad, x => Ok((cuda::grad_w(&grad, &x, &self.0)?, self.0.w())));
+    #[cfg(any(feature = "cuda", shim))]
+    fn launch_forward<S: Gpu>(&self, x: &In<'_, S>, w: &In<'_, S>) -> Result<S> {
+        cuda::forward(x, w, self)
+    }
+
+    #[cfg(any(feature = "cuda", shim))]
+    fn launch_grad_x<S: Gpu>(&self, grad: &In<'_, S>, w: &In<'_, S>) -> Result<S> {
+        cuda::grad_x(grad, w, self)
+    }
+
+    #[cfg(any(feature = "cuda", shim))]
+    fn launch_grad_w<S: Gpu>(&self, grad: &In<'_, S>, x: &In<'_, S>) -> Result<S> {
+        cuda::grad_w(grad, x, self)
+    }
 }

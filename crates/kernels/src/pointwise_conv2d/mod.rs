@@ -5,12 +5,15 @@
 //! In bf16 both factors of each product (of the gradients' too) are rounded to bf16, to the nearest and to even in
 //! the middle; sums and results stay `f32`, and so do weights.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Tensor, WithDType};
+use candle_core::{DType, Result, Tensor};
 
+#[cfg(not(shim))]
+use crate::Element;
 use crate::Precision;
-use crate::element::{elements, with_element};
+use crate::convolution::Convolution;
 use crate::error::{check, dims4};
-use crate::gpu::on_gpu;
+#[cfg(any(feature = "cuda", shim))]
+use crate::gpu::{Gpu, In};
 
 pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", shim))]
@@ -48,8 +51,7 @@ pub fn pointwise_conv2d_in(x: &Tensor, w: &Tensor, precision: Precision) -> Resu
         o,
         plane: [height, width],
     };
-    x.contiguous()?
-        .apply_op2(&w.contiguous()?, PointwiseConv2d(shape, precision))
+    PointwiseConv2d { shape, precision }.apply(x, w)
 }
 
 /// An error unless tensors like `x` are multiplied in that precision.
@@ -84,109 +86,71 @@ impl Shape {
     pub fn plane_len(&self) -> usize {
         self.plane.iter().product()
     }
-
-    fn x(&self) -> candle_core::Shape {
-        let [h, w] = self.plane;
-        (self.n, self.i, h, w).into()
-    }
-
-    fn y(&self) -> candle_core::Shape {
-        let [h, w] = self.plane;
-        (self.n, self.o, h, w).into()
-    }
-
-    fn w(&self) -> candle_core::Shape {
-        (self.o, self.i, 1, 1).into()
-    }
 }
 
-struct PointwiseConv2d(Shape, Precision);
+/// A pointwise convolution whose products are of some precision.
+#[derive(Clone, Copy)]
+struct PointwiseConv2d {
+    shape: Shape,
+    precision: Precision,
+}
 
-impl CustomOp2 for PointwiseConv2d {
-    fn name(&self) -> &'static str {
-        OP
+impl Convolution for PointwiseConv2d {
+    const NAMES: [&'static str; 3] = [OP, "pointwise_conv2d_grad_x", "pointwise_conv2d_grad_w"];
+
+    fn shapes(&self) -> [candle_core::Shape; 3] {
+        let &Shape {
+            n,
+            i,
+            o,
+            plane: [h, w],
+        } = &self.shape;
+        [
+            (n, o, h, w).into(),
+            (n, i, h, w).into(),
+            (o, i, 1, 1).into(),
+        ]
     }
 
     #[cfg(not(shim))]
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        w: &CpuStorage,
-        w_layout: &Layout,
-    ) -> Result<(CpuStorage, candle_core::Shape)> {
-        with_element!(self.name(), x, T => {
-            let y = cpu::forward::<T>(&self.1.factor(elements(x, x_layout)?), &self.1.factor(elements(w, w_layout)?), &self.0);
-            Ok((T::to_cpu_storage_owned(y), self.0.y()))
-        })
-    }
-
-    on_gpu!(self, x, w => Ok((cuda::forward(&x, &w, &self.0, self.1)?, self.0.y())));
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let grad_x = x
-            .track_op()
-            .then(|| grad.apply_op2_no_bwd(w, &GradX(self.0, self.1)))
-            .transpose()?;
-        let grad_w = w
-            .track_op()
-            .then(|| grad.apply_op2_no_bwd(x, &GradW(self.0, self.1)))
-            .transpose()?;
-        Ok((grad_x, grad_w))
-    }
-}
-
-struct GradX(Shape, Precision);
-
-impl CustomOp2 for GradX {
-    fn name(&self) -> &'static str {
-        "pointwise_conv2d_grad_x"
+    fn forward<T: Element>(&self, x: &[T], w: &[T]) -> Vec<T> {
+        cpu::forward(
+            &self.precision.factor(x),
+            &self.precision.factor(w),
+            &self.shape,
+        )
     }
 
     #[cfg(not(shim))]
-    fn cpu_fwd(
-        &self,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-        w: &CpuStorage,
-        w_layout: &Layout,
-    ) -> Result<(CpuStorage, candle_core::Shape)> {
-        with_element!(self.name(), grad, T => {
-            let grad_x = cpu::grad_x::<T>(&self.1.factor(elements(grad, grad_layout)?), &self.1.factor(elements(w, w_layout)?), &self.0);
-            Ok((T::to_cpu_storage_owned(grad_x), self.0.x()))
-        })
-    }
-
-    on_gpu!(self, grad, w => Ok((cuda::grad_x(&grad, &w, &self.0, self.1)?, self.0.x())));
-}
-
-struct GradW(Shape, Precision);
-
-impl CustomOp2 for GradW {
-    fn name(&self) -> &'static str {
-        "pointwise_conv2d_grad_w"
+    fn grad_x<T: Element>(&self, grad: &[T], w: &[T]) -> Vec<T> {
+        cpu::grad_x(
+            &self.precision.factor(grad),
+            &self.precision.factor(w),
+            &self.shape,
+        )
     }
 
     #[cfg(not(shim))]
-    fn cpu_fwd(
-        &self,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-        x: &CpuStorage,
-        x_layout: &Layout,
-    ) -> Result<(CpuStorage, candle_core::Shape)> {
-        with_element!(self.name(), grad, T => {
-            let grad_w = cpu::grad_w::<T>(&self.1.factor(elements(grad, grad_layout)?), &self.1.factor(elements(x, x_layout)?), &self.0);
-            Ok((T::to_cpu_storage_owned(grad_w), self.0.w()))
-        })
+    fn grad_w<T: Element>(&self, grad: &[T], x: &[T]) -> Vec<T> {
+        cpu::grad_w(
+            &self.precision.factor(grad),
+            &self.precision.factor(x),
+            &self.shape,
+        )
     }
 
-    on_gpu!(self, grad, x => Ok((cuda::grad_w(&grad, &x, &self.0, self.1)?, self.0.w())));
+    #[cfg(any(feature = "cuda", shim))]
+    fn launch_forward<S: Gpu>(&self, x: &In<'_, S>, w: &In<'_, S>) -> Result<S> {
+        cuda::forward(x, w, &self.shape, self.precision)
+    }
+
+    #[cfg(any(feature = "cuda", shim))]
+    fn launch_grad_x<S: Gpu>(&self, grad: &In<'_, S>, w: &In<'_, S>) -> Result<S> {
+        cuda::grad_x(grad, w, &self.shape, self.precision)
+    }
+
+    #[cfg(any(feature = "cuda", shim))]
+    fn launch_grad_w<S: Gpu>(&self, grad: &In<'_, S>, x: &In<'_, S>) -> Result<S> {
+        cuda::grad_w(grad, x, &self.shape, self.precision)
+    }
 }
