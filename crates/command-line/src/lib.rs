@@ -2,7 +2,7 @@
 //! panics where a test would fail.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// What a program answered.
@@ -77,22 +77,20 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("text")
 }
 
-/// The files in a store, but for the lock of the machine.
+/// Asserts that a store holds no file but the lock of the machine. One that is not there holds nothing.
 ///
 /// # Panics
-/// If a folder in it cannot be read. A store that is not there holds nothing.
-pub fn stored(store: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    let mut folders = vec![store.to_owned()];
+/// If it does, or if a folder in it cannot be read.
+#[track_caller]
+pub fn assert_nothing_stored(store: &Path) {
+    let mut folders = Vec::from_iter(store.exists().then(|| store.to_owned()));
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten() {
+        for entry in fs::read_dir(folder).expect("a folder that can be read") {
             let path = entry.expect("a folder that can be read").path();
+            assert!(path.is_dir() || path.ends_with(".machine.lock"), "{path:?}");
             if path.is_dir() {
                 folders.push(path);
-            } else if !path.ends_with(".machine.lock") {
-                files.push(path);
             }
         }
     }
-    files
 }

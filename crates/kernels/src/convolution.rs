@@ -71,7 +71,12 @@ impl<C: Convolution> Operation<C> {
 
 impl<C: Convolution> CustomOp2 for Operation<C> {
     fn name(&self) -> &'static str {
-        C::NAMES[self.1 as usize]
+        let [own, grad_x, grad_w] = C::NAMES;
+        match self.1 {
+            Makes::Result => own,
+            Makes::GradX => grad_x,
+            Makes::GradW => grad_w,
+        }
     }
 
     #[cfg(not(shim))]

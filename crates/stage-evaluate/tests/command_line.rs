@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use artifact::{Evaluation, LatencyDataset, Metric};
-use command_line::{Answer, stored, text};
+use command_line::{Answer, assert_nothing_stored, text};
 
 mod fixture;
 
@@ -88,7 +88,7 @@ fn the_key_says_what_it_is_made_of_and_writes_nothing() {
         inputs.keys().collect::<Vec<_>>(),
         ["images", "search-result"]
     );
-    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
+    assert_nothing_stored(&place.path("store"));
 
     let other = place
         .run(&["--key-only", "--set", "weights.momentum=0.8"])
@@ -316,7 +316,7 @@ fn missing_and_broken_images_are_named() {
     place
         .run(&[])
         .failed(3, &[text(&broken), "does not decode"]);
-    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
+    assert_nothing_stored(&place.path("store"));
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
             "weights.clip_norm=0.0",
         ])
         .failed(5, &["NaN or infinite", "epoch", "step", "learning_rate"]);
-    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
+    assert_nothing_stored(&place.path("store"));
 }
 
 #[test]

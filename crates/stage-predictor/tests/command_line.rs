@@ -12,7 +12,7 @@ use artifact::{
     CellSample, Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Metric,
     Opened, Store, open, stage,
 };
-use command_line::{Answer, stored};
+use command_line::{Answer, assert_nothing_stored};
 use latency::{LatencyModel, Mlp, Ridge, State, StateTensor, Structured, Transferred};
 use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::KeyValue;
@@ -364,7 +364,7 @@ fn a_foreign_file_that_does_not_fit_is_named() {
     negative.samples[7].median_millis = -1.0;
     write_foreign(&file, &negative, Vec::new());
     run(&file).failed(3, &[name, "latency_median_millis", "row 7"]);
-    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
+    assert_nothing_stored(&place.path("store"));
 }
 
 #[test]
@@ -417,7 +417,7 @@ fn a_missing_damaged_or_foreign_data_set_is_named() {
     place
         .run(&[])
         .failed(3, &[file.to_str().unwrap(), "search space 00ff", &ours]);
-    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
+    assert_nothing_stored(&place.path("store"));
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn too_few_architectures_are_refused_with_the_remedy() {
             "n_architectures",
         ],
     );
-    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
+    assert_nothing_stored(&place.path("store"));
     // One more, and there is a model.
     let place = Place::with(dataset(21));
     assert_eq!(model_of(&place.run(&[])).value.card.n_train, 15);
@@ -473,7 +473,7 @@ fn a_config_mistake_is_shown_with_its_place() {
     ] {
         place.run(&["--set", set]).failed(2, &[says]);
     }
-    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
+    assert_nothing_stored(&place.path("store"));
 }
 
 #[test]
@@ -482,7 +482,7 @@ fn a_fit_that_runs_away_ends_the_run() {
     place
         .run(&["--set", "mlp.learning_rate=1e30"])
         .failed(5, &["not finite", "learning rate"]);
-    assert_eq!(stored(&place.path("store")), [] as [PathBuf; 0]);
+    assert_nothing_stored(&place.path("store"));
 }
 
 #[test]

@@ -153,25 +153,11 @@ pub enum Error {
         /// How many there should be.
         needed: usize,
     },
-    /// Too few trainings to compare anything with.
-    #[error("{found} evaluations, expected at least {needed}: give more")]
-    TooFewEvaluations {
-        /// How many there are.
-        found: usize,
-        /// How many there should be.
-        needed: usize,
-    },
-    /// Two evaluations are not of one training.
-    #[error(
-        "the evaluations in {} and {} were not trained alike, they differ in {differs}: give those of one training",
-        dirs[0].display(),
-        dirs[1].display()
-    )]
-    OtherTraining {
-        /// Their folders.
-        dirs: [PathBuf; 2],
-        /// What they differ in.
-        differs: String,
+    /// Evaluations cannot be compared with each other.
+    #[error("these evaluations do not tell what could be known: {reason}")]
+    NoHindsight {
+        /// Why.
+        reason: String,
     },
     /// No surrogate can be learned from some searches.
     #[error("nothing can be learned from these searches: {reason}")]
@@ -216,8 +202,7 @@ impl StageError for Error {
             | Self::WarmStart { .. }
             | Self::NoPromise { .. }
             | Self::TooFewCandidates { .. }
-            | Self::TooFewEvaluations { .. }
-            | Self::OtherTraining { .. }
+            | Self::NoHindsight { .. }
             | Self::NothingToLearn { .. }
             | Self::Checkpoint { .. }
             | Self::Images(_) => ExitCode::Input,

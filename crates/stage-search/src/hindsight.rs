@@ -1,154 +1,256 @@
 //! What whole trainings came to, and how much of it could be known before.
 
-use artifact::{Evaluation, Opened};
+use artifact::{Evaluation, Metric, Opened};
 use latency::Figures;
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::surrogate::Surrogate;
+use crate::surrogate::{Surrogate, given_twice};
 
 /// Evaluations that tell anything at least.
 const MIN_EVALUATIONS: usize = 8;
 
-/// Test accuracies of networks that were trained alike, beside their latencies and what a surrogate expected.
+/// Test accuracies of networks that were trained alike, beside their predicted latencies and what a surrogate expected of them. Where the
+/// searches kept another metric low, that stands wherever latency is said.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hindsight {
     /// Evaluations that it is of.
     pub n_evaluations: usize,
-    /// Of ranks, between what the surrogate expects (a loss) and test accuracies: below 0 if it foretells them.
+    /// What the predictions are of.
+    pub metric: Metric,
+    /// Spearman's rank correlation of the expected loss with the test accuracy: below 0 where this could be foretold.
     pub correlation: f64,
-    /// The same of what is left of both when what goes with ln(predicted latency) is taken out, by least squares.
+    /// The same of the residuals of both behind ln(predicted latency).
     pub at_equal_latency: f64,
-    /// By what the test accuracy rises, a ratio, where the latency is e times as long and as much is expected; and the standard
-    /// error of that. Both by least squares on ln(predicted latency) and what is expected.
-    pub accuracy_per_fold: [f64; 2],
+    /// By what the test accuracy, a ratio, rises with ln(predicted latency) where the expected loss is the same: a coefficient of the
+    /// least squares on both. Evaluations count as independent, also those of one genotype.
+    pub accuracy_per_log_latency: Estimate,
+}
+
+/// A number that is estimated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The number.
+    pub value: f64,
+    /// Its standard error.
+    pub standard_error: f64,
 }
 
 impl Hindsight {
     /// Of evaluations.
     ///
     /// # Errors
-    /// If there are too few, or if two of them are not of one training: of other images, in another network, with other settings.
-    /// Only seeds may differ, and how networks are timed.
+    /// If there are too few, if one is there twice, if two of them are not of one training (other images, another network, other
+    /// settings; only seeds may differ, and how networks are timed) or if their predictions are of other timings, and if latencies and
+    /// expectations vary too little to tell them apart.
     pub fn new(surrogate: &Surrogate, evaluations: &[Opened<Evaluation>]) -> Result<Self, Error> {
-        if evaluations.len() < MIN_EVALUATIONS {
-            return Err(Error::TooFewEvaluations {
-                found: evaluations.len(),
-                needed: MIN_EVALUATIONS,
+        let n = evaluations.len();
+        if n < MIN_EVALUATIONS {
+            return Err(Error::NoHindsight {
+                reason: format!("{n} evaluations, expected at least {MIN_EVALUATIONS}: give more"),
             });
         }
-        let (first, others) = evaluations.split_first().expect("there are some");
-        for other in others {
+        if let Some([one, same]) = given_twice(evaluations) {
+            return Err(Error::NoHindsight {
+                reason: format!(
+                    "{} and {} are one evaluation, give it once",
+                    one.dir.display(),
+                    same.dir.display()
+                ),
+            });
+        }
+        let first = &evaluations[0];
+        for other in &evaluations[1..] {
             if let Some(differs) = differs([first, other]) {
-                return Err(Error::OtherTraining {
-                    dirs: [first, other].map(|own| own.dir.clone()),
-                    differs,
+                return Err(Error::NoHindsight {
+                    reason: format!(
+                        "{} and {} differ in {differs}: give evaluations of one config and one profile",
+                        first.dir.display(),
+                        other.dir.display()
+                    ),
                 });
             }
+        }
+        let mut log_latencies = Vec::with_capacity(n);
+        for own in evaluations {
+            let predicted = own.value.search.predicted_latency_millis;
+            if !(predicted > 0.0 && predicted.is_finite()) {
+                return Err(Error::NoHindsight {
+                    reason: format!(
+                        "{}/evaluation.json: search.predicted_latency_millis is {predicted}, expected a positive number: leave it out",
+                        own.dir.display()
+                    ),
+                });
+            }
+            log_latencies.push(predicted.ln());
         }
         let of = |number: &dyn Fn(&Evaluation) -> f64| -> Vec<f64> {
             evaluations.iter().map(|own| number(&own.value)).collect()
         };
         let accuracies = of(&|own| own.test_accuracy);
-        let latencies = of(&|own| own.search.predicted_latency_millis.ln());
         let expected = of(&|own| surrogate.score(&own.genotype));
-        let [rest_of_expected, rest_of_accuracies] =
-            [&expected, &accuracies].map(|y| rest(&latencies, y));
+        let vary_too_little = || {
+            Error::NoHindsight {
+            reason: "their predicted latencies, or what is expected of them, vary too little, or one with the other: give evaluations \
+                     of more genotypes"
+                .to_owned(),
+        }
+        };
+        let at_equal_latency = [&expected, &accuracies].map(|y| residuals(&log_latencies, y));
+        let [Some(expected_rest), Some(accuracies_rest)] = &at_equal_latency else {
+            return Err(vary_too_little());
+        };
+        let accuracy_per_log_latency =
+            coefficient(&log_latencies, &expected, &accuracies).ok_or_else(vary_too_little)?;
         let spearman = |x: &[f64], y: &[f64]| Figures::compute(x, y).spearman;
-        // What is left where as much is expected: of two regressors, the slope of one is that of such rests (Frisch & Waugh 1933).
-        let [latencies_alone, accuracies_alone] =
-            [&latencies, &accuracies].map(|y| rest(&expected, y));
-        let square = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>();
-        let errors = square(&rest(&latencies_alone, &accuracies_alone));
-        let error = (errors / (evaluations.len() - 3) as f64 / square(&latencies_alone)).sqrt();
         Ok(Self {
-            n_evaluations: evaluations.len(),
+            n_evaluations: n,
+            metric: first.value.search.metric,
             correlation: spearman(&expected, &accuracies),
-            at_equal_latency: spearman(&rest_of_expected, &rest_of_accuracies),
-            accuracy_per_fold: [slope(&latencies_alone, &accuracies_alone), error],
+            at_equal_latency: spearman(expected_rest, accuracies_rest),
+            accuracy_per_log_latency,
         })
     }
 
-    /// What `ratio` of a latency costs, in points of accuracy, and the standard error.
-    pub fn points_for(&self, ratio: f64) -> [f64; 2] {
-        let folds = -ratio.ln();
-        let [cost, error] = self.accuracy_per_fold;
-        [100.0 * cost * folds, 100.0 * error * folds.abs()]
+    /// What `ratio` of a predicted latency costs, in percentage points of test accuracy: more than 0 if the faster one is worse.
+    pub fn points_for(&self, ratio: f64) -> Estimate {
+        let Estimate {
+            value,
+            standard_error,
+        } = self.accuracy_per_log_latency;
+        Estimate {
+            value: -100.0 * value * ratio.ln(),
+            standard_error: 100.0 * standard_error * ratio.ln().abs(),
+        }
     }
 }
 
-/// What differs between two evaluations that should be of one training.
+/// What differs between two evaluations that should be comparable.
 fn differs(both: [&Opened<Evaluation>; 2]) -> Option<String> {
     let [one, other] = both.map(|own| &own.manifest.key_parts);
     if one.inputs.get("images") != other.inputs.get("images") {
-        return Some("images".to_owned());
+        return Some("their images".to_owned());
     }
-    if both[0].value.search.metric != both[1].value.search.metric {
-        return Some("the metric of their searches".to_owned());
+    if one.revision != other.revision {
+        return Some("the revision of evaluate".to_owned());
     }
-    let settings = |config: &Value| {
-        let mut config = config.as_object().cloned().unwrap_or_default();
-        config.retain(|key, _| !["seed", "timing"].contains(&key.as_str()));
-        // Where the images lay does not matter.
-        if let Some(Value::Object(data)) = config.get_mut("data") {
-            data.remove("dir");
+    let predicted = both.map(|own| {
+        let settings = &own.value.settings;
+        let machine = settings.anchor.as_ref().map(|anchor| &anchor.machine);
+        let what = (&settings.timing, &settings.device, &settings.runtime);
+        (own.value.search.metric, what, machine)
+    });
+    if predicted[0] != predicted[1] {
+        return Some("what their predictions are of: metric, timing, device or machine".to_owned());
+    }
+    let config = |config: &Value| {
+        let mut config = config.clone();
+        if let Some(object) = config.as_object_mut() {
+            object.retain(|key, _| !["seed", "timing"].contains(&key.as_str()));
+            // Where the images lay does not matter.
+            if let Some(Value::Object(data)) = object.get_mut("data") {
+                data.remove("dir");
+            }
         }
         config
     };
-    let [one, other] = [one, other].map(|parts| settings(&parts.config));
-    let keys = one.keys().chain(other.keys());
-    let mut keys = keys.filter(|key| one.get(*key) != other.get(*key));
-    keys.next().cloned()
+    differing_key(&config(&one.config), &config(&other.config))
+}
+
+/// The first key, with dots, under which two configs differ.
+fn differing_key(one: &Value, other: &Value) -> Option<String> {
+    let (Value::Object(a), Value::Object(b)) = (one, other) else {
+        return (one != other).then(|| format!("({one} and {other})"));
+    };
+    a.keys().chain(b.keys()).find_map(|key| {
+        let values = [a, b].map(|object| object.get(key).unwrap_or(&Value::Null));
+        let inner = differing_key(values[0], values[1])?;
+        let dot = if inner.starts_with('(') { " " } else { "." };
+        Some(format!("{key}{dot}{inner}"))
+    })
 }
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// By what `y` rises with `x`, by least squares; 0 where all `x` are one.
-fn slope(x: &[f64], y: &[f64]) -> f64 {
-    let (mean_x, mean_y) = (mean(x), mean(y));
-    let pairs = || {
-        x.iter()
-            .map(|x| x - mean_x)
-            .zip(y.iter().map(|y| y - mean_y))
-    };
-    let squares: f64 = pairs().map(|(x, _)| x * x).sum();
-    let products: f64 = pairs().map(|(x, y)| x * y).sum();
-    if squares > 0.0 {
-        products / squares
-    } else {
-        0.0
-    }
+fn squares(values: &[f64]) -> f64 {
+    values.iter().map(|value| value * value).sum()
 }
 
-/// What is left of `y` when its mean and what goes with `x` are taken out.
-fn rest(x: &[f64], y: &[f64]) -> Vec<f64> {
-    let (slope, mean_x, mean_y) = (slope(x, y), mean(x), mean(y));
-    let rests = x.iter().zip(y);
-    rests
-        .map(|(x, y)| y - mean_y - slope * (x - mean_x))
-        .collect()
+/// The residuals of the least squares of `y` on `x`; `None` where `x` is constant, or `y` follows it, but for rounding.
+fn residuals(x: &[f64], y: &[f64]) -> Option<Vec<f64>> {
+    const ROUNDING: f64 = 1e-18;
+    let [x, y] = [x, y].map(|values| {
+        let mean = mean(values);
+        let centred: Vec<f64> = values.iter().map(|value| value - mean).collect();
+        (squares(&centred) > ROUNDING * mean * mean * values.len() as f64).then_some(centred)
+    });
+    let (x, y) = (x?, y?);
+    let slope = slope(&x, &y);
+    let rest: Vec<f64> = x.iter().zip(&y).map(|(x, y)| y - slope * x).collect();
+    (squares(&rest) > ROUNDING * squares(&y)).then_some(rest)
+}
+
+/// By what `y` rises with `x`, both of mean 0.
+fn slope(x: &[f64], y: &[f64]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>() / squares(x)
+}
+
+/// The coefficient of `x` in the least squares of `y` on 1, `x` and `z`: the slope of their residuals behind `z` (Frisch & Waugh 1933).
+fn coefficient(x: &[f64], z: &[f64], y: &[f64]) -> Option<Estimate> {
+    let (x, y) = (residuals(z, x)?, residuals(z, y)?);
+    let value = slope(&x, &y);
+    let errors: f64 = x.iter().zip(&y).map(|(x, y)| (y - value * x).powi(2)).sum();
+    // One degree of freedom for each of 1, x and z.
+    let variance = errors / (x.len() - 3) as f64 / squares(&x);
+    Some(Estimate {
+        value,
+        standard_error: variance.sqrt(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The normal equations by hand: x and z are orthogonal, so each coefficient is a mean of differences, and the residuals of `y` are
+    /// (1, -1, -1, 1) / 4 in both halves.
     #[test]
-    fn what_goes_with_latency_is_taken_out() {
-        let x = [0.0, 1.0, 2.0, 3.0];
-        let y = [1.0, 3.5, 4.5, 7.0];
-        assert!((slope(&x, &y) - 1.9).abs() < 1e-12);
-        assert!(slope(&x, &rest(&x, &y)).abs() < 1e-12);
-        assert_eq!(slope(&[2.0; 4], &y), 0.0);
-        let found = Hindsight {
-            n_evaluations: 8,
-            correlation: 0.0,
-            at_equal_latency: 0.0,
-            accuracy_per_fold: [0.0158, 0.002],
-        };
-        let [cost, error] = found.points_for(0.7);
-        assert!((cost - 0.5636).abs() < 1e-3 && (error - 0.0713).abs() < 1e-3);
+    fn a_coefficient_is_that_of_the_normal_equations() {
+        let x = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0];
+        let z = [0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0];
+        let residual = [0.25, -0.25, -0.25, 0.25, 0.25, -0.25, -0.25, 0.25];
+        let numbers = x.iter().zip(&z).zip(&residual);
+        let y: Vec<f64> = numbers
+            .map(|((x, z), r)| 5.0 + 2.0 * x - 3.0 * z + r)
+            .collect();
+        let found = coefficient(&x, &z, &y).unwrap();
+        assert!((found.value - 2.0).abs() < 1e-12);
+        // Σ r² = 1/2 over 8 - 3 degrees of freedom and Σ (x - mean)² = 2.
+        assert!((found.standard_error - (0.5f64 / 5.0 / 2.0).sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_does_not_vary_by_itself_tells_nothing() {
+        for n in [10, 11] {
+            let x: Vec<f64> = (0..n).map(|i| (0.3 + 0.01 * f64::from(i)).ln()).collect();
+            let y: Vec<f64> = (0..n).map(|i| f64::from(i * i % 7)).collect();
+            let same = vec![0.4f64.ln(); n as usize];
+            let follows: Vec<f64> = x.iter().map(|x| 0.7 - 0.2 * x).collect();
+            assert!(coefficient(&x, &y, &follows).is_some());
+            assert!(coefficient(&same, &y, &follows).is_none());
+            assert!(coefficient(&x, &same, &y).is_none());
+            assert!(coefficient(&x, &follows, &y).is_none());
+        }
+    }
+
+    #[test]
+    fn a_differing_key_is_named_with_its_values() {
+        let config =
+            |rate: f64| serde_json::json!({ "n_epochs": 3, "weights": { "learning_rate": rate } });
+        assert_eq!(differing_key(&config(0.1), &config(0.1)), None);
+        let says = differing_key(&config(0.1), &config(0.2)).unwrap();
+        assert_eq!(says, "weights.learning_rate (0.1 and 0.2)");
     }
 }

@@ -18,6 +18,7 @@
 //! | `random` | no search: genotypes drawn within the limits |
 //! | `selection` | several genotypes trained for a short while, of which the best comes out |
 //! | `surrogate` | what is expected of genotypes that nobody has trained |
+//! | `hindsight` | what whole trainings came to, and how much of it could be known before |
 //! | `resume` | checkpoints |
 //! | `warm_up` | the weights after the warm-up, for the next search with the same |
 //!
@@ -61,7 +62,7 @@ pub use crate::config::{
     WeightsConfig,
 };
 pub use crate::error::Error;
-pub use crate::hindsight::Hindsight;
+pub use crate::hindsight::{Estimate, Hindsight};
 use crate::outcome::Found;
 use crate::predictor::Predictor;
 use crate::search::{Data, EpochResult, Search};
@@ -146,7 +147,8 @@ pub fn run_together(
     let set = load_images(config)?;
     let profiled = inputs.latency_model.value.card.settings.as_ref();
     let network = profiled.map(|profiled| &profiled.network);
-    if let Some(line) = network.and_then(|network| of_other_images(network, &set)) {
+    if let Some(line) = network.and_then(|network| of_other_images(network, &set, &config.data.dir))
+    {
         context.progress.line(&line);
     }
     let data = Data::new(&set, config)?;
@@ -455,20 +457,23 @@ fn load_images(config: &Config) -> Result<ImageSet, Error> {
 
 /// What to say where latencies are of a network for other images than those of the search. That is no mistake: cells found on
 /// small images are put into networks for larger ones. But no network for these images can be held against the prediction.
-fn of_other_images(profiled: &NetworkRecord, set: &ImageSet) -> Option<String> {
-    let line = |side: usize, n_channels: usize, n_classes: usize| {
-        format!("{side}x{side} pixels, {n_channels} channels and {n_classes} classes")
+fn of_other_images(profiled: &NetworkRecord, set: &ImageSet, dir: &Path) -> Option<String> {
+    let describe = |[channels, side, n_classes]: [usize; 3]| {
+        format!("{channels}x{side}x{side} (channels, height, width) of {n_classes} classes")
     };
-    let here = line(set.height(), set.n_channels(), set.n_classes());
-    let there = line(
-        profiled.image_size,
+    let there = [
         profiled.in_channels,
+        profiled.image_size,
         profiled.n_classes,
-    );
+    ];
+    let here = [set.n_channels(), set.height(), set.n_classes()];
     (here != there).then(|| {
         format!(
-            "the latency model is of networks for images of {there}, the images here have {here}: target and latencies are those \
-             networks', and evaluate must train on such images"
+            "the latency model is of networks for images {}, those in {} are {}: predicted latencies and the target are of the former, \
+             and evaluate takes no others",
+            describe(there),
+            dir.display(),
+            describe(here)
         )
     })
 }

@@ -55,7 +55,7 @@ enum Command {
         /// The folders are of evaluations, all trained alike: hold it against their test accuracies, and say what latency was worth
         #[arg(long)]
         evaluations: bool,
-        /// The folders of their results
+        /// The folders of search results, or of evaluations
         #[arg(required = true, value_name = "DIR")]
         dirs: Vec<PathBuf>,
     },
@@ -82,7 +82,11 @@ fn main() -> ExitCode {
             evaluations: false,
             dirs,
         } => expect(&args.load::<Config>()?, &dirs),
-        Command::Expect { args, dirs, .. } => look_back(&args.load::<Config>()?, &dirs),
+        Command::Expect {
+            args,
+            evaluations: true,
+            dirs,
+        } => look_back(&args.load::<Config>()?, &dirs),
     })
 }
 
@@ -108,11 +112,16 @@ fn look_back(config: &Config, evaluations: &[PathBuf]) -> Result<(), Error> {
     let opened = evaluations.iter().map(artifact::open);
     let evaluations = opened.collect::<Result<Vec<_>, _>>()?;
     let found = Hindsight::new(config.any_surrogate(), &evaluations)?;
-    let [cost, error] = found.points_for(0.7);
+    let cost = found.points_for(0.7);
+    let metric = found.metric;
     Ok(stage::print_line(&format!(
-        "{} evaluations: rank correlation with test accuracy {:.2}, at equal latency {:.2}; where as much is expected, 0.7 of a \
-         latency costs {cost:.2} points (standard error {error:.2})",
-        found.n_evaluations, found.correlation, found.at_equal_latency,
+        "{} evaluations: rank correlation of the expected loss with the test accuracy {:.2} (below 0: foretold), at equal predicted \
+         {metric} {:.2}; at equal expected loss, 0.7 of a predicted {metric} costs {:.2} points of test accuracy (standard error {:.2})",
+        found.n_evaluations,
+        found.correlation,
+        found.at_equal_latency,
+        cost.value,
+        cost.standard_error,
     ))?)
 }
 

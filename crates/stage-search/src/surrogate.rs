@@ -68,6 +68,15 @@ impl Surrogate {
     }
 }
 
+/// Two that came of the same, if any did.
+pub(crate) fn given_twice<A>(all: &[Opened<A>]) -> Option<[&Opened<A>; 2]> {
+    all.iter().enumerate().find_map(|(index, own)| {
+        let mut earlier = all[..index].iter();
+        let same = earlier.find(|other| other.manifest.key == own.manifest.key)?;
+        Some([same, own])
+    })
+}
+
 /// The candidates of a search that were trained, and their training losses.
 ///
 /// # Errors
@@ -123,17 +132,14 @@ impl Learned {
     /// If a search has trained too few candidates or is there twice, if all together have trained no more than there are features,
     /// or if these depend on each other too much.
     pub fn new(searches: &[Opened<SearchResult>]) -> Result<Self, Error> {
-        for (index, search) in searches.iter().enumerate() {
-            let earlier = &searches[..index];
-            if let Some(same) = earlier.iter().find(|own| own.digest() == search.digest()) {
-                return Err(Error::NothingToLearn {
-                    reason: format!(
-                        "{} and {} are one search, give it once",
-                        same.dir.display(),
-                        search.dir.display()
-                    ),
-                });
-            }
+        if let Some([one, same]) = given_twice(searches) {
+            return Err(Error::NothingToLearn {
+                reason: format!(
+                    "{} and {} are one search, give it once",
+                    one.dir.display(),
+                    same.dir.display()
+                ),
+            });
         }
         let trained = searches
             .iter()

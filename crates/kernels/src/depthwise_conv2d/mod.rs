@@ -5,7 +5,6 @@
 
 use candle_core::{Result, Tensor};
 
-#[cfg(not(shim))]
 use crate::Element;
 use crate::convolution::Convolution;
 use crate::error::{check, dims4};

@@ -7,7 +7,6 @@
 
 use candle_core::{DType, Result, Tensor};
 
-#[cfg(not(shim))]
 use crate::Element;
 use crate::Precision;
 use crate::convolution::Convolution;
