@@ -648,12 +648,7 @@ fn timed_cells_are_fitted_with_their_networks() {
         let arguments = ["bench", "--train", "40", "--model", "structured", "--json"];
         predictor(&[&arguments, more].concat(), &table)
     };
-    let mape = |more: &[&str]| -> f64 {
-        let output = bench(more);
-        assert!(output.status.success(), "{output:?}");
-        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        answer["median_ape"].as_f64().unwrap()
-    };
+    let mape = |more: &[&str]| -> f64 { bench(more).json()["median_ape"].as_f64().unwrap() };
     assert!(mape(&["--cells", beside]) < mape(&[]));
 
     // Cells of other architectures, and of another space.
@@ -661,22 +656,17 @@ fn timed_cells_are_fitted_with_their_networks() {
     others.samples.swap(0, 7);
     others.cells = cells(&others);
     let others = publish(&place.path("others"), others).join("cells.parquet");
-    let strangers = bench(&["--cells", others.to_str().unwrap()]);
-    let stderr = String::from_utf8_lossy(&strangers.stderr);
-    assert_eq!(strangers.status.code(), Some(3), "{stderr}");
-    assert!(
-        stderr.contains("a cell of the architecture in row 0"),
-        "{stderr}"
-    );
+    bench(&["--cells", others.to_str().unwrap()])
+        .failed(3, &["a cell of the architecture in row 0"]);
     let costs = place.path("costs.parquet");
     write_costs(&costs);
     let space = ["--space", "nas-bench-201", "--target", "a_ms"];
     let arguments = [&["bench", "--cells", beside], &space[..]].concat();
-    assert_eq!(predictor(&arguments, &costs).status.code(), Some(3));
+    predictor(&arguments, &costs).failed(3, &[]);
     let config = place.path("predictor.toml");
     let config = config.to_str().unwrap();
     let arguments = ["fit", "--config", config, "--cells", beside];
-    assert_eq!(predictor(&arguments, &table).status.code(), Some(2));
+    predictor(&arguments, &table).failed(2, &[]);
 }
 
 /// A table of 400 architectures of NAS-Bench-201 and three devices, one with gaps.
@@ -724,10 +714,10 @@ fn write_costs(file: &Path) {
     writer.close().unwrap();
 }
 
-fn predictor(arguments: &[&str], file: &Path) -> std::process::Output {
+fn predictor(arguments: &[&str], file: &Path) -> Answer {
     let mut command = Command::new(env!("CARGO_BIN_EXE_predictor"));
     command.arg(arguments[0]).arg("--data").arg(file);
-    command.args(&arguments[1..]).output().unwrap()
+    Answer::of(command.args(&arguments[1..]))
 }
 
 #[test]
@@ -735,12 +725,7 @@ fn a_table_of_costs_is_benched_fitted_and_transferred() {
     let place = Place::new();
     let file = place.path("costs.parquet");
     write_costs(&file);
-    let json = |arguments: &[&str]| -> serde_json::Value {
-        let output = predictor(arguments, &file);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{stderr}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    };
+    let json = |arguments: &[&str]| predictor(arguments, &file).json();
     let space = ["--space", "nas-bench-201", "--json"];
     let with = |first: &str, rest: &[&'static str]| {
         let arguments = [&[first], &space[..], rest].concat();
@@ -828,9 +813,8 @@ fn a_table_of_costs_is_benched_fitted_and_transferred() {
         "--draws",
         "3",
     ];
-    let output = predictor(&[&draws[..], &space[..]].concat(), &file);
-    let lines = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(lines.lines().count(), 3, "{lines}");
+    let answer = predictor(&[&draws[..], &space[..]].concat(), &file);
+    assert_eq!(answer.done().lines().count(), 3, "{answer:?}");
     let rounds = ["--target", "c_ms", "--train", "70", "--rounds"];
     let rounds = with("bench", &rounds);
     assert_eq!(
@@ -846,12 +830,7 @@ fn a_table_that_cannot_be_used_is_named() {
     let file = place.path("costs.parquet");
     write_costs(&file);
     let failed = |arguments: &[&str], code: i32, says: &[&str]| {
-        let output = predictor(arguments, &file);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{stderr}");
-        for text in says {
-            assert!(stderr.contains(text), "`{text}` is not in {stderr}");
-        }
+        predictor(arguments, &file).failed(code, says);
     };
     let space = ["--space", "nas-bench-201"];
     let bench = |rest: &[&'static str]| [&["bench"], &space[..], rest].concat();
