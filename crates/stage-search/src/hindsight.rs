@@ -50,14 +50,8 @@ impl Hindsight {
                 reason: format!("{n} evaluations, expected at least {MIN_EVALUATIONS}: give more"),
             });
         }
-        if let Some([one, same]) = given_twice(evaluations) {
-            return Err(Error::NoHindsight {
-                reason: format!(
-                    "{} and {} are one evaluation, give it once",
-                    one.dir.display(),
-                    same.dir.display()
-                ),
-            });
+        if let Some(reason) = given_twice(evaluations) {
+            return Err(Error::NoHindsight { reason });
         }
         let first = &evaluations[0];
         for other in &evaluations[1..] {

@@ -68,12 +68,17 @@ impl Surrogate {
     }
 }
 
-/// Two that came of the same, if any did.
-pub(crate) fn given_twice<A>(all: &[Opened<A>]) -> Option<[&Opened<A>; 2]> {
+/// What to say if two are the same.
+pub(crate) fn given_twice<A>(all: &[Opened<A>]) -> Option<String> {
     all.iter().enumerate().find_map(|(index, own)| {
         let mut earlier = all[..index].iter();
         let same = earlier.find(|other| other.manifest.key == own.manifest.key)?;
-        Some([same, own])
+        Some(format!(
+            "{} and {} are one {}, give it once",
+            same.dir.display(),
+            own.dir.display(),
+            own.manifest.kind
+        ))
     })
 }
 
@@ -132,14 +137,8 @@ impl Learned {
     /// If a search has trained too few candidates or is there twice, if all together have trained no more than there are features,
     /// or if these depend on each other too much.
     pub fn new(searches: &[Opened<SearchResult>]) -> Result<Self, Error> {
-        if let Some([one, same]) = given_twice(searches) {
-            return Err(Error::NothingToLearn {
-                reason: format!(
-                    "{} and {} are one search, give it once",
-                    one.dir.display(),
-                    same.dir.display()
-                ),
-            });
+        if let Some(reason) = given_twice(searches) {
+            return Err(Error::NothingToLearn { reason });
         }
         let trained = searches
             .iter()
