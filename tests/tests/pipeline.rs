@@ -69,6 +69,8 @@ fn the_pipeline_runs_is_cached_and_reruns_only_what_changed() {
         assert!(row["n_params"].as_u64().unwrap() > 0 && row["n_macs"].as_u64().unwrap() > 0);
         assert_eq!(row["genotype"]["normal"].as_array().unwrap().len(), 8);
         assert_eq!(row["seed"].as_u64(), Some(0));
+        let evaluation = root().join(row["evaluation"].as_str().unwrap());
+        assert!(evaluation.join("model.onnx").is_file(), "{row}");
     }
     let latency = |search: &str| first[search]["latency_median_millis"].as_f64().unwrap();
     let reduction = 1.0 - latency("latency_aware") / latency("baseline");

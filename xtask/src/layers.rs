@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("artifact", &["space", "measure"]),
     ("collective", &[]),
     ("command-line", &[]),
+    ("tract-oracle", &[]),
     ("kernels", &["collective"]),
     ("kernels-shim", &["collective", "kernels"]),
     ("images", &[]),
@@ -45,7 +46,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// What the tests of any crate may use, and nothing but tests.
-const OF_TESTS: &str = "command-line";
+const OF_TESTS: [&str; 2] = ["command-line", "tract-oracle"];
 
 /// The packages of the end-to-end tests and of the benches, which may use everything but xtask.
 const OUTSIDE: [&str; 2] = ["pipeline-tests", "network-bench"];
@@ -92,7 +93,8 @@ pub(crate) fn run() -> Result<()> {
         for dependency in &package.dependencies {
             let used = dependency.name.as_str();
             if ours.contains(used) {
-                let of_tests = dependency.kind == DependencyKind::Development && used == OF_TESTS;
+                let of_tests =
+                    dependency.kind == DependencyKind::Development && OF_TESTS.contains(&used);
                 let may = match allowed {
                     Some((_, list)) => list.contains(&used) || of_tests,
                     None => used != "xtask",

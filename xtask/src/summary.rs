@@ -20,6 +20,8 @@ pub(crate) struct Summary {
 
 #[derive(Serialize)]
 struct Row {
+    /// The folder of its evaluation.
+    evaluation: PathBuf,
     genotype: Value,
     test_accuracy: f64,
     latency_median_millis: f64,
@@ -41,6 +43,7 @@ impl Row {
         } = artifact::open::<Evaluation>(dir)
             .with_context(|| format!("cannot open {}", dir.display()))?;
         Ok(Self {
+            evaluation: dir.to_owned(),
             genotype: artifact::genotype_to_json(&evaluation.genotype),
             test_accuracy: evaluation.test_accuracy,
             latency_median_millis: evaluation.latency.median_millis,
@@ -153,6 +156,12 @@ impl fmt::Display for Summary {
                 )?;
             }
         }
+        let found = &self.latency_aware.evaluation;
+        writeln!(
+            f,
+            "the latency-aware network: {}",
+            found.join("model.onnx").display()
+        )?;
         writeln!(f, "report: {}", self.report.display())
     }
 }

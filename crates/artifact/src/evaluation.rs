@@ -17,6 +17,7 @@ const VERDICT: &str = "verdict.json";
 const LATENCY: &str = "latency.json";
 const EPOCHS: &str = "epochs.parquet";
 const WEIGHTS: &str = "weights.safetensors";
+const ONNX: &str = "model.onnx";
 
 /// The search that found the architecture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -158,9 +159,30 @@ one_column_per_field!(EpochRow {
     drop_path
 });
 
+/// What a network was trained on: how its images are normalised, and what its logits are of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImagesRecord {
+    /// Subtracted from every channel, black being 0 and white 1.
+    pub mean: Vec<f32>,
+    /// What every channel is divided by afterwards.
+    pub std: Vec<f32>,
+    /// The name of every class; its number where the data set gives no names.
+    pub class_names: Vec<String>,
+}
+
+/// A trained network for other programs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Export {
+    /// What it was trained on.
+    pub images: ImagesRecord,
+    /// The bytes of `model.onnx`: it normalises by itself.
+    pub onnx: Vec<u8>,
+}
+
 /// A network trained from scratch, tested and timed.
 ///
-/// Files: `evaluation.json`, `latency.json`, `verdict.json`, `epochs.parquet`, `weights.safetensors`. The
+/// Files: `evaluation.json`, `latency.json`, `verdict.json`, `epochs.parquet`, `weights.safetensors`, `model.onnx`. The
 /// latency, and the verdict on it, have files of their own because they alone differ from run to run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
@@ -190,6 +212,8 @@ pub struct Evaluation {
     pub epochs: Vec<EpochRow>,
     /// The trained network, under the names of the original PyTorch state dict.
     pub weights: FloatTensors,
+    /// The same for other programs; `None` before format 1.4.
+    pub export: Option<Export>,
 }
 
 /// `evaluation.json`.
@@ -207,6 +231,9 @@ struct Record {
     n_params: u64,
     n_macs: u64,
     n_multi_adds: u64,
+    /// Since format 1.4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    images: Option<ImagesRecord>,
 }
 
 impl Evaluation {
@@ -236,7 +263,7 @@ impl Evaluation {
 
 impl Artifact for Evaluation {
     const KIND: Kind = Kind::Evaluation;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 3);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 4);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -251,6 +278,7 @@ impl Artifact for Evaluation {
             n_params: self.n_params,
             n_macs: self.n_macs,
             n_multi_adds: self.n_multi_adds,
+            images: self.export.as_ref().map(|export| export.images.clone()),
         };
         files.put_json(EVALUATION, &record)?;
         files.put_json(LATENCY, &self.latency)?;
@@ -262,11 +290,18 @@ impl Artifact for Evaluation {
         files.put_json(VERDICT, &verdict)?;
         files.put_table::<Self>(EPOCHS, EpochRow::columns(&self.epochs), None)?;
         files.put_tensors(WEIGHTS, &self.weights)?;
+        if let Some(export) = &self.export {
+            files.put(ONNX, export.onnx.clone());
+        }
         Ok(files)
     }
 
     fn from_files(files: &Files) -> Result<Self, Error> {
         let record: Record = files.json(EVALUATION)?;
+        let export = record.images.map(|images| {
+            let onnx = files.get(ONNX)?.to_vec();
+            Ok::<_, Error>(Export { images, onnx })
+        });
         let evaluation = Self {
             genotype: record.genotype,
             network: record.network,
@@ -281,6 +316,7 @@ impl Artifact for Evaluation {
             n_multi_adds: record.n_multi_adds,
             epochs: EpochRow::rows(&files.table::<Self>(EPOCHS)?)?,
             weights: files.tensors(WEIGHTS)?,
+            export: export.transpose()?,
         };
         match evaluation.latency.cost(evaluation.search.metric) {
             Some(_) => Ok(evaluation),

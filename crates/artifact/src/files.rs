@@ -113,7 +113,7 @@ impl Files {
         Ok(())
     }
 
-    fn put(&mut self, name: &str, bytes: Vec<u8>) {
+    pub(crate) fn put(&mut self, name: &str, bytes: Vec<u8>) {
         self.contents.insert(name.to_owned(), bytes);
     }
 
@@ -135,7 +135,7 @@ impl Files {
         Table::decode::<A>(&self.dir.join(name), self.get(name)?.to_vec())
     }
 
-    fn get(&self, name: &str) -> Result<&[u8], Error> {
+    pub(crate) fn get(&self, name: &str) -> Result<&[u8], Error> {
         self.contents
             .get(name)
             .map(Vec::as_slice)

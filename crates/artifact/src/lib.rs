@@ -95,7 +95,9 @@ pub use crate::config::ConfigError;
 pub use crate::cost_table::CostTable;
 pub use crate::digest::{Digest, Key, KeyParts, digest_files};
 pub use crate::error::Error;
-pub use crate::evaluation::{EpochRow, Evaluation, SearchSummary, TimingResult, Verdict};
+pub use crate::evaluation::{
+    EpochRow, Evaluation, Export, ImagesRecord, SearchSummary, TimingResult, Verdict,
+};
 pub use crate::files::Files;
 pub use crate::format::{FormatVersion, Kind};
 pub use crate::front::{Front, FrontPoint};

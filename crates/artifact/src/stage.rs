@@ -76,7 +76,7 @@ pub const SEARCH: StageSpec = StageSpec {
 pub const EVALUATE: StageSpec = StageSpec {
     name: "evaluate",
     package: "stage-evaluate",
-    revision: 11,
+    revision: 12,
     inputs: &[Kind::SearchResult],
     output: Kind::Evaluation,
     uses_device: true,
@@ -86,7 +86,7 @@ pub const EVALUATE: StageSpec = StageSpec {
 pub const REPORT: StageSpec = StageSpec {
     name: "report",
     package: "stage-report",
-    revision: 4,
+    revision: 5,
     inputs: &[
         Kind::LatencyDataset,
         Kind::LatencyModel,

@@ -8,6 +8,7 @@
 mod costs;
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod onnx;
 
 use candle_core::{DType, Device, Result, Tensor};
 use kernels::image::Maps;

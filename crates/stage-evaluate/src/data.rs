@@ -1,5 +1,6 @@
 //! The images of a training and of its test.
 
+use artifact::ImagesRecord;
 use candle_core::{Device, Tensor};
 use collective::Share;
 use images::{Augmentation, Batch, ImageSet, LoadOptions, Normalization, Split};
@@ -65,6 +66,15 @@ impl Data {
             augmentation,
             rng,
         )?)
+    }
+
+    /// How they are normalised, and the names of their classes.
+    pub(crate) fn record(&self) -> ImagesRecord {
+        ImagesRecord {
+            mean: self.normalization.mean.clone(),
+            std: self.normalization.std.clone(),
+            class_names: self.train.class_names().to_vec(),
+        }
     }
 
     /// The shape of `n` training images.

@@ -197,6 +197,7 @@ pub fn run_together(
         trained.test_loss
     ));
     let weights = trained.weights()?;
+    let export = trained.export(&network, &search.genotype)?;
     let latency = {
         let _timing = context.machine_use.time()?;
         let record = &settings.timing;
@@ -245,6 +246,7 @@ pub fn run_together(
         n_multi_adds,
         epochs: trained.epochs,
         weights,
+        export: Some(export),
     })
 }
 

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use artifact::{Artifact, Evaluation, RunContext};
+use artifact::{Artifact, Evaluation, Export, RunContext};
 use candle_core::Device;
+use images::{Augmentation, Normalization};
 
 use crate::data::Data;
 use crate::training::Training;
@@ -116,6 +117,38 @@ fn the_evaluation_holds_the_whole_network_without_the_auxiliary_head() {
         .sum();
     assert_eq!(evaluation.n_params, n_params as u64);
     assert_eq!(evaluation.settings, fixture::settings());
+}
+
+#[test]
+fn the_onnx_model_comes_to_the_same_test_on_images_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, inputs) = prepare(dir.path());
+    let evaluation = run(&config, &inputs, &dir.path().join("work"));
+    let Export { images, onnx } = evaluation.export.unwrap();
+
+    let test = Data::load(&config).unwrap().test;
+    assert_eq!(images.class_names, test.class_names());
+    let all: Vec<usize> = (0..test.len()).collect();
+    let unchanged = Normalization {
+        mean: vec![0.0; test.n_channels()],
+        std: vec![1.0; test.n_channels()],
+    };
+    let mut rng = crate::rng(0, 0);
+    let batch = images::batch(&test, &all, &unchanged, &Augmentation::none(), &mut rng).unwrap();
+    let shape = [batch.n, test.n_channels(), test.height(), test.width()];
+    let logits = tract_oracle::answer(&onnx, shape, &batch.images);
+    let rows = logits.chunks_exact(test.n_classes()).zip(&batch.labels);
+    let (mut loss, mut n_right) = (0.0, 0);
+    for (row, &label) in rows {
+        let of_label = f64::from(row[label as usize]);
+        let others = row.iter().map(|&logit| (f64::from(logit) - of_label).exp());
+        loss += others.sum::<f64>().ln() / batch.n as f64;
+        n_right += usize::from(row.iter().all(|&logit| f64::from(logit) <= of_label));
+    }
+    let accuracy = n_right as f64 / batch.n as f64;
+    assert_eq!(accuracy, evaluation.test_accuracy);
+    let error = (loss - evaluation.test_loss).abs();
+    assert!(error < 1e-4, "{loss} for {}", evaluation.test_loss);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use artifact::{DeviceSpec, EpochRow, FloatTensor, FloatTensors, MemoryPlan};
+use artifact::{DeviceSpec, EpochRow, Export, FloatTensor, FloatTensors, ImagesRecord, MemoryPlan};
 use candle_core::{DType, Device, Tensor};
 use collective::{Collective, Share};
 use images::Batch;
@@ -301,6 +301,7 @@ impl<'a> Training<'a> {
             test_accuracy: n_right as f64 / set.len() as f64,
             network: self.network,
             epochs: self.epochs,
+            images: self.data.record(),
         })
     }
 }
@@ -309,6 +310,8 @@ impl<'a> Training<'a> {
 pub(crate) struct Trained {
     pub(crate) network: DerivedNet,
     pub(crate) epochs: Vec<EpochRow>,
+    /// What it was trained on.
+    pub(crate) images: ImagesRecord,
     /// The mean cross entropy on the test images, in nats.
     pub(crate) test_loss: f64,
     /// The share of test images classified right.
@@ -328,5 +331,19 @@ impl Trained {
                 Ok((name, FloatTensor::new(tensor.dims(), values)))
             })
             .collect()
+    }
+
+    /// The network for other programs.
+    pub(crate) fn export(&self, spec: &NetworkSpec, genotype: &Genotype) -> Result<Export, Error> {
+        let images = runtime::onnx::Images {
+            mean: &self.images.mean,
+            std: &self.images.std,
+            class_names: &self.images.class_names,
+        };
+        let onnx = runtime::onnx::encode(spec, genotype, self.network.parameters(), &images)?;
+        Ok(Export {
+            images: self.images.clone(),
+            onnx,
+        })
     }
 }

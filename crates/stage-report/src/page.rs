@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use artifact::manifest::Manifest;
 use artifact::{
     CandidateRecord, Evaluation, FiguresRecord, LatencyModelArtifact, MeasurementSettings, Metric,
-    SearchResult, TraceRow,
+    Opened, SearchResult, TraceRow,
 };
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -86,6 +86,8 @@ struct Network {
     normal: String,
     reduction: String,
     tuple_form: String,
+    /// The folder that holds it as ONNX; `None` of evaluations before there was that.
+    evaluation: Option<String>,
 }
 
 /// Where an artifact comes from.
@@ -176,7 +178,7 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
                 .collect();
             (shares, 100.0 * evaluation.test_accuracy)
         }),
-        networks: evaluations.into_iter().zip(NAMES).map(network).collect(),
+        networks: inputs.evaluations.iter().zip(NAMES).map(network).collect(),
         legend: cell::legend(),
         artifacts: manifests(inputs)
             .map(|(name, manifest)| provenance(name, manifest))
@@ -777,7 +779,12 @@ fn events(searches: [&SearchResult; 2]) -> Vec<String> {
     searches.into_iter().zip(NAMES).flat_map(of_one).collect()
 }
 
-fn network((evaluation, name): (&Evaluation, &str)) -> Network {
+fn network((evaluation, name): (&Opened<Evaluation>, &str)) -> Network {
+    let Opened {
+        value: evaluation,
+        manifest,
+        ..
+    } = evaluation;
     let genotype = &evaluation.genotype;
     Network {
         name: format!("{name}, λ = {}", short(evaluation.search.lambda)),
@@ -790,6 +797,7 @@ fn network((evaluation, name): (&Evaluation, &str)) -> Network {
             &format!("Reduction cell of the {name} network"),
         ),
         tuple_form: genotype.to_string(),
+        evaluation: evaluation.export.is_some().then(|| manifest.key.folder()),
     }
 }
 

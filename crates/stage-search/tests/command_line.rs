@@ -716,6 +716,7 @@ fn evaluations(
             n_multi_adds: 1,
             epochs: Vec::new(),
             weights: Default::default(),
+            export: None,
         };
         change(&mut value);
         let config = serde_json::json!({

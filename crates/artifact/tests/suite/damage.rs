@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::samples::{self, Sample, for_every_kind};
 use artifact::{
-    Digest, Error, Evaluation, ExitCode, LatencyDataset, LatencyModelArtifact, Report, StageError,
-    Store,
+    Artifact, Digest, Error, Evaluation, ExitCode, LatencyDataset, LatencyModelArtifact, Report,
+    StageError, Store,
 };
 use serde_json::{Value, json};
 use space::SearchSpace;
@@ -192,13 +192,14 @@ fn another_search_space_is_refused_naming_both() {
 
 #[test]
 fn formats_that_are_newer_or_of_another_major_version_are_refused() {
-    for (major, minor) in [(1, 4), (2, 0), (0, 9)] {
+    let own = Evaluation::FORMAT;
+    for (major, minor) in [(own.major, own.minor + 1), (2, 0), (0, 9)] {
         let published = Published::new::<Evaluation>();
         published.forge(|manifest| manifest["format"] = json!({"major": major, "minor": minor}));
         assert_eq!(
             published.refusal::<Evaluation>(),
             format!(
-                "DIR/manifest.json has format {major}.{minor}, this program reads 1.3 \
+                "DIR/manifest.json has format {major}.{minor}, this program reads {own} \
                  (run the stage again, or use the version of the program that wrote it)"
             )
         );

@@ -2,11 +2,11 @@
 
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    AnchorRecord, Artifact, CandidateRecord, CellSample, EpochRow, Evaluation, FiguresRecord,
-    FloatTensor, FloatTensors, Front, FrontPoint, GpuRecord, HeldOut, KeyParts, LatencyDataset,
-    LatencyModelArtifact, LatencySample, MeasurementSettings, Metric, ModelCard, NetworkRecord,
-    Opened, PIPELINE, Report, SearchResult, SearchSummary, Store, TargetRecord, TimingRecord,
-    TimingResult, TraceRow, Validation,
+    AnchorRecord, Artifact, CandidateRecord, CellSample, EpochRow, Evaluation, Export,
+    FiguresRecord, FloatTensor, FloatTensors, Front, FrontPoint, GpuRecord, HeldOut, ImagesRecord,
+    KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, MeasurementSettings, Metric,
+    ModelCard, NetworkRecord, Opened, PIPELINE, Report, SearchResult, SearchSummary, Store,
+    TargetRecord, TimingRecord, TimingResult, TraceRow, Validation,
 };
 use serde_json::json;
 use space::{CellKind, Genotype, NetworkSpec};
@@ -278,6 +278,14 @@ impl Sample for Evaluation {
             n_multi_adds: 586_000_000,
             epochs: vec![row(0), row(1)],
             weights: tensors(&[("classifier.bias", &[10]), ("stem.0.weight", &[2, 3, 1, 1])]),
+            export: Some(Export {
+                images: ImagesRecord {
+                    mean: vec![0.5, 0.1],
+                    std: vec![0.25, 0.3],
+                    class_names: vec!["cat".to_owned(), "7".to_owned()],
+                },
+                onnx: vec![8, 8, 0, 255],
+            }),
         }
     }
 }
