@@ -46,7 +46,7 @@ pub struct StageSpec {
 pub const PROFILE: StageSpec = StageSpec {
     name: "profile",
     package: "stage-profile",
-    revision: 6,
+    revision: 7,
     inputs: &[],
     output: Kind::LatencyDataset,
     uses_device: true,

@@ -276,7 +276,7 @@ fn image_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
     let geometry = same(kernel, 1, 1);
     let depthwise = numbers(c * kernel * kernel);
     let unit = image::Unit::new(&depthwise, kernel, geometry, &weight, &bias);
-    let padded = PaddedMaps::rectified(&x, unit.padding());
+    let padded = PaddedMaps::rectified(&x, geometry.padding, geometry.stride);
     let label = format!("c{c} {size}x{size} k{kernel}");
     group.bench_function(BenchmarkId::new("unit", &label), |bencher| {
         bencher.iter(|| unit.forward(&padded))

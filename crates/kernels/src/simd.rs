@@ -3,7 +3,24 @@
 //! [`pulp`] picks the instructions when the program runs (AVX-512, AVX2 with FMA, NEON, or none), so that
 //! one binary is fast everywhere.
 
-use pulp::Simd;
+use pulp::{Arch, Simd, WithSimd};
+
+/// Does work on rows of so many numbers: in vectors of half the longest where one of these holds a row.
+pub(crate) fn dispatch_rows<W: WithSimd>(len: usize, work: W) -> W::Output {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new()
+        && len <= lanes_of(simd)
+    {
+        return Simd::vectorize(simd, work);
+    }
+    let _ = len;
+    Arch::new().dispatch(work)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn lanes_of<S: Simd>(_: S) -> usize {
+    S::F32_LANES
+}
 
 /// An element type with vectors.
 pub trait Vectorised: Copy + Send + Sync + 'static {

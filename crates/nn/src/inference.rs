@@ -9,6 +9,7 @@
 //! [`DerivedNet`]: crate::DerivedNet
 
 use candle_core::{DType, Result, Tensor, Var};
+use kernels::Conv2dGeometry;
 use kernels::image::{Dense, Maps, PaddedMaps, Pointwise, Unit, average_pool, max_pool};
 use rayon::prelude::*;
 
@@ -143,8 +144,8 @@ pub struct InferenceCell {
     levels: Vec<Vec<usize>>,
     /// For each state, the number of groups after which it is there.
     ready: Vec<usize>,
-    /// For each state, the zeros that convolutions read about it; `None` if no convolution does.
-    padding: Vec<Option<usize>>,
+    /// For each state, the zeros that convolutions read about it, and their stride; `None` if no convolution does.
+    padding: Vec<Option<[usize; 2]>>,
 }
 
 /// What brings an input to the cell's width and resolution.
@@ -239,9 +240,9 @@ impl InferenceCell {
                     let Kind::Conv(units) = &operation.kind else {
                         return None;
                     };
-                    (operation.source == state).then(|| units[0].padding())
+                    (operation.source == state).then(|| units[0].geometry().padding)
                 });
-                convolutions.max()
+                Some([convolutions.max()?, plan.stride(state)])
             })
             .collect();
         let (levels, ready) = levels(&operations, plan.n_states());
@@ -298,7 +299,8 @@ impl InferenceCell {
 
     fn state(&self, raw: Maps, index: usize) -> State {
         State {
-            padded: self.padding[index].map(|pad| PaddedMaps::rectified(&raw, pad)),
+            padded: self.padding[index]
+                .map(|[pad, stride]| PaddedMaps::rectified(&raw, pad, stride)),
             raw,
         }
     }
@@ -399,7 +401,10 @@ impl Operation {
                 let (first, rest) = units.split_first().expect("a convolution has a unit");
                 let mut y = first.forward(padded.as_ref().expect("a convolution reads it"));
                 for unit in rest {
-                    y = unit.forward(&PaddedMaps::rectified(&y, unit.padding()));
+                    let Conv2dGeometry {
+                        padding, stride, ..
+                    } = unit.geometry();
+                    y = unit.forward(&PaddedMaps::rectified(&y, padding, stride));
                 }
                 Some(y)
             }

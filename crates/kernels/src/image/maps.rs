@@ -1,7 +1,11 @@
 //! The planes of one image.
 
+use multiversion::multiversion;
+use pulp::{Simd, WithSimd};
+
 use crate::planes::Buffer;
-use crate::product::{Rows, row_stride};
+use crate::product::{LINE, Rows, row_stride};
+use crate::simd::{Vectorised, dispatch_rows};
 
 /// Planes of `h` by `w` numbers, row-major.
 #[derive(Debug)]
@@ -82,9 +86,7 @@ impl Maps {
 
     /// Adds other planes of this size.
     pub fn add(&mut self, other: &Self) {
-        for (a, b) in self.numbers.iter_mut().zip(&*other.numbers) {
-            *a += b;
-        }
+        add(&mut self.numbers, &other.numbers);
     }
 
     /// `y = max(x, 0)`, written to planes `first..` of `y`; what is no number goes on.
@@ -118,61 +120,213 @@ impl Maps {
     }
 }
 
+#[multiversion(targets = "simd")]
+fn add(a: &mut [f32], b: &[f32]) {
+    for (a, b) in a.iter_mut().zip(b) {
+        *a += b;
+    }
+}
+
 /// `max(x, 0)`; what is no number goes on.
+#[multiversion(targets = "simd")]
 fn rectify(y: &mut [f32], x: &[f32]) {
     for (y, &x) in y.iter_mut().zip(x) {
         *y = if x <= 0.0 { 0.0 } else { x };
     }
 }
 
-/// Planes behind their ReLU, with zeros about them. The zeros to the right of a row are those to the left of the
-/// next one, so that a plane is one line of numbers under every tap of a window.
+/// Planes behind their ReLU, with zeros about them, as depthwise convolutions of one stride read them.
+///
+/// For a stride of 1 the zeros to the right of a row are those to the left of the next one. For one of 2 the even columns
+/// of a row come first, then the odd ones, so that what windows side by side read lies side by side.
 #[derive(Debug)]
 pub struct PaddedMaps {
     numbers: Buffer<f32>,
     pub(super) h: usize,
     pub(super) w: usize,
     pub(super) pad: usize,
-    stride: usize,
+    /// Of the convolutions.
+    pub(super) stride: usize,
+    plane_stride: usize,
 }
 
 /// Numbers behind a plane that vectors may read.
 const SLACK: usize = 64;
 
 impl PaddedMaps {
-    /// The ReLU of planes, with `pad` rows and columns of zeros on each side.
-    pub fn rectified(x: &Maps, pad: usize) -> Self {
-        let (h, w) = (x.h, x.w);
-        let width = w + pad;
-        let stride = row_stride((h + 2 * pad) * width + pad + SLACK);
-        let mut numbers = Buffer::any(x.c * stride);
-        for (padded, plane) in numbers.chunks_mut(stride).zip(x.planes()) {
-            let (top, rest) = padded.split_at_mut(pad * width + pad);
-            top.fill(0.0);
-            let (rows, bottom) = rest.split_at_mut(h * width);
-            for (row, x) in rows.chunks_mut(width).zip(plane.chunks(w.max(1))) {
-                let (row, zeros) = row.split_at_mut(w);
-                rectify(row, x);
-                zeros.fill(0.0);
-            }
-            bottom.fill(0.0);
-        }
-        Self {
-            numbers,
-            h,
-            w,
+    /// The ReLU of planes for convolutions of that stride, 1 or 2, with `pad` rows and columns of zeros on each side.
+    pub fn rectified(x: &Maps, pad: usize, stride: usize) -> Self {
+        assert!(matches!(stride, 1 | 2), "padded maps: stride {stride}");
+        let mut padded = Self {
+            numbers: Buffer::default(),
+            h: x.h,
+            w: x.w,
             pad,
             stride,
+            plane_stride: 0,
+        };
+        padded.plane_stride = row_stride((x.h + 2 * pad) * padded.pitch() + pad + SLACK);
+        padded.numbers = Buffer::any(x.c * padded.plane_stride);
+        if stride == 1 {
+            dispatch_rows(padded.pitch(), Rectify(x, &mut padded));
+        } else {
+            padded.write_halves(x);
         }
+        padded
     }
 
     /// From one row to the next.
-    pub(super) fn width(&self) -> usize {
-        self.w + self.pad
+    pub(super) fn pitch(&self) -> usize {
+        match self.stride {
+            1 => self.w + self.pad,
+            _ => 2 * self.half(),
+        }
+    }
+
+    /// Even columns of a row, or odd ones.
+    fn half(&self) -> usize {
+        (self.w + 2 * self.pad).div_ceil(2)
+    }
+
+    /// Where a column of zeros and numbers lies in its row.
+    pub(super) fn column(&self, column: usize) -> usize {
+        match self.stride {
+            1 => column,
+            _ => column % 2 * self.half() + column / 2,
+        }
     }
 
     /// A plane with its zeros.
     pub(super) fn plane(&self, index: usize) -> &[f32] {
-        &self.numbers[index * self.stride..][..self.stride]
+        &self.numbers[index * self.plane_stride..][..self.plane_stride]
+    }
+
+    fn write_halves(&mut self, x: &Maps) {
+        let (pitch, half, pad) = (self.pitch(), self.half(), self.pad);
+        let planes = self.numbers.chunks_mut(self.plane_stride);
+        for (padded, x) in planes.zip(x.planes()) {
+            padded.fill(0.0);
+            let rows = padded[pad * pitch..].chunks_mut(pitch.max(1));
+            for (row, x) in rows.zip(x.chunks(self.w.max(1))) {
+                let (first, second) = row.split_at_mut(half);
+                // Behind an odd number of zeros even columns come among the odd ones.
+                if pad.is_multiple_of(2) {
+                    rectify_halves(&mut first[pad / 2..], &mut second[pad / 2..], x);
+                } else {
+                    rectify_halves(&mut second[pad / 2..], &mut first[pad / 2 + 1..], x);
+                }
+            }
+        }
+    }
+}
+
+/// The ReLU of every second number, and of the others.
+#[multiversion(targets = "simd")]
+fn rectify_halves(even: &mut [f32], odd: &mut [f32], x: &[f32]) {
+    let (pairs, rest) = x.as_chunks::<2>();
+    let (even_pairs, even_rest) = even.split_at_mut(pairs.len());
+    for ((even, odd), &[a, b]) in even_pairs.iter_mut().zip(odd).zip(pairs) {
+        *even = if a <= 0.0 { 0.0 } else { a };
+        *odd = if b <= 0.0 { 0.0 } else { b };
+    }
+    if let [a] = *rest {
+        even_rest[0] = if a <= 0.0 { 0.0 } else { a };
+    }
+}
+
+/// Writes the ReLU of planes, and the zeros about them.
+struct Rectify<'a>(&'a Maps, &'a mut PaddedMaps);
+
+impl WithSimd for Rectify<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        const INDEX: [f32; LINE] = {
+            let mut index = [0.0; LINE];
+            let mut at = 1;
+            while at < LINE {
+                index[at] = index[at - 1] + 1.0;
+                at += 1;
+            }
+            index
+        };
+        let Self(x, padded) = self;
+        let (h, w, pad, pitch) = (padded.h, padded.w, padded.pad, padded.pitch());
+        let (lanes, zeros) = (S::F32_LANES, simd.splat_f32s(0.0));
+        let index = f32::load(simd, &INDEX[..lanes]);
+        // A run of zeros; vectors write more.
+        let clear = |y: &mut [f32], n: usize| {
+            for at in (0..n).step_by(lanes) {
+                f32::store(simd, &mut y[at..][..lanes], zeros);
+            }
+        };
+        // What vectors write behind a row and its zeros the next one overwrites; behind the last is room for it.
+        let first = pad * pitch + pad;
+        let planes = padded.numbers.chunks_mut(padded.plane_stride);
+        for (padded, x) in planes.zip(x.planes()) {
+            clear(padded, first);
+            for row in 0..h {
+                let y = &mut padded[first + row * pitch..];
+                let x = &x[row * w..];
+                for at in (0..pitch).step_by(lanes) {
+                    let x = x.get(at..).unwrap_or_default();
+                    let x = f32::load(simd, &x[..lanes.min(x.len())]);
+                    let is_not_above = simd.less_than_or_equal_f32s(x, zeros);
+                    let mut x = simd.select_f32s(is_not_above, zeros, x);
+                    if at + lanes > w {
+                        let end = simd.splat_f32s(w.saturating_sub(at) as f32);
+                        x = simd.select_f32s(simd.less_than_f32s(index, end), x, zeros);
+                    }
+                    f32::store(simd, &mut y[at..][..lanes], x);
+                }
+            }
+            clear(&mut padded[first + h * pitch..], pad * pitch);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_lie_about_what_the_relu_leaves_and_what_is_no_number_goes_on() {
+        for (h, w, pad, stride) in [
+            (1, 1, 1, 1),
+            (3, 7, 2, 1),
+            (5, 15, 4, 1),
+            (2, 33, 1, 1),
+            (4, 5, 1, 2),
+            (3, 6, 2, 2),
+            (7, 17, 3, 2),
+        ] {
+            let mut numbers: Vec<f32> = (0..2 * h * w).map(|i| (i as f32).cos()).collect();
+            numbers[h * w - 1] = f32::NAN;
+            // Buffers hold what was in them before.
+            drop(PaddedMaps::rectified(
+                &Maps::from_slice(2, h, w, &vec![9.0; 2 * h * w]),
+                pad,
+                stride,
+            ));
+            let x = Maps::from_slice(2, h, w, &numbers);
+            let padded = PaddedMaps::rectified(&x, pad, stride);
+            for (index, plane) in numbers.chunks(h * w).enumerate() {
+                for row in 0..h + 2 * pad {
+                    for column in 0..w + 2 * pad {
+                        let own = row.checked_sub(pad).zip(column.checked_sub(pad));
+                        let own = own.filter(|&(row, column)| row < h && column < w);
+                        let expected = own.map_or(0.0, |(row, column)| plane[row * w + column]);
+                        let at = row * padded.pitch() + padded.column(column);
+                        let found = padded.plane(index)[at];
+                        if expected.is_nan() {
+                            assert!(found.is_nan());
+                        } else {
+                            assert_eq!(found, expected.max(0.0), "{h}x{w}, {pad}, {row} {column}");
+                        }
+                    }
+                }
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ mod dense;
 mod maps;
 mod pool;
 mod unit;
+mod windows;
 
 pub use dense::Dense;
 pub use maps::{Maps, PaddedMaps};

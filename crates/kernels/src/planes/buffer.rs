@@ -1,9 +1,9 @@
 //! Memory that is used again: the steps of a training need the same buffers over and over.
 
-use std::any::{Any, TypeId};
-use std::collections::HashMap;
+use std::any::Any;
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crate::Element;
 use crate::product::LINE;
@@ -15,7 +15,7 @@ const REGION: usize = 1 << 24;
 /// What nobody uses.
 struct Pool<T: 'static> {
     /// Buffers, by length.
-    buffers: HashMap<usize, Vec<&'static mut [T]>>,
+    buffers: BTreeMap<usize, Vec<&'static mut [T]>>,
     /// What is left of the last region.
     region: &'static mut [T],
 }
@@ -23,7 +23,7 @@ struct Pool<T: 'static> {
 impl<T: Element> Default for Pool<T> {
     fn default() -> Self {
         Self {
-            buffers: HashMap::new(),
+            buffers: BTreeMap::new(),
             region: &mut [],
         }
     }
@@ -45,15 +45,18 @@ impl<T: Element> Pool<T> {
     }
 }
 
-/// The pools of all element types.
-static POOLS: LazyLock<Mutex<HashMap<TypeId, Box<dyn Any + Send>>>> = LazyLock::new(Mutex::default);
+/// The pools of all element types: two or three, so that looking at each is soonest done.
+static POOLS: Mutex<Vec<Box<dyn Any + Send>>> = Mutex::new(Vec::new());
 
 fn with_pool<T: Element, A>(work: impl FnOnce(&mut Pool<T>) -> A) -> A {
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    let pool = pools
-        .entry(TypeId::of::<T>())
-        .or_insert_with(|| Box::new(Pool::<T>::default()));
-    work(pool.downcast_mut().expect("a pool of its type"))
+    let index = pools.iter().position(|pool| pool.is::<Pool<T>>());
+    let index = index.unwrap_or_else(|| {
+        pools.push(Box::new(Pool::<T>::default()));
+        pools.len() - 1
+    });
+    let pool = pools[index].downcast_mut();
+    work(pool.expect("a pool of its type"))
 }
 
 /// A buffer that goes back to a pool when it is dropped, instead of to the system, which would have to
