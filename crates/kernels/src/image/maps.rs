@@ -255,6 +255,8 @@ impl WithSimd for Rectify<'_> {
         let (h, w, pad, pitch) = (padded.h, padded.w, padded.pad, padded.pitch());
         let (lanes, zeros) = (S::F32_LANES, simd.splat_f32s(0.0));
         let index = f32::load(simd, &INDEX[..lanes]);
+        let below = |end: usize| simd.less_than_f32s(index, simd.splat_f32s(end as f32));
+        let relu = |x| simd.select_f32s(simd.less_than_or_equal_f32s(x, zeros), zeros, x);
         // A run of zeros; vectors write more.
         let clear = |y: &mut [f32], n: usize| {
             for at in (0..n).step_by(lanes) {
@@ -263,22 +265,25 @@ impl WithSimd for Rectify<'_> {
         };
         // What vectors write behind a row and its zeros the next one overwrites; behind the last is room for it.
         let first = pad * pitch + pad;
+        let (whole, rest) = (w - w % lanes, below(w % lanes));
         let planes = padded.numbers.chunks_mut(padded.plane_stride);
         for (padded, x) in planes.zip(x.planes()) {
             clear(padded, first);
             for row in 0..h {
                 let y = &mut padded[first + row * pitch..];
                 let x = &x[row * w..];
-                for at in (0..pitch).step_by(lanes) {
-                    let x = x.get(at..).unwrap_or_default();
-                    let x = f32::load(simd, &x[..lanes.min(x.len())]);
-                    let is_not_above = simd.less_than_or_equal_f32s(x, zeros);
-                    let mut x = simd.select_f32s(is_not_above, zeros, x);
-                    if at + lanes > w {
-                        let end = simd.splat_f32s(w.saturating_sub(at) as f32);
-                        x = simd.select_f32s(simd.less_than_f32s(index, end), x, zeros);
-                    }
-                    f32::store(simd, &mut y[at..][..lanes], x);
+                for at in (0..whole).step_by(lanes) {
+                    let x = f32::load(simd, &x[at..][..lanes]);
+                    f32::store(simd, &mut y[at..][..lanes], relu(x));
+                }
+                let x = match x.get(whole..whole + lanes) {
+                    Some(x) => f32::load(simd, x),
+                    None => f32::load(simd, &x[whole..]),
+                };
+                let x = simd.select_f32s(rest, relu(x), zeros);
+                f32::store(simd, &mut y[whole..][..lanes], x);
+                if whole + lanes < pitch {
+                    clear(&mut y[whole + lanes..], pitch - whole - lanes);
                 }
             }
             clear(&mut padded[first + h * pitch..], pad * pitch);
