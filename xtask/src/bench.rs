@@ -43,7 +43,7 @@ pub(crate) struct PeersArgs {
     /// A Python with what `benches/peers/requirements.txt` lists
     #[arg(long, default_value = "python3")]
     python: PathBuf,
-    /// What to time: pc-darts, darts, derived, inference-1, inference-32; several with commas
+    /// What to time: pc-darts, darts, derived, inference-1, inference-32, inference-small; several with commas
     #[arg(
         long,
         value_delimiter = ',',
@@ -156,7 +156,7 @@ fn peers(program: &Path, args: &PeersArgs) -> Result<()> {
             let line = |name: &str, times: &Times| match times.total() {
                 None => println!("{work:<13} {threads:>7}  {name:<22} {:>12}", "did not run"),
                 Some([median, p10]) => println!(
-                    "{work:<13} {threads:>7}  {name:<22} {median:>9.1} ms {:>7.2}x {p10:>9.1} ms {:>7.2}x  {:>8} MiB",
+                    "{work:<13} {threads:>7}  {name:<22} {median:>9.2} ms {:>7.2}x {p10:>9.2} ms {:>7.2}x  {:>8} MiB",
                     median / ours[0],
                     p10 / ours[1],
                     times.peak_rss_bytes >> 20
@@ -209,13 +209,18 @@ fn sides(work: &str, threads: usize) -> Result<(Vec<String>, Vec<Side>)> {
             }
             Ok((words(&format!("step {steps} --json")), sides))
         }
-        "inference-1" | "inference-32" => {
-            let batch = work.trim_start_matches("inference-");
-            let size = format!("--channels 36 --layers 20 --batch {batch} --threads {threads}");
-            let n = if batch == "1" { 100 } else { 10 };
-            let counts = format!("--warmup 2 --steps {n}");
+        "inference-1" | "inference-32" | "inference-small" => {
+            // Channels and cells of published networks, or of the small presets'.
+            let (size, n_warmup, n) = match work {
+                "inference-small" => ("--channels 16 --layers 8 --batch 1", 20, 1000),
+                "inference-32" => ("--channels 36 --layers 20 --batch 32", 2, 10),
+                _ => ("--channels 36 --layers 20 --batch 1", 2, 100),
+            };
+            let size = format!("{size} --threads {threads}");
+            let counts = format!("--warmup {n_warmup} --steps {n}");
+            let own = format!("--warmup {n_warmup} --repeats {n} --json");
             Ok((
-                words(&format!("inference {size} --warmup 2 --repeats {n} --json")),
+                words(&format!("inference {size} {own}")),
                 vec![
                     side(
                         "onnxruntime",
@@ -229,7 +234,7 @@ fn sides(work: &str, threads: usize) -> Result<(Vec<String>, Vec<Side>)> {
             ))
         }
         other => bail!(
-            "unknown work `{other}`, expected pc-darts, darts, derived, inference-1 or inference-32"
+            "unknown work `{other}`, expected pc-darts, darts, derived, inference-1, inference-32 or inference-small"
         ),
     }
 }

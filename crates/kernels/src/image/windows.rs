@@ -145,7 +145,8 @@ impl<const K: usize, const Q: usize, const D: usize> Rows<K, Q, D> {
         let x = &x[..self.extent(R, lanes)];
         let y = &mut y[..(R - 1) * self.w + lanes];
         let mut sums = [simd.splat_f32s(0.0); R];
-        for v in 0..K {
+        // A loop that is not unrolled: otherwise all that one row sums comes first, and the processor waits for it.
+        for v in 0..std::hint::black_box(K).min(K) {
             let column: [S::f32s; K] = std::array::from_fn(|u| simd.splat_f32s(taps[u * K + v]));
             for u in 0..K {
                 for r in 0..R {

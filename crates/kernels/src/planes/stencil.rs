@@ -527,19 +527,28 @@ impl Walk {
 /// `V` vectors, or what there is of one.
 #[inline(always)]
 fn load<T: Element, S: Simd, const V: usize>(simd: S, x: &[T]) -> [T::Vector<S>; V] {
+    if V == 1 {
+        return [T::load(simd, x); V];
+    }
     let lanes = T::lanes::<S>();
+    // One look at the length for all.
+    let x = &x[..V * lanes];
     let mut vectors = [T::splat(simd, T::zero()); V];
     for v in 0..V {
-        vectors[v] = T::load(simd, &x[v * lanes..]);
+        vectors[v] = T::load(simd, &x[v * lanes..][..lanes]);
     }
     vectors
 }
 
 #[inline(always)]
 fn write<T: Element, S: Simd, const V: usize>(simd: S, y: &mut [T], vectors: [T::Vector<S>; V]) {
+    if V == 1 {
+        return T::store(simd, y, vectors[0]);
+    }
     let lanes = T::lanes::<S>();
+    let y = &mut y[..V * lanes];
     for v in 0..V {
-        T::store(simd, &mut y[v * lanes..], vectors[v]);
+        T::store(simd, &mut y[v * lanes..][..lanes], vectors[v]);
     }
 }
 
