@@ -212,7 +212,7 @@ pub struct Evaluation {
     pub epochs: Vec<EpochRow>,
     /// The trained network, under the names of the original PyTorch state dict.
     pub weights: FloatTensors,
-    /// The same for other programs; `None` before format 1.4.
+    /// The same for other programs; `None` where there is none, as before format 1.4.
     pub export: Option<Export>,
 }
 

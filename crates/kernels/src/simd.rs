@@ -5,7 +5,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// Does work on rows of so many numbers: in vectors of half the longest where one of these holds a row.
+/// Does work on rows of so many numbers: in AVX2's vectors where one of these holds a row, else in the longest that there are.
 pub(crate) fn dispatch_rows<W: WithSimd>(len: usize, work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new()

@@ -1,4 +1,4 @@
-//! Runs a derived network, or one of its cells, the way it will be deployed.
+//! Runs a derived network, or one of its cells, the way it will be deployed; [`onnx`] is for deploying it elsewhere.
 //!
 //! On the CPU that is our own runtime ([`nn::inference`]): f32, batch normalisation folded into the
 //! convolutions, a fixed number of threads. On another device the network runs there as candle runs it. A network

@@ -1,7 +1,7 @@
 //! A derived network as an ONNX model, for any other runtime.
 //!
-//! One node per operation of the published networks, weights as they are and under their state-dict names: batch normalisations
-//! are folded into convolutions by the runtimes themselves. The first two nodes normalise, so that the model takes pixels
+//! One node per operation of the published networks, weights as they are and under their state-dict names: batch
+//! normalisations are folded into convolutions by the runtimes themselves. The first two nodes normalise, so that the model takes pixels
 //! as they are; the size of the batch is open.
 
 mod proto;
@@ -24,9 +24,9 @@ const IR_VERSION: i64 = 8;
 const OPSET: i64 = 17;
 
 /// The name of the model's input: images `[batch, in_channels, image_size, image_size]`, pixels from 0 (black) to 1 (white).
-pub const INPUT: &str = "images";
+const INPUT: &str = "images";
 /// The name of its output: `[batch, n_classes]`, before any softmax.
-pub const OUTPUT: &str = "logits";
+const OUTPUT: &str = "logits";
 
 /// What a network was trained on.
 #[derive(Clone, Copy, Debug)]
@@ -41,17 +41,24 @@ pub struct Images<'a> {
 
 /// The bytes of an ONNX file: the network of a genotype without its auxiliary head.
 ///
-/// The metadata say what the genotype is (`genotype`, in the tuple form of the original DARTS code) and which class a logit is
-/// of (`class_names`, a JSON array).
+/// It takes `images` `[batch, in_channels, image_size, image_size]`, pixels from 0 to 1, and answers `logits` `[batch, n_classes]`,
+/// both f32. The metadata say what the genotype is (`genotype`, in the tuple form of the original DARTS code) and which class a
+/// logit is of (`class_names`, a JSON array).
 ///
 /// # Errors
-/// If the parameters are not those of this network.
+/// If a parameter is missing, if mean and standard deviation are not one for each channel, or if the genotype has a `none`.
 pub fn encode(
     spec: &NetworkSpec,
     genotype: &Genotype,
     parameters: &Parameters,
     images: &Images<'_>,
 ) -> Result<Vec<u8>> {
+    let n_channels = spec.in_channels;
+    if [images.mean.len(), images.std.len()] != [n_channels; 2] {
+        candle_core::bail!(
+            "mean and standard deviation must be {n_channels}, one for each channel"
+        );
+    }
     let mut writer = Writer {
         parameters: parameters.state()?,
         nodes: Vec::new(),

@@ -127,6 +127,7 @@ fn the_page_shows_both_networks_in_numbers_and_drawings() {
         page.matches("</svg>").count()
     );
     assert_eq!(page.matches(">skip</text>").count(), 1 + 5);
+    assert_eq!(page.matches("<code>model.onnx</code>").count(), 2);
     for text in [
         "88.20 %",
         "88.05 %",

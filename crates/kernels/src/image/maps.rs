@@ -154,8 +154,22 @@ pub struct PaddedMaps {
 const SLACK: usize = 64;
 
 impl PaddedMaps {
-    /// The ReLU of planes for convolutions of that stride, 1 or 2, with `pad` rows and columns of zeros on each side.
+    /// The ReLU of planes for convolutions of that stride, with `pad` rows and columns of zeros on each side.
+    ///
+    /// # Panics
+    /// If the stride is not 1 or 2.
     pub fn rectified(x: &Maps, pad: usize, stride: usize) -> Self {
+        let mut padded = Self::any(x, pad, stride);
+        if stride == 1 {
+            dispatch_rows(padded.pitch(), Rectify(x, &mut padded));
+        } else {
+            padded.write_halves(x);
+        }
+        padded
+    }
+
+    /// Room for them.
+    fn any(x: &Maps, pad: usize, stride: usize) -> Self {
         assert!(matches!(stride, 1 | 2), "padded maps: stride {stride}");
         let mut padded = Self {
             numbers: Buffer::default(),
@@ -167,11 +181,6 @@ impl PaddedMaps {
         };
         padded.plane_stride = row_stride((x.h + 2 * pad) * padded.pitch() + pad + SLACK);
         padded.numbers = Buffer::any(x.c * padded.plane_stride);
-        if stride == 1 {
-            dispatch_rows(padded.pitch(), Rectify(x, &mut padded));
-        } else {
-            padded.write_halves(x);
-        }
         padded
     }
 
@@ -294,44 +303,106 @@ impl WithSimd for Rectify<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::tests::{OnPath, agrees_on_every_path};
 
-    #[test]
-    fn zeros_lie_about_what_the_relu_leaves_and_what_is_no_number_goes_on() {
-        for (h, w, pad, stride) in [
-            (1, 1, 1, 1),
-            (3, 7, 2, 1),
-            (5, 15, 4, 1),
-            (2, 33, 1, 1),
-            (4, 5, 1, 2),
-            (3, 6, 2, 2),
-            (7, 17, 3, 2),
-        ] {
-            let mut numbers: Vec<f32> = (0..2 * h * w).map(|i| (i as f32).cos()).collect();
-            numbers[h * w - 1] = f32::NAN;
-            // Buffers hold what was in them before.
-            drop(PaddedMaps::rectified(
-                &Maps::from_slice(2, h, w, &vec![9.0; 2 * h * w]),
-                pad,
-                stride,
-            ));
-            let x = Maps::from_slice(2, h, w, &numbers);
-            let padded = PaddedMaps::rectified(&x, pad, stride);
-            for (index, plane) in numbers.chunks(h * w).enumerate() {
+    /// Two planes, and the zeros about them.
+    struct Case {
+        size: [usize; 2],
+        pad: usize,
+        stride: usize,
+    }
+
+    impl Case {
+        fn numbers(&self) -> Vec<f32> {
+            let [h, w] = self.size;
+            (0..2 * h * w).map(|i| (i as f32).cos()).collect()
+        }
+
+        /// Every number of both planes and every zero about them, row by row.
+        fn read(&self, padded: &PaddedMaps) -> Vec<f32> {
+            let [rows, columns] = self.size.map(|size| size + 2 * self.pad);
+            let places = (0..2 * rows * columns).map(|i| {
+                let (plane, row) = (i / (rows * columns), i / columns % rows);
+                let at = row * padded.pitch() + padded.column(i % columns);
+                padded.plane(plane)[at]
+            });
+            places.collect()
+        }
+
+        fn expected(&self) -> Vec<f32> {
+            let ([h, w], pad) = (self.size, self.pad);
+            let numbers = self.numbers();
+            let mut all = Vec::new();
+            for plane in numbers.chunks(h * w) {
                 for row in 0..h + 2 * pad {
                     for column in 0..w + 2 * pad {
                         let own = row.checked_sub(pad).zip(column.checked_sub(pad));
                         let own = own.filter(|&(row, column)| row < h && column < w);
-                        let expected = own.map_or(0.0, |(row, column)| plane[row * w + column]);
-                        let at = row * padded.pitch() + padded.column(column);
-                        let found = padded.plane(index)[at];
-                        if expected.is_nan() {
-                            assert!(found.is_nan());
-                        } else {
-                            assert_eq!(found, expected.max(0.0), "{h}x{w}, {pad}, {row} {column}");
-                        }
+                        all.push(own.map_or(0.0, |(row, column)| plane[row * w + column].max(0.0)));
                     }
                 }
             }
+            all
+        }
+    }
+
+    impl OnPath for Case {
+        fn run<S: Simd>(&self, simd: S) -> Vec<f64> {
+            let [h, w] = self.size;
+            let x = Maps::from_slice(2, h, w, &self.numbers());
+            let mut padded = PaddedMaps::any(&x, self.pad, self.stride);
+            padded.numbers.fill(9.0);
+            simd.vectorize(Rectify(&x, &mut padded));
+            self.read(&padded).into_iter().map(f64::from).collect()
+        }
+    }
+
+    #[test]
+    fn zeros_lie_about_what_the_relu_leaves() {
+        for [h, w, pad, stride] in [
+            [1, 1, 1, 1],
+            [3, 7, 2, 1],
+            [3, 8, 0, 1],
+            [5, 15, 4, 1],
+            [3, 16, 2, 1],
+            [3, 16, 0, 1],
+            [2, 32, 1, 1],
+            [2, 33, 1, 1],
+            [4, 5, 1, 2],
+            [3, 6, 0, 2],
+            [3, 6, 2, 2],
+            [7, 17, 3, 2],
+        ] {
+            let case = Case {
+                size: [h, w],
+                pad,
+                stride,
+            };
+            let x = Maps::from_slice(2, h, w, &case.numbers());
+            let found = case.read(&PaddedMaps::rectified(&x, pad, stride));
+            assert_eq!(
+                found,
+                case.expected(),
+                "{h}x{w}, {pad} zeros, stride {stride}"
+            );
+            if stride == 1 {
+                agrees_on_every_path(&case, 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_goes_on() {
+        for stride in [1, 2] {
+            let x = Maps::from_slice(1, 1, 3, &[-1.0, f32::NAN, 2.0]);
+            let padded = PaddedMaps::rectified(&x, 1, stride);
+            let found = [0, 1, 2, 3, 4]
+                .map(|column| padded.plane(0)[padded.pitch() + padded.column(column)]);
+            assert!(found[2].is_nan());
+            assert_eq!(
+                [found[0], found[1], found[3], found[4]],
+                [0.0, 0.0, 2.0, 0.0]
+            );
         }
     }
 }

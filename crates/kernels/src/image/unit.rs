@@ -85,6 +85,9 @@ impl Unit {
     }
 
     /// Runs the unit on an input that has been through its ReLU.
+    ///
+    /// # Panics
+    /// If the input is prepared for another stride, or with fewer zeros than are read.
     pub fn forward(&self, x: &PaddedMaps) -> Maps {
         let [n_out, n_in] = self.pointwise.dims();
         let Conv2dGeometry {

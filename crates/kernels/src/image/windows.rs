@@ -1,5 +1,5 @@
 //! Depthwise windows over planes with zeros about them. Several rows of a result are summed at a time: what is loaded
-//! serves all windows that it lies under.
+//! for a column of taps serves several rows.
 
 use pulp::{Simd, WithSimd};
 
@@ -46,7 +46,7 @@ impl Windows<'_> {
         let pitch = self.x.pitch();
         let origin = (margin + self.first * Q) * pitch;
         let [n_rows, n_columns] = self.size;
-        let rows = Rows::<K, Q, D> {
+        let rows = PlaneRows::<K, Q, D> {
             pitch,
             columns: std::array::from_fn(|v| self.x.column(margin + v * D)),
             w: n_columns,
@@ -82,7 +82,7 @@ impl WithSimd for Windows<'_> {
 }
 
 /// Rows of one plane, `w` columns each: kernel `K`, stride `Q`, dilation `D`.
-struct Rows<const K: usize, const Q: usize, const D: usize> {
+struct PlaneRows<const K: usize, const Q: usize, const D: usize> {
     /// From one row that is read to the next.
     pitch: usize,
     /// In these, what lies under each column of taps of the first window; from there the other windows' follows.
@@ -90,7 +90,7 @@ struct Rows<const K: usize, const Q: usize, const D: usize> {
     w: usize,
 }
 
-impl<const K: usize, const Q: usize, const D: usize> Rows<K, Q, D> {
+impl<const K: usize, const Q: usize, const D: usize> PlaneRows<K, Q, D> {
     #[inline(always)]
     fn write<S: Simd>(&self, simd: S, x: &[f32], taps: &[f32], y: &mut [f32], n_rows: usize) {
         let (lanes, w) = (S::F32_LANES, self.w);
@@ -151,7 +151,7 @@ impl<const K: usize, const Q: usize, const D: usize> Rows<K, Q, D> {
             for u in 0..K {
                 for r in 0..R {
                     let at = (Q * r + D * u) * self.pitch + self.columns[v];
-                    // SAFETY: row and column are the last of `extent` at most.
+                    // SAFETY: `x` holds `extent(R, lanes)` numbers: up to the last row and column that there are, and `lanes` more.
                     let x = unsafe { x.get_unchecked(at..at + lanes) };
                     sums[r] = simd.mul_add_e_f32s(column[u], f32::load(simd, x), sums[r]);
                 }
