@@ -1,8 +1,8 @@
 //! A derived network as an ONNX model, for any other runtime.
 //!
 //! One node per operation of the published networks, weights as they are and under their state-dict names: batch
-//! normalisations are folded into convolutions by the runtimes themselves. The first two nodes normalise, so that the model takes pixels
-//! as they are; the size of the batch is open.
+//! normalisations are folded into convolutions by the runtimes themselves. The first two nodes normalise, so that the
+//! model takes pixels as they are; the size of the batch is open.
 
 mod proto;
 
@@ -18,14 +18,14 @@ use proto::{
 };
 use space::{CellGenotype, CellSpec, Genotype, NetworkSpec, Primitive, Stem};
 
-/// The version of the file format: that of ONNX 1.12, which everything since reads.
+/// The version of the file format: that of ONNX 1.12.
 const IR_VERSION: i64 = 8;
 /// The version of the operators, likewise.
 const OPSET: i64 = 17;
 
-/// The name of the model's input: images `[batch, in_channels, image_size, image_size]`, pixels from 0 (black) to 1 (white).
+/// The name of the model's input.
 const INPUT: &str = "images";
-/// The name of its output: `[batch, n_classes]`, before any softmax.
+/// The name of its output.
 const OUTPUT: &str = "logits";
 
 /// What a network was trained on.
@@ -41,9 +41,9 @@ pub struct Images<'a> {
 
 /// The bytes of an ONNX file: the network of a genotype without its auxiliary head.
 ///
-/// It takes `images` `[batch, in_channels, image_size, image_size]`, pixels from 0 to 1, and answers `logits` `[batch, n_classes]`,
-/// both f32. The metadata say what the genotype is (`genotype`, in the tuple form of the original DARTS code) and which class a
-/// logit is of (`class_names`, a JSON array).
+/// It takes `images` `[batch, in_channels, image_size, image_size]`, pixels from 0 (black) to 1 (white), and answers `logits`
+/// `[batch, n_classes]`, before any softmax; both f32. The metadata say what the genotype is (`genotype`, in the tuple form of
+/// the original DARTS code) and which class a logit is of (`class_names`, a JSON array).
 ///
 /// # Errors
 /// If a parameter is missing, if mean and standard deviation are not one for each channel, or if the genotype has a `none`.
@@ -162,12 +162,15 @@ impl Window {
 
     fn attributes(self) -> Vec<Attribute> {
         let [front, behind] = self.padding;
-        vec![
+        let mut attributes = vec![
             ints("kernel_shape", [self.kernel; 2]),
             ints("strides", [self.stride; 2]),
-            ints("dilations", [self.dilation; 2]),
             ints("pads", [front, front, behind, behind]),
-        ]
+        ];
+        if self.dilation > 1 {
+            attributes.push(ints("dilations", [self.dilation; 2]));
+        }
+        attributes
     }
 }
 
@@ -294,11 +297,7 @@ impl Writer {
             Primitive::None => candle_core::bail!("{name}: a derived network has no `none`"),
             // Neither counts what lies outside.
             Primitive::MaxPool3x3 => Ok(self.node("MaxPool", &[x], pool, name)),
-            Primitive::AvgPool3x3 => {
-                // Average pooling has dilations only since version 19 of the operators.
-                let own = pool.into_iter().filter(|own| own.name != "dilations");
-                Ok(self.node("AveragePool", &[x], own.collect(), name))
-            }
+            Primitive::AvgPool3x3 => Ok(self.node("AveragePool", &[x], pool, name)),
             Primitive::SkipConnect if stride == 1 => Ok(x.clone()),
             Primitive::SkipConnect => self.factorized_reduce(x, name, *size),
             Primitive::SepConv3x3 => self.separable(x, name, 3, stride),

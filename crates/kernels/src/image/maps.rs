@@ -128,10 +128,15 @@ fn add(a: &mut [f32], b: &[f32]) {
 }
 
 /// `max(x, 0)`; what is no number goes on.
+#[inline]
+fn relu(x: f32) -> f32 {
+    if x <= 0.0 { 0.0 } else { x }
+}
+
 #[multiversion(targets = "simd")]
 fn rectify(y: &mut [f32], x: &[f32]) {
     for (y, &x) in y.iter_mut().zip(x) {
-        *y = if x <= 0.0 { 0.0 } else { x };
+        *y = relu(x);
     }
 }
 
@@ -235,11 +240,10 @@ fn rectify_halves(even: &mut [f32], odd: &mut [f32], x: &[f32]) {
     let (pairs, rest) = x.as_chunks::<2>();
     let (even_pairs, even_rest) = even.split_at_mut(pairs.len());
     for ((even, odd), &[a, b]) in even_pairs.iter_mut().zip(odd).zip(pairs) {
-        *even = if a <= 0.0 { 0.0 } else { a };
-        *odd = if b <= 0.0 { 0.0 } else { b };
+        (*even, *odd) = (relu(a), relu(b));
     }
     if let [a] = *rest {
-        even_rest[0] = if a <= 0.0 { 0.0 } else { a };
+        even_rest[0] = relu(a);
     }
 }
 
