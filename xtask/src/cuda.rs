@@ -19,16 +19,16 @@ const OTHERS: &str = "network-bench/cuda,pipeline-tests/cuda";
 /// Every stage with what it reads, samples of `tests/formats`.
 const STARTS: [(&str, &[(&str, &str)]); 5] = [
     ("profile", &[]),
-    ("predictor", &[("--latency-dataset", "latency-dataset-1.3")]),
-    ("search", &[("--latency-model", "latency-model-1.4")]),
-    ("evaluate", &[("--search-result", "search-result-1.4")]),
+    ("predictor", &[("--latency-dataset", "latency-dataset-1.4")]),
+    ("search", &[("--latency-model", "latency-model-1.6")]),
+    ("evaluate", &[("--search-result", "search-result-1.7")]),
     (
         "report",
         &[
-            ("--latency-dataset", "latency-dataset-1.3"),
-            ("--latency-model", "latency-model-1.4"),
-            ("--evaluation", "evaluation-1.3"),
-            ("--evaluation", "evaluation-1.3"),
+            ("--latency-dataset", "latency-dataset-1.4"),
+            ("--latency-model", "latency-model-1.6"),
+            ("--evaluation", "evaluation-1.5"),
+            ("--evaluation", "evaluation-1.5"),
         ],
     ),
 ];

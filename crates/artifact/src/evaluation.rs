@@ -61,7 +61,7 @@ pub struct Verdict {
     pub measured_millis: f64,
     /// The latency to keep to, in milliseconds.
     pub target_millis: Option<f64>,
-    /// Whether the measured latency lies in the interval; `None` without one, and where the prediction is of another machine.
+    /// Whether the measured latency lies in the interval; `None` without one, and where the prediction is of another machine or revision.
     pub is_in_interval: Option<bool>,
     /// Whether the measured latency is the target at most: PASS or FAIL; `None` likewise.
     pub is_target_met: Option<bool>,
@@ -263,7 +263,7 @@ impl Evaluation {
 
 impl Artifact for Evaluation {
     const KIND: Kind = Kind::Evaluation;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 4);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 5);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

@@ -81,6 +81,7 @@ impl fmt::Display for Kind {
 /// | evaluation | 1.2 | `search.objective`, `search.target`, `search.interval_millis`; `verdict.json` |
 /// | latency-dataset | 1.3 | the columns `latency_graph_median_millis` and `gpu_…`, on CUDA |
 /// | latency-dataset, search-result, evaluation; latency model | 1.3; 1.4 | `settings.timing.precision` and `.flush_l2`, where they are not `f32` and false |
+/// | latency-dataset; latency model; search-result; evaluation; front | 1.4; 1.6; 1.7; 1.5; 1.2 | `settings.anchor.revision`: whose code the anchor ran by |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FormatVersion {

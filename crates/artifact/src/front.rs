@@ -101,7 +101,7 @@ impl Front {
 
 impl Artifact for Front {
     const KIND: Kind = Kind::Front;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 1);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 2);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

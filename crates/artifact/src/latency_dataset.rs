@@ -10,7 +10,7 @@ use crate::files::Files;
 use crate::format::{FormatVersion, Kind};
 use crate::genotype::{cell_from_texts, gene_to_text};
 use crate::precision::Precision;
-use crate::stage::DeviceSpec;
+use crate::stage::{DeviceSpec, PROFILE};
 use crate::store::Artifact;
 use crate::table::{Column, Columns, Table};
 
@@ -242,8 +242,8 @@ pub struct MeasurementSettings {
     pub anchor: Option<AnchorRecord>,
 }
 
-/// The state of the machine that latencies are corrected to. A latency taken later, under the same anchor
-/// on the same machine, can be brought to that state and compared.
+/// The state of the machine that latencies are corrected to. A latency taken later by the same code
+/// on the same machine can be brought to that state and compared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnchorRecord {
@@ -251,9 +251,27 @@ pub struct AnchorRecord {
     pub median_nanos: u64,
     /// The fingerprint of the machine.
     pub machine: String,
+    /// The revision of the stage `profile` whose code ran the network; 0, which none is, where nobody wrote it down (before
+    /// format 1.4 of a latency data set). A faster revision is not a machine that drifted.
+    #[serde(default)]
+    pub revision: u32,
 }
 
 impl AnchorRecord {
+    /// What the code of this program took on `machine`.
+    pub fn new(median_nanos: u64, machine: String) -> Self {
+        Self {
+            median_nanos,
+            machine,
+            revision: PROFILE.revision,
+        }
+    }
+
+    /// Whether the code of this program took it on `machine`.
+    pub fn is_of(&self, machine: &str) -> bool {
+        self.machine == machine && self.revision == PROFILE.revision
+    }
+
     /// The published genotype whose network is the anchor, whoever times: it holds most primitives, so that whatever slows one of
     /// them down slows it down as well.
     pub const GENOTYPE: &str = "PC_DARTS_cifar";
@@ -392,7 +410,7 @@ impl LatencyDataset {
 
 impl Artifact for LatencyDataset {
     const KIND: Kind = Kind::LatencyDataset;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 3);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 4);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

@@ -115,7 +115,7 @@ pub struct LatencyModelArtifact {
 
 impl Artifact for LatencyModelArtifact {
     const KIND: Kind = Kind::LatencyModel;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 5);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 6);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

@@ -214,7 +214,7 @@ fn soft() -> String {
 
 impl Artifact for SearchResult {
     const KIND: Kind = Kind::SearchResult;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 6);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 7);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();

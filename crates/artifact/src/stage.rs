@@ -46,7 +46,7 @@ pub struct StageSpec {
 pub const PROFILE: StageSpec = StageSpec {
     name: "profile",
     package: "stage-profile",
-    revision: 7,
+    revision: 8,
     inputs: &[],
     output: Kind::LatencyDataset,
     uses_device: true,
@@ -76,7 +76,7 @@ pub const SEARCH: StageSpec = StageSpec {
 pub const EVALUATE: StageSpec = StageSpec {
     name: "evaluate",
     package: "stage-evaluate",
-    revision: 12,
+    revision: 13,
     inputs: &[Kind::SearchResult],
     output: Kind::Evaluation,
     uses_device: true,

@@ -208,9 +208,8 @@ pub fn run_together(
             // Timed as it was profiled; latency does not depend on the weights.
             Prepared::network(&network, &search.genotype, record.batch_size, &on)?
         };
-        let place = timing::Place { on, machine };
-        let latency = timing::time(&network, &place, &settings, &config.timing, progress)?;
-        let costs = timing::costs(&meters, &search.genotype, &settings, &place.on)?;
+        let latency = timing::time(&network, &on, &settings, &config.timing, progress)?;
+        let costs = timing::costs(&meters, &search.genotype, &settings, &on)?;
         TimingResult {
             peak_memory_bytes: costs.peak_memory_bytes.map(|bytes| bytes as f64),
             energy_joules: costs.energy_joules,
@@ -308,27 +307,20 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
     let machine = context
         .device
         .fingerprint(Machine::detect().fingerprint())?;
-    let mut settings = settings(config, &first.value, context, &machine)?;
+    let settings = settings(config, &first.value, context, &machine)?;
     let device = open_device(context.device)?;
     let _timing = context.machine_use.time()?;
     let on = on(device, &settings.timing);
     // What any of the searches kept low is measured of all networks.
     let asked = |metric| found.0.iter().any(|one| one.value.metric == metric);
     let meters = timing::meters(asked, &on.device)?;
-    let place = timing::Place { on, machine };
     let mut samples = Vec::with_capacity(found.0.len());
     for one in &found.0 {
         let genotype = &one.value.genotype;
         let batch_size = settings.timing.batch_size;
-        let network = Prepared::network(&network, genotype, batch_size, &place.on)?;
-        let latency = timing::time(
-            &network,
-            &place,
-            &settings,
-            &config.timing,
-            &context.progress,
-        )?;
-        let costs = timing::costs(&meters, genotype, &settings, &place.on)?;
+        let network = Prepared::network(&network, genotype, batch_size, &on)?;
+        let latency = timing::time(&network, &on, &settings, &config.timing, &context.progress)?;
+        let costs = timing::costs(&meters, genotype, &settings, &on)?;
         samples.push(LatencySample {
             genotype: genotype.clone(),
             median_millis: latency.median_millis,
@@ -344,10 +336,6 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
             gpu: None,
         });
     }
-    // On another machine each network was timed by itself, not brought to the state of the profile.
-    settings.anchor = settings
-        .anchor
-        .filter(|anchor| anchor.machine == place.machine);
     Ok(LatencyDataset {
         settings: Some(settings),
         samples,
@@ -388,7 +376,8 @@ fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
 
 /// What the latency of this evaluation is of: the network of the config under the protocol of the search
 /// result. A search result that does not tell its protocol (its predictor was fitted on foreign data)
-/// gets one image on one thread. An anchor is there only if it is of this machine, of which latencies are corrected to it.
+/// gets one image on one thread. An anchor is there only if this program took it on this
+/// machine, for latencies are corrected to it.
 fn settings(
     config: &Config,
     search: &SearchResult,
@@ -418,15 +407,20 @@ fn settings(
     timing.check(device)?;
     let profiled = search.settings.as_ref();
     let anchor = profiled.and_then(|profiled| profiled.anchor.clone());
-    let anchor = anchor.filter(|anchor| anchor.machine == machine);
     if profiled.is_none() {
         progress.line("the search result does not say how its latencies were taken: timing one image on one thread");
     }
-    if anchor.is_none() {
-        progress.line(
-            "the predicted latency is not known to be of this machine and device, the measured latency is: they are not held \
-             against each other",
-        );
+    let is_of = match &anchor {
+        Some(anchor) if anchor.is_of(machine) => None,
+        Some(anchor) if anchor.machine == machine => {
+            Some("by the code of this program (profile, fit and search again to have one that is)")
+        }
+        _ => Some("of this machine and device"),
+    };
+    if let Some(is_of) = is_of {
+        progress.line(&format!(
+            "the predicted latency is not known to be {is_of}, the measured latency is: they are not held against each other"
+        ));
     }
     Ok(MeasurementSettings {
         network: network.clone(),
@@ -437,7 +431,7 @@ fn settings(
             DeviceSpec::Cuda(_) => runtime::CANDLE_CUDA,
         }
         .to_owned(),
-        anchor,
+        anchor: anchor.filter(|_| is_of.is_none()),
     })
 }
 

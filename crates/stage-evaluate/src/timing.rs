@@ -22,24 +22,17 @@ struct Round {
     disturbed: bool,
 }
 
-/// Where the network runs.
-pub(crate) struct Place {
-    pub(crate) on: On,
-    /// The fingerprint of machine and device.
-    pub(crate) machine: String,
-}
-
 /// Times the network in rounds, with the anchor network before and after each.
 ///
-/// The reference of the anchor is what it took when architectures were profiled, if that was on this
-/// machine: so predicted latency, and the measured latency of every network that was found with it, are
-/// of one state of the machine. Elsewhere it is its median over all rounds. Each round is corrected by
+/// The reference of the anchor is what it took when architectures were profiled, if the settings tell it, which are of this machine: so
+/// predicted latency, and the measured latency of every network that was found with it, are
+/// of one state of the machine. Otherwise it is its median over all rounds. Each round is corrected by
 /// the anchors about it; of the undisturbed rounds (of all, if every one was disturbed) the one with the median
 /// latency counts. As long as fewer than half of the rounds that are asked for are undisturbed, others follow, at most
 /// [`MAX_SERIES`] times as many.
 pub(crate) fn time(
     network: &Prepared,
-    place: &Place,
+    on: &On,
     settings: &MeasurementSettings,
     config: &TimingConfig,
     progress: &Progress,
@@ -48,7 +41,7 @@ pub(crate) fn time(
     let record = &settings.timing;
     let genotype =
         Genotype::named(AnchorRecord::GENOTYPE).expect("the anchor is a published genotype");
-    let anchor = Prepared::network(&spec, &genotype, record.batch_size, &place.on)?;
+    let anchor = Prepared::network(&spec, &genotype, record.batch_size, on)?;
     let executor =
         Executor::new(record.n_threads).map_err(|error| Error::Threads(Box::new(error)))?;
     let protocol = Protocol {
@@ -87,7 +80,7 @@ pub(crate) fn time(
                 bar.inc(1);
             }
             bar.finish();
-            let reference = reference(&anchors, settings, &place.machine, config.max_disturbance);
+            let reference = reference(&anchors, settings.anchor.as_ref(), config.max_disturbance);
             rounds = corrected(&timings, &anchors, &reference);
         }
         Ok::<_, Error>(rounds)
@@ -97,7 +90,7 @@ pub(crate) fn time(
         anchor_ratio,
         disturbed,
     } = median(rounds);
-    if is_profiled(settings, &place.machine) && (anchor_ratio - 1.0).abs() > MAX_UNREMARKED_DRIFT {
+    if settings.anchor.is_some() && (anchor_ratio - 1.0).abs() > MAX_UNREMARKED_DRIFT {
         progress.line(&format!(
             "this machine takes {anchor_ratio:.2} times as long as when it was profiled; that is divided out"
         ));
@@ -155,24 +148,11 @@ fn tell_enough(rounds: &[Round], n_rounds: usize) -> bool {
     2 * n_quiet >= n_rounds
 }
 
-/// Whether architectures were profiled on this machine.
-fn is_profiled(settings: &MeasurementSettings, machine: &str) -> bool {
-    let anchor = settings.anchor.as_ref();
-    anchor.is_some_and(|profiled| profiled.machine == machine)
-}
-
 /// The anchor with the reference that latencies are corrected to.
-fn reference(
-    anchors: &[Timing],
-    settings: &MeasurementSettings,
-    machine: &str,
-    max_disturbance: f64,
-) -> Anchor {
-    match &settings.anchor {
-        Some(profiled) if is_profiled(settings, machine) => {
-            Anchor::with_reference(profiled.median_nanos.max(1), max_disturbance)
-        }
-        _ => Anchor::new(anchors, max_disturbance),
+fn reference(anchors: &[Timing], profiled: Option<&AnchorRecord>, max_disturbance: f64) -> Anchor {
+    match profiled {
+        Some(profiled) => Anchor::with_reference(profiled.median_nanos.max(1), max_disturbance),
+        None => Anchor::new(anchors, max_disturbance),
     }
 }
 
@@ -210,41 +190,18 @@ fn median(rounds: Vec<Round>) -> Round {
 
 #[cfg(test)]
 mod tests {
-    use artifact::{AnchorRecord, NetworkRecord, TimingRecord};
-
     use super::*;
 
-    fn settings(anchor: Option<AnchorRecord>) -> MeasurementSettings {
-        MeasurementSettings {
-            network: NetworkRecord::from(&NetworkSpec::cifar10()),
-            timing: TimingRecord {
-                batch_size: 1,
-                n_threads: 1,
-                n_warmup: 0,
-                n_repeats: 1,
-                precision: artifact::Precision::F32,
-                flush_l2: false,
-            },
-            device: "cpu".to_owned(),
-            runtime: runtime::NATIVE_CPU.to_owned(),
-            anchor,
-        }
-    }
-
     #[test]
-    fn latencies_are_corrected_to_the_profile_of_this_machine_and_no_other() {
+    fn latencies_are_corrected_to_the_profile_or_else_to_these_rounds() {
         let anchors = [90, 100, 110].map(|nanos| Timing::from_nanos(vec![nanos]));
         let reference_nanos =
-            |anchor| reference(&anchors, &settings(anchor), "here", 0.05).reference_nanos();
-        let profiled = |machine| {
-            Some(AnchorRecord {
-                median_nanos: 80,
-                machine,
-            })
-        };
+            |profiled: Option<_>| reference(&anchors, profiled.as_ref(), 0.05).reference_nanos();
         assert_eq!(reference_nanos(None), 100);
-        assert_eq!(reference_nanos(profiled("elsewhere".to_owned())), 100);
-        assert_eq!(reference_nanos(profiled("here".to_owned())), 80);
+        assert_eq!(
+            reference_nanos(Some(AnchorRecord::new(80, "here".to_owned()))),
+            80
+        );
     }
 
     fn round(nanos: u64, disturbed: bool) -> Round {

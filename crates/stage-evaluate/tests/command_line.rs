@@ -133,27 +133,48 @@ fn networks_are_timed_without_training_a_row_each() {
     evaluate(&["time"]).failed(2, &["--search-result"]);
 }
 
-/// What is predicted of another machine is not held against what this one takes.
+/// What is predicted of another machine, or by inference of another revision, is not held against what this one takes.
 #[test]
-fn a_prediction_of_another_machine_is_not_judged() {
-    let mut place = Place::new();
-    let mut settings = fixture::settings();
-    settings.anchor = Some(artifact::AnchorRecord {
+fn a_prediction_of_another_machine_or_revision_is_not_judged() {
+    let anchor = |machine, revision| artifact::AnchorRecord {
         median_nanos: 1_000_000,
-        machine: "another one".to_owned(),
-    });
-    place.search_result = fixture::search_result(&place.path("elsewhere"), Some(settings));
-    let answer = place.run(&["--json"]);
-    assert!(answer.stderr.contains("not held against each other"));
-    let dir = answer.json()["path"].as_str().unwrap().to_owned();
-    let evaluation = artifact::open::<Evaluation>(&dir).unwrap().value;
-    assert!(evaluation.settings.anchor.is_none());
-    let verdict = evaluation.verdict();
-    assert!(verdict.target_millis.is_some() && verdict.interval_millis.is_some());
-    assert_eq!(
-        (verdict.is_target_met, verdict.is_in_interval),
-        (None, None)
-    );
+        machine,
+        revision,
+    };
+    let here = measure::Machine::detect().fingerprint();
+    let now = artifact::stage::PROFILE.revision;
+    for (anchor, what) in [
+        (
+            anchor("another one".to_owned(), now),
+            Some("of this machine"),
+        ),
+        (
+            anchor(here.clone(), now - 1),
+            Some("by the code of this program"),
+        ),
+        (anchor(here.clone(), now), None),
+    ] {
+        let mut place = Place::new();
+        let mut settings = fixture::settings();
+        settings.anchor = Some(anchor);
+        place.search_result = fixture::search_result(&place.path("profiled"), Some(settings));
+        let answer = place.run(&["--json"]);
+        let says = answer.stderr.contains("not held against each other");
+        assert_eq!(says, what.is_some());
+        assert!(what.is_none_or(|what| answer.stderr.contains(what)));
+        let dir = answer.json()["path"].as_str().unwrap().to_owned();
+        let evaluation = artifact::open::<Evaluation>(&dir).unwrap().value;
+        assert_eq!(evaluation.settings.anchor.is_some(), what.is_none());
+        let verdict = evaluation.verdict();
+        assert!(verdict.target_millis.is_some() && verdict.interval_millis.is_some());
+        assert_eq!(
+            (
+                verdict.is_target_met.is_some(),
+                verdict.is_in_interval.is_some()
+            ),
+            (what.is_none(), what.is_none())
+        );
+    }
 }
 
 #[test]

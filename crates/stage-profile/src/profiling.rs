@@ -406,10 +406,8 @@ impl Profiling {
                 });
             }
         }
-        self.settings.anchor = Some(AnchorRecord {
-            median_nanos: anchor.reference_nanos(),
-            machine: self.device.fingerprint(Machine::detect().fingerprint())?,
-        });
+        let machine = self.device.fingerprint(Machine::detect().fingerprint())?;
+        self.settings.anchor = Some(AnchorRecord::new(anchor.reference_nanos(), machine));
         Ok(LatencyDataset {
             settings: Some(self.settings),
             samples,

@@ -276,7 +276,8 @@ fn conclusion([baseline, aware]: [&Evaluation; 2]) -> String {
             match aware.verdict().is_target_met {
                 Some(true) => "the target is met",
                 Some(false) => "the target is missed",
-                None => "that is of another machine than the target, which is not judged",
+                None =>
+                    "that is of another machine or revision than the target, which is not judged",
             },
             accuracy.unwrap_or("the same".to_owned()),
         );
@@ -436,7 +437,7 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
             "verdict",
             &|e| match (e.verdict().word(), &e.search.target) {
                 (Some(word), _) => word.to_owned(),
-                (None, Some(_)) => "none: predicted of another machine".to_owned(),
+                (None, Some(_)) => "none: predicted of another machine or revision".to_owned(),
                 (None, None) => "–".to_owned(),
             },
             String::new(),

@@ -130,12 +130,16 @@ fn differs(both: [&Opened<Evaluation>; 2]) -> Option<String> {
     }
     let predicted = both.map(|own| {
         let settings = &own.value.settings;
-        let machine = settings.anchor.as_ref().map(|anchor| &anchor.machine);
+        let anchor = settings.anchor.as_ref();
+        let whose = anchor.map(|anchor| (&anchor.machine, anchor.revision));
         let what = (&settings.timing, &settings.device, &settings.runtime);
-        (own.value.search.metric, what, machine)
+        (own.value.search.metric, what, whose)
     });
     if predicted[0] != predicted[1] {
-        return Some("what their predictions are of: metric, timing, device or machine".to_owned());
+        return Some(
+            "what their predictions are of: metric, timing, device, machine or revision of profile"
+                .to_owned(),
+        );
     }
     let config = |config: &Value| {
         let mut config = config.clone();

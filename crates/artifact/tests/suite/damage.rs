@@ -272,6 +272,6 @@ fn content_that_does_not_follow_the_schema_is_refused() {
     assert_eq!(
         published.refusal::<LatencyModelArtifact>(),
         "DIR/model.json: unknown field `chozen`, expected one of `settings`, `metric`, `chosen`, `reason`, \
-         `reference_millis`, `n_train`, `n_test` at line 25 column 10"
+         `reference_millis`, `n_train`, `n_test` at line 26 column 10"
     );
 }
