@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use artifact::{Front, LatencyDataset, LatencyModelArtifact, SearchResult, Store};
-use pipeline_tests::{command, output, root, stdout, tiny};
+use pipeline_tests::{binary, command, output, root, stdout, tiny};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -373,6 +373,121 @@ fn a_wrong_stage_or_preset_is_a_usage_error() {
     ));
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("quick"));
+}
+
+/// An IDX data set: `n` grey images of `[height, width]` in each split, of two classes in turn.
+fn write_idx(dir: &Path, n: usize, [height, width]: [usize; 2]) {
+    std::fs::create_dir_all(dir).unwrap();
+    let header = |magic: u32, sizes: &[usize]| -> Vec<u8> {
+        let sizes = sizes.iter().map(|&size| size as u32);
+        std::iter::once(magic)
+            .chain(sizes)
+            .flat_map(u32::to_be_bytes)
+            .collect()
+    };
+    for split in ["train", "t10k"] {
+        let mut images = header(0x803, &[n, height, width]);
+        images.extend((0..n * height * width).map(|i| (i * 7) as u8));
+        let mut labels = header(0x801, &[n]);
+        labels.extend((0..n).map(|i| (i % 2) as u8));
+        std::fs::write(dir.join(format!("{split}-images-idx3-ubyte")), images).unwrap();
+        std::fs::write(dir.join(format!("{split}-labels-idx1-ubyte")), labels).unwrap();
+    }
+}
+
+#[test]
+fn a_preset_for_other_images_is_written_and_taken() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let text = |name: &str| at(name).to_str().unwrap().to_owned();
+    write_idx(&at("squares"), 2000, [12, 12]);
+    write_idx(&at("oblong"), 4, [12, 14]);
+    let preset = |name: &str, images: &str, more: &[&str]| {
+        let mut command = std::process::Command::new(binary("xtask"));
+        command.current_dir(root()).arg("preset").arg(at(name));
+        command.arg("--images").arg(at(images));
+        output({
+            command.args(["--from", "tests/presets/tiny"]).args(more);
+            command
+        })
+    };
+    let done = preset("mine", "squares", &[]);
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{stderr}");
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(
+        said.contains("2000 training and 2000 test images of 1 x 12 x 12"),
+        "{said}"
+    );
+    // Five times fewer images than what the preset was made for.
+    assert!(
+        said.contains("search.n_epochs = 15 instead of 3\n"),
+        "{said}"
+    );
+    let config = std::fs::read_to_string(at("mine").join("evaluate.toml")).unwrap();
+    for line in [
+        "n_epochs = 5\n",
+        "in_channels = 1\n",
+        "n_classes = 2\n",
+        "image_size = 12          # pixels, square\n",
+        "init_channels = 4\n",
+    ] {
+        assert!(config.contains(line), "{config}");
+    }
+    assert!(config.contains(&format!("dir = \"{}\"", text("squares"))));
+    let store = at("store");
+    let plan = stdout(command(
+        "xtask",
+        &store,
+        &["plan", "--preset", &text("mine")],
+    ));
+    assert!(plan.contains("will run"), "{plan}");
+
+    for (name, images, code, says) in [
+        ("mine", "squares", 2, "is there already"),
+        ("other", "oblong", 2, "12 x 14 (height, width)"),
+        ("other", "nowhere", 3, "there is no folder"),
+    ] {
+        let failed = preset(name, images, &[]);
+        let stderr = String::from_utf8_lossy(&failed.stderr);
+        assert_eq!(failed.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(says), "{stderr}");
+    }
+    // What no stage takes is not left behind.
+    write_idx(&at("nothing"), 0, [12, 12]);
+    assert_eq!(preset("other", "nothing", &[]).status.code(), Some(3));
+    let names = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
+    assert!(
+        names
+            .into_iter()
+            .all(|name| !name.to_string_lossy().starts_with("other"))
+    );
+}
+
+/// What the last stage would refuse is refused before the first one runs.
+#[test]
+fn networks_and_images_that_do_not_go_together_end_a_run_before_it_begins() {
+    let dir = TempDir::new().unwrap();
+    for (overrides, says) in [
+        (
+            &[
+                "evaluate.network.n_classes=9",
+                "profile.network.n_classes=9",
+            ][..],
+            "of 10 classes, but [network]",
+        ),
+        (&["profile.network.init_channels=8"], "make them the same"),
+    ] {
+        let mut args = vec!["pipeline"];
+        args.extend(overrides.iter().flat_map(|value| ["--set", value]));
+        let failed = output(xtask(dir.path(), &args));
+        let stderr = String::from_utf8_lossy(&failed.stderr);
+        assert_eq!(failed.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(says), "{stderr}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod cuda;
 mod doctor;
 mod gpu_check;
 mod layers;
+mod new_preset;
 mod pipeline;
 mod plan;
 mod preset;
@@ -76,6 +77,8 @@ enum Command {
         #[command(flatten)]
         args: PipelineArgs,
     },
+    /// Write a preset for your own images: a copy of another one, with their folder, size and classes
+    Preset(new_preset::NewPresetArgs),
     /// Run one stage on cached inputs
     Run {
         /// profile, predictor, search, evaluate or report
@@ -128,6 +131,7 @@ fn main() -> ExitCode {
         Command::Compare { args, compare } => compare::run(&args, &compare),
         Command::Sweep { args, sweep } => sweep::run(&args, &sweep),
         Command::Plan { args } => plan::run(&args),
+        Command::Preset(args) => new_preset::run(&args),
         Command::Run { stage, args } => pipeline::run_stage(&stage, &args),
         Command::Why { stage, args } => why::run(&stage, &args),
         Command::Reference { dir } => ci::reference(&dir),

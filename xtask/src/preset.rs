@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use artifact::stage::{EVALUATE, SEARCH};
-use artifact::{DeviceSpec, ExitCode, Metric, PIPELINE, Refusal, StageSpec};
+use artifact::stage::{EVALUATE, PROFILE, SEARCH};
+use artifact::{DeviceSpec, ExitCode, Metric, NetworkRecord, PIPELINE, Refusal, StageSpec};
 use serde::Deserialize;
 
 /// The command line or a preset is wrong.
@@ -234,12 +234,61 @@ struct SearchConfig {
     selection: Option<serde::de::IgnoredAny>,
 }
 
+/// What the pipeline must know of a `profile.toml` and of an `evaluate.toml`.
+#[derive(Deserialize)]
+struct NetworkConfig {
+    network: NetworkRecord,
+}
+
 #[derive(Deserialize)]
 struct TargetConfig {
     latency: String,
 }
 
+/// The folder of a preset's configs.
+pub(crate) fn preset_dir(preset: &str) -> Result<PathBuf> {
+    let named = Path::new("configs").join(preset);
+    let given = PathBuf::from(preset);
+    for dir in [named, given] {
+        if dir.is_dir() {
+            return Ok(dir);
+        }
+    }
+    let mut names: Vec<String> = std::fs::read_dir("configs")
+        .map(|entries| {
+            entries
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                .collect()
+        })
+        .unwrap_or_default();
+    if names.is_empty() {
+        return Err(usage(format!(
+            "no preset `{preset}`: there is no folder configs here; run from the root of the repository, or give a folder"
+        )));
+    }
+    names.sort();
+    Err(usage(format!(
+        "no preset `{preset}`: neither a folder nor one of {}",
+        names.join(", ")
+    )))
+}
+
 impl PipelineArgs {
+    /// Nothing but a preset.
+    pub(crate) fn of_preset(dir: &Path) -> Self {
+        Self {
+            preset: dir.to_string_lossy().into_owned(),
+            store: PathBuf::new(),
+            device: DeviceSpec::Cpu.to_string(),
+            seed: None,
+            threads: None,
+            target: None,
+            more: Vec::new(),
+            front: None,
+            overrides: Vec::new(),
+        }
+    }
+
     /// The target of the latency-aware search: of the command line, or else of the preset.
     fn target_latency(&self) -> Result<String> {
         if let Some(target) = &self.target {
@@ -257,6 +306,27 @@ impl PipelineArgs {
         let file = self.preset_dir()?.join("search.toml");
         let overrides = self.overrides_of("search")?;
         artifact::config::load(&file, &overrides).map_err(|error| usage(error.to_string()))
+    }
+
+    /// An error if the network that is profiled and the one that is trained are not alike: their latencies could not be
+    /// compared.
+    pub(crate) fn one_network(&self) -> Result<()> {
+        let network = |stage: &str| -> Result<NetworkRecord> {
+            let file = self.preset_dir()?.join(format!("{stage}.toml"));
+            let config: NetworkConfig = artifact::config::load(&file, &self.overrides_of(stage)?)
+                .map_err(|error| usage(error.to_string()))?;
+            Ok(config.network)
+        };
+        let [profiled, trained] = [network(PROFILE.name)?, network(EVALUATE.name)?];
+        if profiled == trained {
+            return Ok(());
+        }
+        let describe = |network| serde_json::to_string(network).unwrap_or_default();
+        Err(usage(format!(
+            "[network] in profile.toml is {}, in evaluate.toml {}: make them the same",
+            describe(&profiled),
+            describe(&trained)
+        )))
     }
 
     /// An error if a front is given to a command that makes no report.
@@ -284,32 +354,7 @@ impl PipelineArgs {
 
     /// The folder of the preset's configs.
     pub(crate) fn preset_dir(&self) -> Result<PathBuf> {
-        let named = Path::new("configs").join(&self.preset);
-        let given = PathBuf::from(&self.preset);
-        for dir in [named, given] {
-            if dir.is_dir() {
-                return Ok(dir);
-            }
-        }
-        let mut names: Vec<String> = std::fs::read_dir("configs")
-            .map(|entries| {
-                entries
-                    .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-                    .collect()
-            })
-            .unwrap_or_default();
-        if names.is_empty() {
-            return Err(usage(format!(
-                "no preset `{}`: there is no folder configs here; run from the root of the repository, or give a folder",
-                self.preset
-            )));
-        }
-        names.sort();
-        Err(usage(format!(
-            "no preset `{}`: neither a folder nor one of {}",
-            self.preset,
-            names.join(", ")
-        )))
+        preset_dir(&self.preset)
     }
 
     /// The `--set` values that belong to a stage, without its name; checks that every one names a stage.

@@ -136,14 +136,14 @@ pub(crate) fn time(
     Ok(Measured { dir, costs })
 }
 
-/// Whether every step would take its config, before the first has run for an hour.
+/// Whether every step would take its config, and the configs go together, before the first has run for an hour.
 pub(crate) fn check(bin_dir: &Path, args: &PipelineArgs, steps: &[Step]) -> Result<()> {
     for step in steps {
         let mut command = configured(bin_dir, args, step.stage.name, "check")?;
         override_for(&mut command, args, step);
         output(command, &format!("the config of {}", step.name()))?;
     }
-    Ok(())
+    args.one_network()
 }
 
 /// A subcommand of a stage, with its config and where it runs.
@@ -157,13 +157,8 @@ fn start(bin_dir: &Path, args: &PipelineArgs, stage: &str, subcommand: &str) -> 
     Ok(command)
 }
 
-/// A subcommand of a stage, with its config.
-fn configured(
-    bin_dir: &Path,
-    args: &PipelineArgs,
-    stage: &str,
-    subcommand: &str,
-) -> Result<Command> {
+/// A subcommand of a stage.
+pub(crate) fn program(bin_dir: &Path, stage: &str, subcommand: &str) -> Command {
     let mut command = Command::new(bin_dir.join(stage));
     // Training allocates the same buffers step after step: keep their pages (a quarter faster).
     command.env("MIMALLOC_PURGE_DELAY", "-1");
@@ -172,6 +167,17 @@ fn configured(
         command.env("GIT_DIRTY", is_dirty.to_string());
     }
     command.arg(subcommand);
+    command
+}
+
+/// A subcommand of a stage, with its config.
+fn configured(
+    bin_dir: &Path,
+    args: &PipelineArgs,
+    stage: &str,
+    subcommand: &str,
+) -> Result<Command> {
+    let mut command = program(bin_dir, stage, subcommand);
     command
         .arg("--config")
         .arg(args.preset_dir()?.join(format!("{stage}.toml")));
@@ -263,7 +269,12 @@ pub(crate) fn key(mut command: Command, name: &str) -> Result<KeyAnswer> {
 }
 
 /// Runs a step to its end.
-pub(crate) fn execute(mut command: Command, name: &str) -> Result<Done> {
+pub(crate) fn execute(command: Command, name: &str) -> Result<Done> {
+    ask(command, name)
+}
+
+/// What a stage's program prints with `--json`.
+pub(crate) fn ask<T: serde::de::DeserializeOwned>(mut command: Command, name: &str) -> Result<T> {
     command.arg("--json");
     parse(&output(command, name)?, name)
 }

@@ -100,7 +100,7 @@ fn table(counts: Counts) -> String {
 }
 
 /// 1234567 as 1,234,567.
-fn thousands(n: u64) -> String {
+pub(crate) fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -7,6 +7,7 @@ use images::{Augmentation, Batch, ImageSet, LoadOptions, Normalization, Split};
 
 use crate::config::Config;
 use crate::error::Error;
+use crate::survey::describe;
 
 /// Both splits of the data set.
 pub(crate) struct Data {
@@ -23,15 +24,7 @@ impl Data {
     /// Loads both splits, and sees that they go into the network.
     pub(crate) fn load(config: &Config) -> Result<Self, Error> {
         let data = &config.data;
-        let options = LoadOptions {
-            resize: (data.resize > 0).then_some(data.resize),
-            ..LoadOptions::default()
-        };
-        let load = |split| {
-            let set = images::load(&data.dir, split, &options)?;
-            check(&set, split, config)?;
-            Ok::<_, Error>(set)
-        };
+        let load = |split| load(config, split, None);
         let (train, test) = (load(Split::Train)?, load(Split::Test)?);
         let normalization = if data.mean.is_empty() {
             train.channel_statistics()?
@@ -101,8 +94,23 @@ fn tensors(batch: Batch, set: &ImageSet, device: &Device) -> Result<Tensors, Err
     ))
 }
 
-fn check(set: &ImageSet, split: Split, config: &Config) -> Result<(), Error> {
-    let network = &config.network;
+/// Sees that an image of each split goes into the network.
+pub(crate) fn glance(config: &Config) -> Result<(), Error> {
+    for split in [Split::Train, Split::Test] {
+        load(config, split, Some(1))?;
+    }
+    Ok(())
+}
+
+/// So many images of a split, or all, which go into the network.
+fn load(config: &Config, split: Split, limit: Option<usize>) -> Result<ImageSet, Error> {
+    let (data, network) = (&config.data, &config.network);
+    let options = LoadOptions {
+        resize: (data.resize > 0).then_some(data.resize),
+        limit,
+        ..LoadOptions::default()
+    };
+    let set = images::load(&data.dir, split, &options)?;
     let found = [set.n_channels(), set.height(), set.width()];
     let expected = [network.in_channels, network.image_size, network.image_size];
     let classes_fit = match split {
@@ -111,13 +119,10 @@ fn check(set: &ImageSet, split: Split, config: &Config) -> Result<(), Error> {
         Split::Test => set.n_classes() <= network.n_classes,
     };
     if found == expected && classes_fit {
-        return Ok(());
+        return Ok(set);
     }
-    let describe = |[c, h, w]: [usize; 3], n_classes| {
-        format!("{c} x {h} x {w} (channels, height, width) of {n_classes} classes")
-    };
     Err(Error::OtherImages {
-        dir: config.data.dir.clone(),
+        dir: data.dir.clone(),
         split,
         found: describe(found, set.n_classes()),
         expected: describe(expected, network.n_classes),

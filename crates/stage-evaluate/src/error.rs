@@ -51,6 +51,18 @@ pub enum Error {
         /// What the network takes.
         expected: String,
     },
+    /// Training and test images do not go into one network.
+    #[error(
+        "the train images in {dir} are {train}, the test images {test}; make them alike, or give a size to bring them to (--resize)"
+    )]
+    UnlikeSplits {
+        /// The folder of the data set.
+        dir: PathBuf,
+        /// What the training images are.
+        train: String,
+        /// What the test images are.
+        test: String,
+    },
     /// NaN or infinity.
     #[error(
         "{what} is NaN or infinite in epoch {epoch}, step {step}; lower weights.learning_rate, clip the \
@@ -114,7 +126,9 @@ impl StageError for Error {
             | Self::OtherNetwork { .. }
             | Self::OtherSettings { .. }
             | Self::OtherImages { .. } => ExitCode::Usage,
-            Self::Images(_) | Self::Checkpoint { .. } => ExitCode::Input,
+            Self::Images(_) | Self::UnlikeSplits { .. } | Self::Checkpoint { .. } => {
+                ExitCode::Input
+            }
             Self::NonFinite { .. } | Self::Unmeasurable { .. } => ExitCode::Numbers,
             Self::Metric { .. } => ExitCode::Device,
             Self::Artifact(error) => error.exit_code(),

@@ -17,6 +17,7 @@ mod config;
 mod count;
 mod data;
 mod error;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -42,6 +43,7 @@ use space::{Counts, NetworkSpec, count_derived};
 pub use crate::config::{Config, DataConfig, ScheduleKind, TimingConfig, WeightsConfig};
 pub use crate::count::CountArgs;
 pub use crate::error::Error;
+pub use crate::survey::ImagesArgs;
 
 use crate::data::Data;
 use crate::training::{Trained, Training};
@@ -129,16 +131,14 @@ fn open_training<'a>(
     Ok(training)
 }
 
-/// Whether a training could begin with a config: whether the network can be built and the images are there.
+/// Whether a training could begin with a config: whether the network can be built, the images are there and go into it. One
+/// image of each split is looked at.
 ///
 /// # Errors
 /// If not.
 pub fn check(config: &Config) -> Result<(), Error> {
     config.check()?;
-    for split in [Split::Train, Split::Test] {
-        images::files(&config.data.dir, split)?;
-    }
-    Ok(())
+    data::glance(config)
 }
 
 /// What the training by each of so many ranks will keep in memory at its peak; nothing runs.

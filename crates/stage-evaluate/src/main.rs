@@ -8,7 +8,7 @@ use artifact::stage::{self, CheckArgs, StageArgs};
 use clap::{Parser, Subcommand};
 use collective::{RankArgs, Team};
 use measure::Machine;
-use stage_evaluate::{Config, CountArgs, Error, Found, Inputs};
+use stage_evaluate::{Config, CountArgs, Error, Found, ImagesArgs, Inputs};
 
 /// Buffers of one step are those of the next: without pages going back to the system in between, a
 /// network's latency does not depend on the order in which it frees them. It counts what an inference needs.
@@ -51,6 +51,8 @@ enum Command {
     },
     /// Print what a genotype costs in a published network: parameters and multiply-adds
     Count(CountArgs),
+    /// Print what images a folder holds: how many, of what size and classes
+    Images(ImagesArgs),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
             args,
         } => time(&search_results, &args),
         Command::Count(args) => args.run(),
+        Command::Images(args) => args.run(),
     })
 }
 
