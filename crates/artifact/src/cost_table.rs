@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::latency_dataset::{self, LatencyDataset};
 use crate::table::Table;
 
-/// Architectures of one space and what they cost, as a Parquet file holds them.
+/// Architectures of one space and what they cost, as a file holds them, Parquet or CSV.
 ///
 /// Where the space is `nas-bench-201`, the column `arch` holds the published form of each architecture;
 /// where it is `darts`, sixteen columns hold the genes, as in a latency data set.
@@ -23,12 +23,8 @@ impl CostTable {
     ///
     /// # Errors
     /// If the file cannot be read, lacks the columns of the space, or holds a row that is no architecture of it.
-    pub fn read_parquet(file: &Path, topology: &Topology) -> Result<Self, Error> {
-        let bytes = std::fs::read(file).map_err(|source| Error::Read {
-            path: file.to_owned(),
-            source,
-        })?;
-        let table = Table::decode::<LatencyDataset>(file, bytes)?;
+    pub fn read(file: &Path, topology: &Topology) -> Result<Self, Error> {
+        let table = Table::read::<LatencyDataset>(file)?;
         let codes = if *topology == Topology::darts() {
             let space = SearchSpace::darts();
             let [normal, reduction] = latency_dataset::cells_of_genes(&table)?;

@@ -373,7 +373,7 @@ pub struct LatencyDataset {
 }
 
 impl LatencyDataset {
-    /// Reads timed architectures from one Parquet file, whoever wrote it.
+    /// Reads timed architectures from one file, Parquet or CSV, whoever wrote it.
     ///
     /// Required are the sixteen gene columns and `latency_median_millis`. Without the other columns a
     /// sample counts as undisturbed and timed once, its percentiles as its median. Integers, 32-bit
@@ -382,12 +382,8 @@ impl LatencyDataset {
     ///
     /// # Errors
     /// If the file cannot be read, lacks a column, or has a row that is no genotype or no latency.
-    pub fn read_parquet(file: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(file).map_err(|source| Error::Read {
-            path: file.to_owned(),
-            source,
-        })?;
-        let table = Table::decode::<Self>(file, bytes)?;
+    pub fn read(file: &Path) -> Result<Self, Error> {
+        let table = Table::read::<Self>(file)?;
         Ok(Self {
             settings: settings_of(&table)?,
             samples: samples_of(&table)?,
@@ -395,16 +391,12 @@ impl LatencyDataset {
         })
     }
 
-    /// Reads timed cells from one Parquet file, such as the `cells.parquet` beside timed architectures.
+    /// Reads timed cells from one file, such as the `cells.parquet` beside timed architectures.
     ///
     /// # Errors
     /// If the file cannot be read, lacks a column, or has a row that is no cell.
     pub fn read_cells(file: &Path) -> Result<Vec<CellSample>, Error> {
-        let bytes = std::fs::read(file).map_err(|source| Error::Read {
-            path: file.to_owned(),
-            source,
-        })?;
-        cells_of(&Table::decode::<Self>(file, bytes)?)
+        cells_of(&Table::read::<Self>(file)?)
     }
 }
 
@@ -487,6 +479,21 @@ impl Artifact for LatencyDataset {
             cells: cells_of(&files.table::<Self>(CELLS)?)?,
         })
     }
+}
+
+/// A table in CSV of architectures, each with the file that it is in: the column `file`, and the genes as in a latency data set.
+pub fn architectures_to_csv(rows: &[(String, Genotype)]) -> String {
+    let names = CellKind::ALL
+        .into_iter()
+        .flat_map(|kind| (0..8).map(move |index| gene_column(kind, index)));
+    let mut text = format!("file,{}\n", names.collect::<Vec<_>>().join(","));
+    for (file, genotype) in rows {
+        let genes = CellKind::ALL
+            .into_iter()
+            .flat_map(|kind| (0..8).map(move |index| gene_text(genotype.cell(kind), index)));
+        text.push_str(&format!("{file},{}\n", genes.collect::<Vec<_>>().join(",")));
+    }
+    text
 }
 
 /// The numbers of a cell's place, by column.

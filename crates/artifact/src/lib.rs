@@ -104,7 +104,7 @@ pub use crate::front::{Front, FrontPoint};
 pub use crate::genotype::{genotype_from_arg, genotype_from_json, genotype_to_json};
 pub use crate::latency_dataset::{
     AnchorRecord, CellSample, GpuRecord, LatencyDataset, LatencySample, MeasurementSettings,
-    Metric, NetworkRecord, TimingRecord,
+    Metric, NetworkRecord, TimingRecord, architectures_to_csv,
 };
 pub use crate::latency_model::{
     FiguresRecord, HeldOut, LatencyModelArtifact, ModelCard, Validation,

@@ -8,7 +8,10 @@ use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch, StringArray, UInt32Array,
 };
 use arrow::compute::{CastOptions, cast_with_options, concat_batches};
+use arrow::csv::ReaderBuilder;
+use arrow::csv::reader::Format;
 use arrow::datatypes::{DataType, Field, Float64Type, Schema, UInt32Type};
+use arrow::error::ArrowError;
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -209,6 +212,17 @@ macro_rules! one_column_per_field {
 }
 pub(crate) use one_column_per_field;
 
+/// The rows of a CSV file whose first line names the columns; their types are those that all values have.
+fn decode_csv(bytes: &[u8]) -> Result<RecordBatch, ArrowError> {
+    let format = Format::default().with_header(true);
+    let (schema, _) = format.infer_schema(bytes, None)?;
+    let schema = Arc::new(schema);
+    let reader = ReaderBuilder::new(schema.clone())
+        .with_format(format)
+        .build(bytes)?;
+    concat_batches(&schema, &reader.collect::<Result<Vec<_>, _>>()?)
+}
+
 /// The columns of a file that was read.
 pub(crate) struct Table {
     file: PathBuf,
@@ -217,6 +231,28 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// Reads a table, whoever wrote it: CSV with a row of names if the file's own name ends so, else Parquet.
+    pub(crate) fn read<A: Artifact>(file: &Path) -> Result<Self, Error> {
+        let bytes = std::fs::read(file).map_err(|source| Error::Read {
+            path: file.to_owned(),
+            source,
+        })?;
+        match file.extension() {
+            Some(extension) if extension.eq_ignore_ascii_case("csv") => {
+                let batch = decode_csv(&bytes).map_err(|error| Error::Malformed {
+                    file: file.to_owned(),
+                    reason: format!("not readable as CSV: {error}"),
+                })?;
+                Ok(Self {
+                    file: file.to_owned(),
+                    batch,
+                    metadata: BTreeMap::new(),
+                })
+            }
+            _ => Self::decode::<A>(file, bytes),
+        }
+    }
+
     /// Reads a Parquet file of an artifact; `file` is its name in messages. What the file says of itself
     /// is held against this program; it may say nothing.
     pub(crate) fn decode<A: Artifact>(file: &Path, bytes: Vec<u8>) -> Result<Self, Error> {

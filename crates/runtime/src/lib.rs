@@ -114,11 +114,7 @@ impl Prepared {
         batch_size: usize,
         on: &On,
     ) -> Result<Self> {
-        let device = &on.device;
-        let mut rng = fixed_rng();
-        let builder = Builder::new(device, DType::F32, &mut rng).with_precision(on.precision);
-        let network = DerivedNet::new(&builder, spec, genotype, false)?;
-        Self::trained(network, spec, batch_size, device)
+        Self::trained(untrained(spec, genotype, on)?, spec, batch_size, &on.device)
     }
 
     /// A network that exists already, with its weights.
@@ -276,6 +272,13 @@ fn rest_watts(device: &Device) -> Result<f64> {
     }
     let _ = device;
     candle_core::bail!("NVML tells the energy of CUDA devices alone")
+}
+
+/// The network of a genotype with initial weights drawn from a fixed seed.
+fn untrained(spec: &NetworkSpec, genotype: &Genotype, on: &On) -> Result<DerivedNet> {
+    let mut rng = fixed_rng();
+    let builder = Builder::new(&on.device, DType::F32, &mut rng).with_precision(on.precision);
+    DerivedNet::new(&builder, spec, genotype, false)
 }
 
 fn fixed_rng() -> nn::Rng {

@@ -18,6 +18,8 @@ use proto::{
 };
 use space::{CellGenotype, CellSpec, Genotype, NetworkSpec, Primitive, Stem};
 
+use crate::On;
+
 /// The version of the file format: that of ONNX 1.12.
 const IR_VERSION: i64 = 8;
 /// The version of the operators, likewise.
@@ -37,6 +39,22 @@ pub struct Images<'a> {
     pub std: &'a [f32],
     /// The name of every class.
     pub class_names: &'a [String],
+}
+
+/// The bytes of an ONNX file that is to be timed: the network of a genotype as [`encode`] writes it, with weights that nobody
+/// trained. Pixels are taken as they are, classes have numbers for names.
+///
+/// # Errors
+/// As [`encode`].
+pub fn untrained(spec: &NetworkSpec, genotype: &Genotype) -> Result<Vec<u8>> {
+    let network = crate::untrained(spec, genotype, &On::cpu())?;
+    let names: Vec<String> = (0..spec.n_classes).map(|class| class.to_string()).collect();
+    let images = Images {
+        mean: &vec![0.0; spec.in_channels],
+        std: &vec![1.0; spec.in_channels],
+        class_names: &names,
+    };
+    encode(spec, genotype, network.parameters(), &images)
 }
 
 /// The bytes of an ONNX file: the network of a genotype without its auxiliary head.

@@ -63,7 +63,7 @@ pub(crate) struct Source {
     /// The folder of the latency data set that the stage profile wrote
     #[arg(long, value_name = "DIR")]
     pub(crate) latency_dataset: Option<PathBuf>,
-    /// A Parquet file of another origin, with the columns of docs/formats.md
+    /// A Parquet or CSV file of another origin, with the columns of docs/formats.md
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
 }
@@ -71,7 +71,7 @@ pub(crate) struct Source {
 /// A column of a table, and how much of it is fitted.
 #[derive(clap::Args)]
 pub(crate) struct TableArgs {
-    /// A Parquet file: an architecture per row, a cost per column
+    /// A Parquet or CSV file: an architecture per row, a cost per column
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// The space of its architectures: darts (columns as in docs/formats.md) or nas-bench-201 (column arch)
@@ -185,7 +185,7 @@ impl TableArgs {
 /// A new device, the devices that are known, and what is timed.
 #[derive(clap::Args)]
 pub(crate) struct TransferArgs {
-    /// A Parquet file: an architecture per row, a device per column
+    /// A Parquet or CSV file: an architecture per row, a device per column
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// The space of its architectures: darts (columns as in docs/formats.md) or nas-bench-201 (column arch)

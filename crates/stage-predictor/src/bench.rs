@@ -87,7 +87,7 @@ const SOURCE_ARCHITECTURES: usize = 300;
 /// # Errors
 /// If the table cannot be read or holds too few architectures, or if a fit fails.
 pub fn transfer(config: &TransferConfig<'_>) -> Result<Vec<BenchResult>, Error> {
-    let table = CostTable::read_parquet(config.data, config.topology)?;
+    let table = CostTable::read(config.data, config.topology)?;
     let costs = table.costs(config.target)?;
     let counts = |row: usize| {
         costs[row].is_some_and(|cost| config.min_value.is_none_or(|least| cost >= least))
@@ -417,7 +417,7 @@ pub(crate) struct Rows {
 impl Rows {
     /// The rows of a table that have a cost, in order.
     fn read(config: &BenchConfig<'_>) -> Result<Self, Error> {
-        let table = CostTable::read_parquet(config.data, config.topology)?;
+        let table = CostTable::read(config.data, config.topology)?;
         let costs = table.costs(config.target)?;
         let cells = match config.cells {
             Some(file) => Cells::new(&read_cells(file, table.codes())?),

@@ -66,10 +66,10 @@ impl Inputs {
     /// A data set of another origin.
     ///
     /// # Errors
-    /// As [`LatencyDataset::read_parquet`].
-    pub fn read_parquet(file: &Path) -> Result<Self, Error> {
+    /// As [`LatencyDataset::read`].
+    pub fn read(file: &Path) -> Result<Self, Error> {
         Ok(Self {
-            dataset: LatencyDataset::read_parquet(file)?,
+            dataset: LatencyDataset::read(file)?,
             digest: artifact::digest_files(&[file.to_owned()])?,
             more: Vec::new(),
         })

@@ -50,7 +50,7 @@ fn run(
     let config: Config = args.load_config()?;
     let mut inputs = match (source.latency_dataset, source.data) {
         (Some(dir), _) => Inputs::open(&dir)?,
-        (_, Some(file)) => Inputs::read_parquet(&file)?,
+        (_, Some(file)) => Inputs::read(&file)?,
         (None, None) => unreachable!("clap asks for one of the two"),
     };
     let sources = SourceModels::open(source_models)?;

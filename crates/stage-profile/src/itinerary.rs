@@ -256,7 +256,7 @@ impl Rounds {
 }
 
 /// Draws architectures uniformly, no two of them one graph.
-fn sample(seed: u64, n: usize) -> Vec<Genotype> {
+pub(crate) fn sample(seed: u64, n: usize) -> Vec<Genotype> {
     let space = SearchSpace::darts();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut seen = HashSet::with_capacity(n);

@@ -17,11 +17,15 @@
 //! tells the latency model most, until it is as good as asked; architectures may also be given
 //! ([`Architectures`]), such as those that tell most about a device of which others are known.
 //!
+//! What another runtime is to time, or a device that this program does not run on, [`export`] writes as ONNX models; what it
+//! takes there goes to the predictor as data of another origin.
+//!
 //! What has been timed is on the disk after every few architectures; killed and started again, a
 //! profile goes on where it was ([`Profiling`]).
 
 mod bench;
 mod config;
+mod export;
 mod itinerary;
 mod journal;
 mod profiling;
@@ -33,6 +37,7 @@ use artifact::LatencyDataset;
 use artifact::stage::{ExitCode, RunContext, StageError};
 
 pub use crate::config::Config;
+pub use crate::export::{TABLE, export};
 pub use crate::itinerary::Architectures;
 pub use crate::profiling::Profiling;
 
@@ -120,6 +125,20 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// Networks cannot be written.
+    #[error("cannot write {path}")]
+    Export {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Networks were written there before.
+    #[error("{path} is there already, perhaps with timings in it; name another folder")]
+    Exported {
+        /// The table.
+        path: PathBuf,
+    },
     /// A value of the config is out of its range.
     #[error("{key} is out of range in the config, expected {expected}")]
     Setting {
@@ -151,7 +170,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A network could not be built or run.
-    #[error("cannot run {what}")]
+    #[error("cannot build or run {what}")]
     Network {
         /// The network or cell.
         what: String,
@@ -172,7 +191,10 @@ impl StageError for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Artifact(error) => error.exit_code(),
-            Self::Setting { .. } | Self::Journal { .. } => ExitCode::Usage,
+            Self::Setting { .. }
+            | Self::Journal { .. }
+            | Self::Export { .. }
+            | Self::Exported { .. } => ExitCode::Usage,
             Self::ForeignJournal { .. }
             | Self::ReadArchitectures { .. }
             | Self::Architectures { .. } => ExitCode::Input,

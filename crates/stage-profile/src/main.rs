@@ -1,10 +1,10 @@
 //! The binary of the stage `profile`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use artifact::KeyParts;
-use artifact::stage::{self, CheckArgs, StageArgs};
+use artifact::stage::{self, CheckArgs, Progress, StageArgs};
 use clap::{Parser, Subcommand};
 use measure::Machine;
 use stage_profile::{Architectures, Config, Error};
@@ -39,6 +39,21 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         architectures: Option<PathBuf>,
     },
+    /// Write sampled networks as ONNX models, to be timed in another runtime or on a device where this program does not run,
+    /// and a table of them for predictor fit
+    Export {
+        #[command(flatten)]
+        args: CheckArgs,
+        /// The folder to write to
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// How many networks
+        #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        n: u32,
+        /// Write these, a genotype in JSON per line (from predictor choose), instead
+        #[arg(long, value_name = "FILE", conflicts_with = "n")]
+        architectures: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -57,7 +72,31 @@ fn main() -> ExitCode {
             args.overrides.extend(until_mape);
             stage::main(|| run(&args, architectures))
         }
+        Command::Export {
+            args,
+            dir,
+            n,
+            architectures,
+        } => stage::main(|| export(&args, &dir, n, architectures)),
     }
+}
+
+fn export(
+    args: &CheckArgs,
+    dir: &Path,
+    n: u32,
+    architectures: Option<PathBuf>,
+) -> Result<(), Error> {
+    let config: Config = args.load()?;
+    let architectures = match architectures {
+        Some(file) => stage_profile::read_architectures(&file)?,
+        None => Architectures::Sampled,
+    };
+    let progress = Progress::stderr();
+    stage_profile::export(&config, architectures, n as usize, dir, &progress)?;
+    Ok(stage::print_line(
+        &dir.join(stage_profile::TABLE).display().to_string(),
+    )?)
 }
 
 fn run(args: &StageArgs, architectures: Option<PathBuf>) -> Result<(), Error> {

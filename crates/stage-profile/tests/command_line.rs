@@ -553,3 +553,46 @@ fn a_damaged_data_set_is_not_taken_for_a_cached_one() {
         .run(&["--set", "cells=false"])
         .failed(3, &[file.to_str().unwrap(), "damaged"]);
 }
+
+/// Networks for another runtime are those that a profile would time here, and one takes them.
+#[test]
+fn exported_networks_are_those_of_a_profile_and_run_elsewhere() {
+    let place = Place::new();
+    let dir = place.dir.path().join("networks");
+    let export = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_profile"));
+        command.arg("export").arg("--config").arg(place.config());
+        Answer::of(command.arg("--dir").arg(&dir).args(["--n", "5"]))
+    };
+    let table = export().done().to_owned();
+    assert_eq!(Path::new(&table), dir.join("networks.csv"));
+    let csv = fs::read_to_string(&table).unwrap();
+    let timed = csv.lines().enumerate().map(|(index, line)| match index {
+        0 => format!("{line},latency_median_millis\n"),
+        n => format!("{line},{n}\n"),
+    });
+    let timed_path = dir.join("timed.csv");
+    fs::write(&timed_path, timed.collect::<String>()).unwrap();
+    let elsewhere = LatencyDataset::read(&timed_path).unwrap();
+    let here = dataset_of(&place.run(&[])).value;
+    let genotypes = |dataset: &LatencyDataset| -> Vec<Genotype> {
+        let samples = dataset.samples.iter();
+        samples.map(|sample| sample.genotype.clone()).collect()
+    };
+    assert_eq!(genotypes(&elsewhere), genotypes(&here)[..5]);
+
+    let onnx = fs::read(dir.join("0004.onnx")).unwrap();
+    let logits = tract_oracle::answer(&onnx, [2, 1, 8, 8], &[0.5; 128]);
+    assert_eq!(logits.len(), 2 * 10);
+    assert!(
+        logits
+            .iter()
+            .all(|logit| logit.is_finite() && *logit != 0.0)
+    );
+    // Two images alike.
+    assert_eq!(logits[..10], logits[10..]);
+
+    // Timings may stand in the table by now.
+    export().failed(2, &["networks.csv", "is there already"]);
+    assert_eq!(fs::read_to_string(&table).unwrap(), csv);
+}

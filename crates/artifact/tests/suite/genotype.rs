@@ -137,7 +137,7 @@ impl Foreign {
         let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
         writer.write(&batch).unwrap();
         writer.close().unwrap();
-        LatencyDataset::read_parquet(&path).map_err(|error| {
+        LatencyDataset::read(&path).map_err(|error| {
             assert_eq!(error.exit_code(), ExitCode::Input);
             error.to_string().replace(path.to_str().unwrap(), "FILE")
         })
@@ -234,11 +234,11 @@ fn a_foreign_table_that_is_not_right_is_refused_with_column_and_row() {
 fn our_own_table_reads_as_a_foreign_one() {
     let scratch = TempDir::new().unwrap();
     let published = samples::publish::<LatencyDataset>(&artifact::Store::at(scratch.path()));
-    let read = LatencyDataset::read_parquet(&published.dir.join("samples.parquet")).unwrap();
+    let read = LatencyDataset::read(&published.dir.join("samples.parquet")).unwrap();
     assert_eq!(read.samples, published.value.samples);
     assert_eq!(read.settings, Some(samples::settings()));
     // The table of cells is another one, and so are other kinds' tables.
-    let error = LatencyDataset::read_parquet(&published.dir.join("cells.parquet")).unwrap_err();
+    let error = LatencyDataset::read(&published.dir.join("cells.parquet")).unwrap_err();
     assert!(error.to_string().contains("no column normal_0"), "{error}");
     let files = SearchResult::sample().to_files().unwrap();
     let (_, trace) = files
@@ -247,7 +247,7 @@ fn our_own_table_reads_as_a_foreign_one() {
         .unwrap();
     let path = scratch.path().join("trace.parquet");
     fs::write(&path, trace).unwrap();
-    let error = LatencyDataset::read_parquet(&path).unwrap_err();
+    let error = LatencyDataset::read(&path).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!(
@@ -257,17 +257,66 @@ fn our_own_table_reads_as_a_foreign_one() {
     );
 }
 
+/// A table of architectures becomes a latency data set with a column of latencies behind it.
+#[test]
+fn architectures_in_csv_read_as_a_foreign_table_once_they_are_timed() {
+    let scratch = TempDir::new().unwrap();
+    let path = scratch.path().join("timed.CSV");
+    let rows = ["DARTS_V1", "DARTS_V2", "PDARTS"]
+        .map(|name| (format!("{name}.onnx"), Genotype::named(name).unwrap()));
+    let csv = artifact::architectures_to_csv(&rows);
+    let read = |column: [&str; 4]| {
+        let lines = csv.lines().zip(column);
+        let lines = lines.map(|(line, value)| format!("{line},{value}\n"));
+        fs::write(&path, lines.collect::<String>()).unwrap();
+        LatencyDataset::read(&path)
+    };
+    let dataset = read(["latency_median_millis", "1.5", "2", "1e-2"]).unwrap();
+    assert!(dataset.settings.is_none());
+    for (sample, ((_, genotype), millis)) in dataset
+        .samples
+        .iter()
+        .zip(rows.iter().zip([1.5, 2.0, 0.01]))
+    {
+        assert_eq!((&sample.genotype, sample.median_millis), (genotype, millis));
+    }
+    for (column, says) in [
+        (
+            ["latency", "1", "2", "3"],
+            "no column latency_median_millis; the file has file, normal_0",
+        ),
+        (
+            ["latency_median_millis", "1", "", "3"],
+            "column latency_median_millis has no value in row 1",
+        ),
+        (
+            ["latency_median_millis", "1", "2 ms", "3"],
+            "column latency_median_millis is Utf8, expected Float64",
+        ),
+    ] {
+        let error = read(column).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+        assert_eq!(error.exit_code(), ExitCode::Input);
+    }
+    fs::write(&path, "a,b\n1\n").unwrap();
+    let error = LatencyDataset::read(&path).unwrap_err();
+    assert!(
+        error.to_string().contains("not readable as CSV: "),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_is_no_table_is_refused() {
     let scratch = TempDir::new().unwrap();
     let path = scratch.path().join("data.parquet");
     fs::write(&path, "latency\n1.5\n").unwrap();
-    let error = LatencyDataset::read_parquet(&path).unwrap_err();
+    let error = LatencyDataset::read(&path).unwrap_err();
     assert!(
         error.to_string().contains("not readable as Parquet: "),
         "{error}"
     );
     assert_eq!(error.exit_code(), ExitCode::Input);
-    let error = LatencyDataset::read_parquet(&scratch.path().join("none.parquet")).unwrap_err();
+    let error = LatencyDataset::read(&scratch.path().join("none.parquet")).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Input);
 }
