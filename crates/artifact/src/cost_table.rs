@@ -39,7 +39,8 @@ impl CostTable {
                 .enumerate()
                 .map(|(row, text)| {
                     nas_bench_201::encode(text).map_err(|error| {
-                        table.malformed(format!("column arch in row {row}: {error}"))
+                        let row = table.row(row);
+                        table.malformed(format!("column arch in {row}: {error}"))
                     })
                 })
                 .collect::<Result<_, _>>()?
@@ -64,7 +65,8 @@ impl CostTable {
             Some(row) => {
                 let cost = costs[row].unwrap_or_default();
                 Err(self.table.malformed(format!(
-                    "column {column} is {cost} in row {row}, expected a number above 0"
+                    "column {column} is {cost} in {}, expected a number above 0",
+                    self.table.row(row)
                 )))
             }
             None => Ok(costs),

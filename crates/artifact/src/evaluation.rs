@@ -252,12 +252,12 @@ impl Evaluation {
         self.judge().expect("it was measured")
     }
 
-    /// Only what is corrected to the state of the profiled machine is held against predictions; but memory is that of the
-    /// network, whatever the machine.
+    /// Only what is corrected to the state of the profiled machine, by the code that profiled, is held against predictions; but
+    /// memory is that of the network, whatever the machine.
     fn judge(&self) -> Option<Verdict> {
         let is_of_any_machine = self.search.metric == Metric::PeakMemory;
-        let is_of_one_machine = is_of_any_machine || self.settings.anchor.is_some();
-        Verdict::new(&self.search, &self.latency, is_of_one_machine)
+        let is_comparable = is_of_any_machine || self.settings.anchor.is_some();
+        Verdict::new(&self.search, &self.latency, is_comparable)
     }
 }
 

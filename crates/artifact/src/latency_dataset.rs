@@ -548,7 +548,8 @@ fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
     if let Some(row) = median.iter().position(|&millis| millis <= 0.0) {
         let found = median[row];
         return Err(table.malformed(format!(
-            "latency_median_millis is {found} in row {row}, expected a number above 0"
+            "latency_median_millis is {found} in {}, expected a number above 0",
+            table.row(row)
         )));
     }
     let p10 = optional(table, "latency_p10_millis", |row| median[row])?;
@@ -580,8 +581,9 @@ fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
     for (name, costs) in costs {
         if let Some(row) = costs.iter().position(|cost| cost.is_some_and(|c| c <= 0.0)) {
             return Err(table.malformed(format!(
-                "{name} is {} in row {row}, expected a number above 0",
-                costs[row].unwrap_or_default()
+                "{name} is {} in {}, expected a number above 0",
+                costs[row].unwrap_or_default(),
+                table.row(row)
             )));
         }
     }
@@ -660,7 +662,8 @@ fn cells_in(table: &Table, column: impl Fn(usize) -> String) -> Result<Vec<CellG
             cell_from_texts(columns.iter().map(|column| column[row].as_str()).collect()).map_err(
                 |reason| {
                     let (first, last) = (column(0), column(7));
-                    table.malformed(format!("columns {first} to {last} in row {row}: {reason}"))
+                    let row = table.row(row);
+                    table.malformed(format!("columns {first} to {last} in {row}: {reason}"))
                 },
             )
         })

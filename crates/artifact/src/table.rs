@@ -1,4 +1,4 @@
-//! Tables, and the Parquet file that holds them.
+//! Tables, and the Parquet file that holds them; those of others may be CSV.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -228,6 +228,7 @@ pub(crate) struct Table {
     file: PathBuf,
     batch: RecordBatch,
     metadata: BTreeMap<String, String>,
+    is_csv: bool,
 }
 
 impl Table {
@@ -247,6 +248,7 @@ impl Table {
                     file: file.to_owned(),
                     batch,
                     metadata: BTreeMap::new(),
+                    is_csv: true,
                 })
             }
             _ => Self::decode::<A>(file, bytes),
@@ -279,6 +281,7 @@ impl Table {
             file: file.to_owned(),
             batch,
             metadata,
+            is_csv: false,
         };
         table.check::<A>()?;
         Ok(table)
@@ -314,6 +317,14 @@ impl Table {
         }
     }
 
+    /// Where a row is, in words: of CSV a line, from 1 with the names.
+    pub(crate) fn row(&self, row: usize) -> String {
+        match self.is_csv {
+            true => format!("line {}", row + 2),
+            false => format!("row {row}"),
+        }
+    }
+
     pub(crate) fn n_rows(&self) -> usize {
         self.batch.num_rows()
     }
@@ -342,7 +353,10 @@ impl Table {
     fn column(&self, name: &str, wanted: &DataType) -> Result<ArrayRef, Error> {
         let column = self.nullable_column(name, wanted)?;
         match (0..column.len()).find(|&row| column.is_null(row)) {
-            Some(row) => Err(self.malformed(format!("column {name} has no value in row {row}"))),
+            Some(row) => {
+                let row = self.row(row);
+                Err(self.malformed(format!("column {name} has no value in {row}")))
+            }
             None => Ok(column),
         }
     }
@@ -354,7 +368,8 @@ impl Table {
     ) -> Result<(), Error> {
         match values.position(|value| value.is_some_and(|value| !value.is_finite())) {
             Some(row) => {
-                Err(self.malformed(format!("column {name} is NaN or infinite in row {row}")))
+                let row = self.row(row);
+                Err(self.malformed(format!("column {name} is NaN or infinite in {row}")))
             }
             None => Ok(()),
         }
@@ -368,8 +383,12 @@ impl Table {
                 .iter()
                 .map(|field| field.name().as_str())
                 .collect();
+            let hint = match (self.is_csv, &names[..]) {
+                (true, [_]) => " (columns are separated by commas)",
+                _ => "",
+            };
             self.malformed(format!(
-                "no column {name}; the file has {}",
+                "no column {name}; the file has {}{hint}",
                 names.join(", ")
             ))
         })?;
@@ -378,10 +397,24 @@ impl Table {
             ..CastOptions::default()
         };
         cast_with_options(column, wanted, &strict).map_err(|error| {
-            self.malformed(format!(
-                "column {name} is {}, expected {wanted}: {error}",
-                column.data_type()
-            ))
+            let cast = cast_with_options(column, wanted, &CastOptions::default());
+            let wrong = cast.ok().and_then(|cast| {
+                let rows = 0..column.len();
+                rows.into_iter()
+                    .find(|&row| cast.is_null(row) && !column.is_null(row))
+            });
+            let texts = column.as_string_opt::<i32>();
+            self.malformed(match (wrong, texts) {
+                (Some(row), Some(texts)) => format!(
+                    "column {name} is '{}' in {}, expected {wanted}",
+                    texts.value(row),
+                    self.row(row)
+                ),
+                _ => format!(
+                    "column {name} is {}, expected {wanted}: {error}",
+                    column.data_type()
+                ),
+            })
         })
     }
 }

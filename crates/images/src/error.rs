@@ -209,7 +209,7 @@ pub enum Error {
 
     /// An image is not like the first one of a set that is decoded as a whole.
     #[error(
-        "{place}: the image is {found}, the first one is {expected}; make them alike, or load the set with `resize`, which takes images of any size"
+        "{place}: the image is {found}, the first one is {expected}; make them alike, or have them brought to one size (`resize` in [data], --resize of a command)"
     )]
     Mixed {
         /// The image.

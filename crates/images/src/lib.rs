@@ -25,6 +25,6 @@ mod split;
 pub use batch::{Augmentation, Batch, batch, batch_part};
 pub use error::{Error, ImageFormat, Place, Spot};
 pub use prefetch::prefetched;
-pub use read::{LoadOptions, Split, files, load};
+pub use read::{LoadOptions, Split, files, labels, load};
 pub use set::{ImageSet, Normalization};
 pub use split::{epoch_order, stratified_split};

@@ -42,7 +42,7 @@ pub struct Images<'a> {
 }
 
 /// The bytes of an ONNX file that is to be timed: the network of a genotype as [`encode`] writes it, with weights that nobody
-/// trained. Pixels are taken as they are, classes have numbers for names.
+/// trained. Classes have numbers for names.
 ///
 /// # Errors
 /// As [`encode`].
@@ -50,8 +50,9 @@ pub fn untrained(spec: &NetworkSpec, genotype: &Genotype) -> Result<Vec<u8>> {
     let network = crate::untrained(spec, genotype, &On::cpu())?;
     let names: Vec<String> = (0..spec.n_classes).map(|class| class.to_string()).collect();
     let images = Images {
-        mean: &vec![0.0; spec.in_channels],
-        std: &vec![1.0; spec.in_channels],
+        // A runtime leaves out a subtraction of 0 and a division by 1.
+        mean: &vec![0.5; spec.in_channels],
+        std: &vec![0.25; spec.in_channels],
         class_names: &names,
     };
     encode(spec, genotype, network.parameters(), &images)

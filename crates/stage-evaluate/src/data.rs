@@ -94,10 +94,11 @@ fn tensors(batch: Batch, set: &ImageSet, device: &Device) -> Result<Tensors, Err
     ))
 }
 
-/// Sees that an image of each split goes into the network.
+/// Sees that an image of each split is one, and goes into the network.
 pub(crate) fn glance(config: &Config) -> Result<(), Error> {
     for split in [Split::Train, Split::Test] {
-        load(config, split, Some(1))?;
+        // One that is to be resized is not decoded before it is asked for.
+        load(config, split, Some(1))?.image(0)?;
     }
     Ok(())
 }

@@ -53,7 +53,8 @@ pub enum Error {
     },
     /// Training and test images do not go into one network.
     #[error(
-        "the train images in {dir} are {train}, the test images {test}; make them alike, or give a size to bring them to (--resize)"
+        "the train images in {dir} are {train}, the test images {test}; correct the classes, or make the images alike (--resize does so \
+         with PNG and JPEG files)"
     )]
     UnlikeSplits {
         /// The folder of the data set.

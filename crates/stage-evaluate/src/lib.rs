@@ -410,16 +410,16 @@ fn settings(
     if profiled.is_none() {
         progress.line("the search result does not say how its latencies were taken: timing one image on one thread");
     }
-    let is_of = match &anchor {
+    let doubt = match &anchor {
         Some(anchor) if anchor.is_of(machine) => None,
         Some(anchor) if anchor.machine == machine => {
             Some("by the code of this program (profile, fit and search again to have one that is)")
         }
         _ => Some("of this machine and device"),
     };
-    if let Some(is_of) = is_of {
+    if let Some(doubt) = doubt {
         progress.line(&format!(
-            "the predicted latency is not known to be {is_of}, the measured latency is: they are not held against each other"
+            "the predicted latency is not known to be {doubt}, the measured latency is: they are not held against each other"
         ));
     }
     Ok(MeasurementSettings {
@@ -431,7 +431,7 @@ fn settings(
             DeviceSpec::Cuda(_) => runtime::CANDLE_CUDA,
         }
         .to_owned(),
-        anchor: anchor.filter(|_| is_of.is_none()),
+        anchor: anchor.filter(|_| doubt.is_none()),
     })
 }
 

@@ -20,45 +20,65 @@ pub struct ImagesArgs {
     /// Bring images of any size to this one, in pixels, as data.resize does
     #[arg(long, value_name = "N")]
     resize: Option<NonZero<usize>>,
+    /// Count labels alone: no image is looked at
+    #[arg(long, conflicts_with = "resize")]
+    labels: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// The answer in JSON.
+/// What a folder holds; the form of its images only where they were looked at.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct Survey {
     n_train: usize,
     n_test: usize,
+    #[serde(flatten)]
+    form: Option<Form>,
+    class_names: Vec<String>,
+    /// Of each split the images of the smallest and of the largest class.
+    #[serde(skip)]
+    of_class: [[usize; 2]; 2],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+struct Form {
     n_channels: usize,
     height: usize,
     width: usize,
-    class_names: &'a [String],
 }
 
+impl Form {
+    fn of(set: &ImageSet) -> Self {
+        Self {
+            n_channels: set.n_channels(),
+            height: set.height(),
+            width: set.width(),
+        }
+    }
+}
+
+/// The classes of a split's images, and the names of all classes.
+type Labels = (Vec<u32>, Vec<String>);
+
 impl ImagesArgs {
-    /// Reads both splits, as a training would, and prints what is there on standard output.
+    /// Reads both splits as a training would, decodes every image, and prints what is there on standard output.
     ///
     /// # Errors
     /// If a split is missing or damaged, if the images do not go together, or if standard output does not take the answer.
     pub fn run(&self) -> Result<(), Error> {
-        let options = LoadOptions {
-            resize: self.resize.map(NonZero::get),
-            ..LoadOptions::default()
-        };
-        let load = |split| images::load(&self.dir, split, &options);
-        let (train, test) = (load(Split::Train)?, load(Split::Test)?);
-        if form(&train) != form(&test) || train.n_classes() < test.n_classes() {
-            return Err(Error::UnlikeSplits {
-                dir: self.dir.clone(),
-                train: describe(form(&train), train.n_classes()),
-                test: describe(form(&test), test.n_classes()),
-            });
-        }
-        let text = if self.json {
-            json(&train, &test)
+        let splits = [Split::Train, Split::Test];
+        let survey = if self.labels {
+            let [train, test] = splits.map(|split| images::labels(&self.dir, split));
+            self.survey([train?, test?], None)?
         } else {
-            table(&train, &test)
+            let [train, test] = splits.map(|split| self.look(split));
+            let ((train, train_form), (test, test_form)) = (train?, test?);
+            self.survey([train, test], Some([train_form, test_form]))?
+        };
+        let text = match self.json {
+            true => serde_json::to_string(&survey).expect("numbers and names are JSON") + "\n",
+            false => survey.table(),
         };
         std::io::stdout()
             .lock()
@@ -66,79 +86,85 @@ impl ImagesArgs {
             .map_err(artifact::Error::Stdout)?;
         Ok(())
     }
+
+    /// Labels and class names of a split, and what its images are.
+    fn look(&self, split: Split) -> Result<(Labels, Form), Error> {
+        let options = LoadOptions {
+            resize: self.resize.map(NonZero::get),
+            ..LoadOptions::default()
+        };
+        let set = images::load(&self.dir, split, &options)?;
+        if self.resize.is_some() {
+            // Otherwise they would not be decoded before a training asks for them.
+            set.channel_statistics()?;
+        }
+        let labels = (set.labels().to_vec(), set.class_names().to_vec());
+        Ok((labels, Form::of(&set)))
+    }
+
+    fn survey(
+        &self,
+        [(train, train_names), (test, test_names)]: [Labels; 2],
+        forms: Option<[Form; 2]>,
+    ) -> Result<Survey, Error> {
+        let alike = forms.is_none_or(|[train, test]| train == test);
+        if !alike || test_names.len() > train_names.len() {
+            let describe = |index: usize, names: &[String]| match forms {
+                Some(forms) => forms[index].describe(names.len()),
+                None => format!("of {} classes", names.len()),
+            };
+            return Err(Error::UnlikeSplits {
+                dir: self.dir.clone(),
+                train: describe(0, &train_names),
+                test: describe(1, &test_names),
+            });
+        }
+        let of_class = [&train, &test].map(|labels| {
+            let mut counts = vec![0; train_names.len()];
+            labels.iter().for_each(|&label| counts[label as usize] += 1);
+            [counts.iter().min(), counts.iter().max()].map(|n| *n.unwrap_or(&0))
+        });
+        Ok(Survey {
+            n_train: train.len(),
+            n_test: test.len(),
+            form: forms.map(|[train, _]| train),
+            class_names: train_names,
+            of_class,
+        })
+    }
+}
+
+impl Survey {
+    fn table(&self) -> String {
+        let rows = [("train", self.n_train), ("test", self.n_test)];
+        let lines = rows
+            .iter()
+            .zip(self.of_class)
+            .map(|((name, n), [fewest, most])| {
+                let [n, fewest, most] = [*n, fewest, most].map(|n| thousands(n as u64));
+                let of_class = match fewest == most {
+                    true => fewest,
+                    false => format!("{fewest} to {most}"),
+                };
+                format!("{name:<5}  {n:>9} images, {of_class} of each class\n")
+            });
+        let lines: String = lines.collect();
+        let n_classes = self.class_names.len();
+        let what = match &self.form {
+            Some(form) => form.describe(n_classes),
+            None => format!("{n_classes} classes"),
+        };
+        format!("{lines}{what}: {}\n", self.class_names.join(", "))
+    }
+}
+
+impl Form {
+    fn describe(&self, n_classes: usize) -> String {
+        describe([self.n_channels, self.height, self.width], n_classes)
+    }
 }
 
 /// `3 x 32 x 32 (channels, height, width) of 10 classes`.
 pub(crate) fn describe([c, h, w]: [usize; 3], n_classes: usize) -> String {
     format!("{c} x {h} x {w} (channels, height, width) of {n_classes} classes")
-}
-
-fn form(set: &ImageSet) -> [usize; 3] {
-    [set.n_channels(), set.height(), set.width()]
-}
-
-fn json(train: &ImageSet, test: &ImageSet) -> String {
-    let [n_channels, height, width] = form(train);
-    let answer = Answer {
-        n_train: train.len(),
-        n_test: test.len(),
-        n_channels,
-        height,
-        width,
-        class_names: train.class_names(),
-    };
-    serde_json::to_string(&answer).expect("numbers and names are JSON") + "\n"
-}
-
-fn table(train: &ImageSet, test: &ImageSet) -> String {
-    let rows = [("train", train), ("test", test)];
-    let lines = rows.map(|(name, set)| {
-        let mut counts = vec![0; train.n_classes()];
-        for &label in set.labels() {
-            counts[label as usize] += 1;
-        }
-        let [fewest, most] = [counts.iter().min(), counts.iter().max()].map(|n| *n.unwrap_or(&0));
-        let of_class = match fewest == most {
-            true => thousands(fewest),
-            false => format!("{} to {}", thousands(fewest), thousands(most)),
-        };
-        let n = thousands(set.len() as u64);
-        format!("{name:<5}  {n:>9} images, {of_class} of each class\n")
-    });
-    let names = train.class_names().join(", ");
-    format!(
-        "{}{}: {names}\n",
-        lines.concat(),
-        describe(form(train), train.n_classes())
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(labels: &[u32]) -> ImageSet {
-        let names = ["cat", "dog"].map(str::to_owned);
-        ImageSet::from_pixels(
-            vec![0; labels.len() * 6],
-            [1, 2, 3],
-            labels.to_vec(),
-            names.into(),
-        )
-    }
-
-    #[test]
-    fn a_survey_says_how_many_images_of_what_form() {
-        let (train, test) = (set(&[0, 1, 1]), set(&[1, 0]));
-        assert_eq!(
-            table(&train, &test),
-            "train          3 images, 1 to 2 of each class\n\
-             test           2 images, 1 of each class\n\
-             1 x 2 x 3 (channels, height, width) of 2 classes: cat, dog\n"
-        );
-        assert_eq!(
-            json(&train, &test),
-            "{\"n_train\":3,\"n_test\":2,\"n_channels\":1,\"height\":2,\"width\":3,\"class_names\":[\"cat\",\"dog\"]}\n"
-        );
-    }
 }

@@ -341,6 +341,68 @@ fn missing_and_broken_images_are_named() {
 }
 
 #[test]
+fn a_folder_of_images_is_surveyed() {
+    let place = Place::new();
+    let data = place.path("data");
+    let images = |more: &[&str]| evaluate(&[&["images", text(&data)], more].concat());
+    let answer = images(&["--json"]).json();
+    assert_eq!(
+        answer,
+        serde_json::json!({
+            "n_train": 40, "n_test": 22, "n_channels": 1, "height": 32, "width": 32, "class_names": ["0", "1", "2"]
+        })
+    );
+    let labels = images(&["--labels", "--json"]).json();
+    assert_eq!(
+        labels,
+        serde_json::json!({"n_train": 40, "n_test": 22, "class_names": ["0", "1", "2"]})
+    );
+    let said = images(&[]);
+    assert_eq!(
+        said.stdout,
+        "train         40 images, 13 to 14 of each class\n\
+         test          22 images, 7 to 8 of each class\n\
+         1 x 32 x 32 (channels, height, width) of 3 classes: 0, 1, 2\n"
+    );
+    images(&["--resize", "8"]).failed(3, &["`resize` is for PNG and JPEG"]);
+
+    // Training images of one class less.
+    let labels = data.join("train-labels-idx1-ubyte");
+    let mut bytes = fs::read(&labels).unwrap();
+    bytes[8..].iter_mut().for_each(|label| *label = 0);
+    fs::write(&labels, bytes).unwrap();
+    images(&[]).failed(3, &["of 1 classes, the test images", "of 3 classes"]);
+    images(&["--labels"]).failed(3, &["of 1 classes", "of 3 classes"]);
+}
+
+/// Also where images are resized, and so not decoded before they are needed.
+#[test]
+fn a_file_that_is_no_image_is_found_before_a_training() {
+    let place = Place::new();
+    let data = place.path("pictures");
+    for split in ["train", "test"] {
+        let class = data.join(split).join("a");
+        fs::create_dir_all(&class).unwrap();
+        fs::write(class.join("broken.png"), "no image").unwrap();
+    }
+    evaluate(&["images", text(&data), "--resize", "8"])
+        .failed(3, &["broken.png", "does not decode"]);
+    let (config, dir) = (
+        place.path("evaluate.toml"),
+        format!("data.dir={}", text(&data)),
+    );
+    let mut check = vec!["check", "--config", text(&config), "--set", &dir];
+    for set in [
+        "network.in_channels=3",
+        "network.n_classes=1",
+        "data.resize=32",
+    ] {
+        check.extend(["--set", set]);
+    }
+    evaluate(&check).failed(3, &["broken.png", "does not decode"]);
+}
+
+#[test]
 fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
     let place = Place::new();
     place

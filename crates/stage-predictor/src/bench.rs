@@ -23,7 +23,7 @@ use crate::config::Model;
 /// What a model is to be fitted on, and judged by.
 #[derive(Clone, Debug)]
 pub struct BenchConfig<'a> {
-    /// The table, Parquet.
+    /// The table, Parquet or CSV.
     pub data: &'a Path,
     /// The space of its architectures.
     pub topology: &'a Topology,
@@ -48,7 +48,7 @@ pub struct BenchConfig<'a> {
 /// How a source device's latency is brought to a new device, and judged there.
 #[derive(Clone, Debug)]
 pub struct TransferConfig<'a> {
-    /// The table, Parquet.
+    /// The table, Parquet or CSV.
     pub data: &'a Path,
     /// The space of its architectures.
     pub topology: &'a Topology,

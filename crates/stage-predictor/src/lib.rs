@@ -338,8 +338,9 @@ pub enum Error {
     },
     /// A further data set that cannot be compared with the first.
     #[error(
-        "the latencies of {dir} are of another network, protocol or state of the machine than those of the first \
-         data set; give one that `evaluate time` made from search results of this profile, on this machine"
+        "the latencies of {dir} are of another network, protocol, revision of profile or state of the machine than those \
+         of the first data set; give one that `evaluate time` made from search results of this profile, on this machine, by a \
+         program of the same version"
     )]
     OtherSettings {
         /// Its folder.

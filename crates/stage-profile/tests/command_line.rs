@@ -559,11 +559,12 @@ fn a_damaged_data_set_is_not_taken_for_a_cached_one() {
 fn exported_networks_are_those_of_a_profile_and_run_elsewhere() {
     let place = Place::new();
     let dir = place.dir.path().join("networks");
-    let export = || {
+    let export_to = |dir: &Path, more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_profile"));
         command.arg("export").arg("--config").arg(place.config());
-        Answer::of(command.arg("--dir").arg(&dir).args(["--n", "5"]))
+        Answer::of(command.arg("--dir").arg(dir).args(more))
     };
+    let export = || export_to(&dir, &["--n", "5"]);
     let table = export().done().to_owned();
     assert_eq!(Path::new(&table), dir.join("networks.csv"));
     let csv = fs::read_to_string(&table).unwrap();
@@ -591,6 +592,19 @@ fn exported_networks_are_those_of_a_profile_and_run_elsewhere() {
     );
     // Two images alike.
     assert_eq!(logits[..10], logits[10..]);
+
+    // Those that are given, the same.
+    let given = place.dir.path().join("given.jsonl");
+    let two = &here.samples[3..5];
+    let lines = two.iter().map(|sample| {
+        let line = artifact::genotype_to_json(&sample.genotype);
+        format!("{line}\n")
+    });
+    fs::write(&given, lines.collect::<String>()).unwrap();
+    let chosen = place.dir.path().join("chosen");
+    export_to(&chosen, &["--architectures", given.to_str().unwrap()]).done();
+    assert_eq!(fs::read(chosen.join("0001.onnx")).unwrap(), onnx);
+    assert!(!chosen.join("0002.onnx").exists());
 
     // Timings may stand in the table by now.
     export().failed(2, &["networks.csv", "is there already"]);

@@ -128,6 +128,11 @@ impl Config {
             .map_or(1, |stages| stages.n_layers.len())
     }
 
+    /// Whether anything is trained; all but a random search that draws one genotype does.
+    pub(crate) fn trains(&self) -> bool {
+        self.method != Method::Random || self.n_candidates() > 1
+    }
+
     /// Genotypes that one is chosen from.
     pub(crate) fn n_candidates(&self) -> usize {
         self.selection
@@ -173,8 +178,7 @@ impl Config {
     /// # Errors
     /// If it has not.
     pub fn check_ranks(&self, n_ranks: usize) -> Result<(), Error> {
-        let trains = self.method != Method::Random || self.n_candidates() > 1;
-        if n_ranks <= self.batch_size || !trains {
+        if n_ranks <= self.batch_size || !self.trains() {
             return Ok(());
         }
         Err(Error::Setting {

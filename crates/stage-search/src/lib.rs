@@ -265,12 +265,16 @@ fn run_epochs(
     Ok(trace)
 }
 
-/// Whether a search could begin with a config: whether its images are there.
+/// Whether a search could begin with a config: whether its images are there, and enough for its batches. Labels are looked at
+/// alone.
 ///
 /// # Errors
 /// If they are not.
 pub fn check(config: &Config) -> Result<(), Error> {
-    images::files(&config.data.dir, Split::Train)?;
+    let (labels, _) = images::labels(&config.data.dir, Split::Train)?;
+    if config.trains() {
+        search::split(&labels, config)?;
+    }
     Ok(())
 }
 
@@ -287,7 +291,7 @@ pub fn memory(
 ) -> Result<MemoryPlan, Error> {
     config.check()?;
     config.precision.check(device)?;
-    if config.method == Method::Random && config.n_candidates() == 1 {
+    if !config.trains() {
         return Ok(MemoryPlan::on(device));
     }
     let predictor = Predictor::new(&inputs.latency_model)?;

@@ -46,6 +46,27 @@ pub(crate) const STREAM_CANDIDATES: u64 = STREAM_GENOTYPES + 1;
 pub(crate) const STREAM_CANDIDATE_INIT: u64 = STREAM_GENOTYPES + 2;
 pub(crate) const STREAM_FIRST_CANDIDATE_EPOCH: u64 = 1 << 36;
 
+/// The two parts of the images with these labels, and what candidates are trained on besides the first: indices.
+pub(crate) fn split(labels: &[u32], config: &Config) -> Result<[Vec<usize>; 3], Error> {
+    let data = &config.data;
+    let further = config.further_fraction();
+    let fractions = [data.train_fraction, data.valid_fraction, further];
+    let mut rng = rng(config.seed, STREAM_SPLIT);
+    let parts = images::stratified_split(labels, &fractions, &mut rng);
+    let parts: [_; 3] = parts.try_into().expect("as many parts as fractions");
+    let [n_train, n_valid, _] = parts.each_ref().map(Vec::len);
+    if n_train.min(n_valid) < config.batch_size {
+        return Err(Error::Setting {
+            key: "batch_size",
+            expected: format!(
+                "no more than the images of either part of the data set, {n_train} and {n_valid}: more of either by \
+                 data.train_fraction and data.valid_fraction"
+            ),
+        });
+    }
+    Ok(parts)
+}
+
 /// The two parts of the training split, and what candidates are trained on.
 pub(crate) struct Data<'a> {
     set: &'a ImageSet,
@@ -61,22 +82,7 @@ impl<'a> Data<'a> {
     /// Splits by class; normalises by the statistics of the whole set.
     pub(crate) fn new(set: &'a ImageSet, config: &Config) -> Result<Self, Error> {
         let data = &config.data;
-        let further = config.further_fraction();
-        let fractions = [data.train_fraction, data.valid_fraction, further];
-        let mut rng = rng(config.seed, STREAM_SPLIT);
-        let parts = images::stratified_split(set.labels(), &fractions, &mut rng);
-        let [train, valid, further] = parts.try_into().expect("as many parts as fractions");
-        if train.len() < config.batch_size || valid.len() < config.batch_size {
-            return Err(Error::Setting {
-                key: "batch_size",
-                expected: format!(
-                    "no more than the images of either part of the data set, {} and {}: more of either by data.train_fraction and \
-                     data.valid_fraction",
-                    train.len(),
-                    valid.len()
-                ),
-            });
-        }
+        let [train, valid, further] = split(set.labels(), config)?;
         let side = set.height().min(set.width());
         for (key, pixels) in [
             ("data.pad", config.data.pad),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::samples::{Sample, for_every_kind};
-use artifact::{FormatVersion, Kind};
+use artifact::{FormatVersion, Kind, LatencyDataset};
 
 fn formats() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/formats")
@@ -43,6 +43,16 @@ fn every_version_opens<A: Sample>() {
 #[test]
 fn every_version_of_every_kind_opens() {
     for_every_kind!(every_version_opens());
+}
+
+/// Who reads an anchor that does not say whose code took it must not take it for that of today's.
+#[test]
+fn an_anchor_without_a_revision_is_of_none() {
+    let dir = formats().join("latency-dataset-1.3");
+    let dataset = artifact::open::<LatencyDataset>(&dir).unwrap().value;
+    let anchor = dataset.settings.unwrap().anchor.unwrap();
+    assert_eq!(anchor.revision, 0);
+    assert!(!anchor.is_of(&anchor.machine));
 }
 
 #[test]

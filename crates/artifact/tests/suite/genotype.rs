@@ -205,9 +205,9 @@ fn a_foreign_table_that_is_not_right_is_refused_with_column_and_row() {
         .with("latency_median_millis", words)
         .read()
         .unwrap_err();
-    assert!(
-        text.starts_with("FILE: column latency_median_millis is Utf8, expected Float64: "),
-        "{text}"
+    assert_eq!(
+        text,
+        "FILE: column latency_median_millis is 'fast' in row 1, expected Float64"
     );
     let gene = |text: &str| {
         let genes = StringArray::from(vec!["sep_conv_3x3@0", text]);
@@ -287,11 +287,11 @@ fn architectures_in_csv_read_as_a_foreign_table_once_they_are_timed() {
         ),
         (
             ["latency_median_millis", "1", "", "3"],
-            "column latency_median_millis has no value in row 1",
+            "column latency_median_millis has no value in line 3",
         ),
         (
             ["latency_median_millis", "1", "2 ms", "3"],
-            "column latency_median_millis is Utf8, expected Float64",
+            "column latency_median_millis is '2 ms' in line 3, expected Float64",
         ),
     ] {
         let error = read(column).unwrap_err();

@@ -73,7 +73,11 @@ pub(crate) fn settings() -> MeasurementSettings {
         },
         device: "cpu".to_owned(),
         runtime: "candle-cpu".to_owned(),
-        anchor: Some(AnchorRecord::new(1_234_567, "0".repeat(64))),
+        anchor: Some(AnchorRecord {
+            median_nanos: 1_234_567,
+            machine: "0".repeat(64),
+            revision: 8,
+        }),
     }
 }
 

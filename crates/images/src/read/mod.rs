@@ -77,13 +77,7 @@ pub fn load(dir: &Path, split: Split, options: &LoadOptions) -> Result<ImageSet,
         "images cannot be resized to nothing"
     );
     let layout = Layout::detect(dir, split)?;
-    let label = options.label.as_deref();
-    let listing = match &layout {
-        Layout::Parquet(files) => parquet::list(files, label)?,
-        Layout::Cifar(cifar) => cifar.list(label)?,
-        Layout::Idx(idx) => idx.list(label)?,
-        Layout::Folders(folders) => folders.list(label)?,
-    };
+    let listing = layout.list(options.label.as_deref())?;
     let (labels, class_names) = listing.classes()?;
     let chosen = balanced(&labels, class_names.len(), options.limit);
     if chosen.is_empty() {
@@ -121,6 +115,15 @@ pub fn load(dir: &Path, split: Split, options: &LoadOptions) -> Result<ImageSet,
     };
     let labels = chosen.iter().map(|&index| labels[index]).collect();
     Ok(ImageSet::new(format, pixels, labels, class_names))
+}
+
+/// The class of every image of a split, in the order of [`load`], and the names of the classes; no image is decoded.
+///
+/// # Errors
+///
+/// As [`load`], as far as it is about folders, files and labels.
+pub fn labels(dir: &Path, split: Split) -> Result<(Vec<u32>, Vec<String>), Error> {
+    Layout::detect(dir, split)?.list(None)?.classes()
 }
 
 /// The files that [`load`] reads for a split, sorted: what decides whether a result can be reused.
@@ -169,6 +172,16 @@ impl Layout {
         }
         let dir = dir.to_owned();
         Err(Error::NoSplit { dir, split })
+    }
+
+    /// What there is.
+    fn list(&self, label: Option<&str>) -> Result<Listing, Error> {
+        match self {
+            Self::Parquet(files) => parquet::list(files, label),
+            Self::Cifar(cifar) => cifar.list(label),
+            Self::Idx(idx) => idx.list(label),
+            Self::Folders(folders) => folders.list(label),
+        }
     }
 
     /// Hands the encoded images at some places, in order, to `take`, some at a time.

@@ -406,7 +406,7 @@ fn a_test_class_without_training_images() {
 #[test]
 fn images_unlike_the_first() {
     let dir = tempdir().unwrap();
-    let remedy = "make them alike, or load the set with `resize`, which takes images of any size";
+    let remedy = "make them alike, or have them brought to one size (`resize` in [data], --resize of a command)";
     for (other, found) in [([1, 5, 4], "grey 4x5"), ([3, 4, 5], "RGB 5x4")] {
         let images = vec![png(0, GREY), png(1, GREY), png(2, other)];
         Table::new(images, &[0, 0, 0]).write(&dir.path().join("train.parquet"));
