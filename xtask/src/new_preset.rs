@@ -275,18 +275,18 @@ impl Making<'_> {
                     .filter_map(part)
                     .sum();
                 let growth = scale.min(1.0 / total.max(1e-9));
-                let fraction = |old: &Value| {
-                    let fraction = old.as_float()? * growth;
-                    Some(Value::from(
-                        ((fraction * 1e4).floor() / 1e4).clamp(1e-4, 1.0),
-                    ))
-                };
-                for key in [
-                    "data.train_fraction",
-                    "data.valid_fraction",
-                    "selection.train_fraction",
-                ] {
-                    self.change(config, stage, key, fraction);
+                if growth != 1.0 {
+                    for key in [
+                        "data.train_fraction",
+                        "data.valid_fraction",
+                        "selection.train_fraction",
+                    ] {
+                        self.change(config, stage, key, |old| {
+                            // Down, so that two parts are not more than the whole.
+                            let fraction = (old.as_float()? * growth * 1e4).floor() / 1e4;
+                            Some(Value::from(fraction.clamp(1e-4, 1.0)))
+                        });
+                    }
                 }
                 if scale > growth {
                     for key in [
