@@ -71,15 +71,9 @@ impl Outcome {
 /// Makes every check; one that fails is in the file too, and makes the command fail.
 pub(crate) fn run(args: &GpuCheckArgs) -> Result<()> {
     let pipeline = PipelineArgs {
-        preset: args.preset.clone(),
         store: Path::new(DIR).join("artifacts"),
         device: args.device.clone(),
-        seed: None,
-        threads: None,
-        target: None,
-        more: Vec::new(),
-        front: None,
-        overrides: Vec::new(),
+        ..PipelineArgs::of_preset(args.preset.clone())
     };
     let bin_dir = stage::build_for(&pipeline)?;
     fs::create_dir_all(DIR).with_context(|| format!("cannot make {DIR}"))?;

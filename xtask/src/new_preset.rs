@@ -132,7 +132,7 @@ pub(crate) fn run(args: &NewPresetArgs) -> Result<()> {
     // Elsewhere first, so that a preset that a stage would not take is not there at all.
     let trial = tempfile::tempdir().context("cannot write a preset to try it")?;
     write(trial.path(), &files)?;
-    let pipeline = PipelineArgs::of_preset(trial.path());
+    let pipeline = PipelineArgs::of_preset(trial.path().to_string_lossy().into_owned());
     stage::check(&bin_dir, &pipeline, &steps(&pipeline)?).inspect_err(|_| {
         eprintln!(
             "so {} is not written: it would be the preset {} with these images",

@@ -275,9 +275,9 @@ pub(crate) fn preset_dir(preset: &str) -> Result<PathBuf> {
 
 impl PipelineArgs {
     /// Nothing but a preset.
-    pub(crate) fn of_preset(dir: &Path) -> Self {
+    pub(crate) fn of_preset(preset: String) -> Self {
         Self {
-            preset: dir.to_string_lossy().into_owned(),
+            preset,
             store: PathBuf::new(),
             device: DeviceSpec::Cpu.to_string(),
             seed: None,
