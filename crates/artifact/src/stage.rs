@@ -46,7 +46,7 @@ pub struct StageSpec {
 pub const PROFILE: StageSpec = StageSpec {
     name: "profile",
     package: "stage-profile",
-    revision: 8,
+    revision: 9,
     inputs: &[],
     output: Kind::LatencyDataset,
     uses_device: true,
@@ -76,7 +76,7 @@ pub const SEARCH: StageSpec = StageSpec {
 pub const EVALUATE: StageSpec = StageSpec {
     name: "evaluate",
     package: "stage-evaluate",
-    revision: 13,
+    revision: 14,
     inputs: &[Kind::SearchResult],
     output: Kind::Evaluation,
     uses_device: true,
