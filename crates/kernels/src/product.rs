@@ -7,7 +7,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::Element;
 use crate::planes::Buffer;
-use crate::simd::Vectorised;
+use crate::simd::{Vectorised, prefetch_line};
 
 /// Rows of a result that are worked on at a time: with [`WIDTH`] vectors each they fill 32 registers, half of them 16.
 const ROWS: usize = 8;
@@ -126,7 +126,7 @@ pub(crate) fn add_outer<T: Element>(grad_w: &mut [f64], grad_y: Rows<'_, T>, x: 
 /// Scalar products of rows whose columns come part by part.
 #[derive(Debug)]
 pub(crate) struct OuterSums<T: Element> {
-    /// Of each product a vector of partial sums; nothing before the first part.
+    /// Of each product a vector of partial sums, in the order in which they are computed; nothing before the first part.
     sums: Buffer<T>,
     is_begun: bool,
 }
@@ -200,6 +200,8 @@ impl<T: Element> WithSimd for Outer<'_, T> {
 
 impl<T: Element> Outer<'_, T> {
     /// The scalar products of some rows with some others.
+    // By indices that the compiler knows sums stay in registers.
+    #[expect(clippy::needless_range_loop)]
     #[inline(always)]
     fn products<S: Simd, const R: usize, const C: usize>(
         &mut self,
@@ -207,12 +209,18 @@ impl<T: Element> Outer<'_, T> {
         [row, column]: [usize; 2],
     ) {
         let lanes = T::lanes::<S>();
-        let place = |r: usize, c: usize| (row + r) * self.x.n + column + c;
+        let n_sums = match (self.is_first, self.is_last) {
+            (true, true) => 0,
+            _ => R * C * lanes,
+        };
+        let (own, others) = std::mem::take(&mut self.sums).split_at_mut(n_sums);
+        self.sums = others;
         let mut sums = [[T::splat(simd, T::zero()); C]; R];
         if !self.is_first {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                for (c, sum) in sums.iter_mut().enumerate() {
-                    *sum = T::load(simd, &self.sums[place(r, c) * lanes..][..lanes]);
+            let own = &T::vectors::<S>(own).0[..R * C];
+            for r in 0..R {
+                for c in 0..C {
+                    sums[r][c] = own[r * C + c];
                 }
             }
         }
@@ -240,13 +248,18 @@ impl<T: Element> Outer<'_, T> {
                 }
             }
         }
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (c, sum) in sums.into_iter().enumerate() {
-                let at = place(r, c);
-                if self.is_last {
-                    self.grad_w[at] += T::sum(simd, sum).to_f64();
-                } else {
-                    T::store(simd, &mut self.sums[at * lanes..][..lanes], sum);
+        if self.is_last {
+            for r in 0..R {
+                let grad_w = &mut self.grad_w[(row + r) * self.x.n + column..][..C];
+                for c in 0..C {
+                    grad_w[c] += T::sum(simd, sums[r][c]).to_f64();
+                }
+            }
+        } else {
+            let own = &mut own[..R * C * lanes];
+            for r in 0..R {
+                for c in 0..C {
+                    T::store(simd, &mut own[(r * C + c) * lanes..][..lanes], sums[r][c]);
                 }
             }
         }
@@ -333,6 +346,13 @@ impl<T: Vectorised> Tile<'_, T> {
         first: usize,
     ) {
         let (lanes, len) = (T::lanes::<S>(), self.columns.len());
+        // What is to be written comes while sums are taken.
+        for y in &y[first..first + R] {
+            let y = &y[self.columns.clone()];
+            for v in 0..V {
+                prefetch_line(&y[v * lanes..]);
+            }
+        }
         let mut sums = [[T::splat(simd, self.panel[first]); V]; R];
         for r in 0..R {
             sums[r] = [T::splat(simd, self.panel[first + r]); V];

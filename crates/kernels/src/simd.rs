@@ -5,6 +5,9 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
+/// Bytes of a line of the cache.
+const LINE_BYTES: usize = 64;
+
 /// Does work on rows of so many numbers: in AVX2's vectors where one of these holds a row, else in the longest that there are.
 pub(crate) fn dispatch_rows<W: WithSimd>(len: usize, work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
@@ -20,6 +23,28 @@ pub(crate) fn dispatch_rows<W: WithSimd>(len: usize, work: W) -> W::Output {
 #[cfg(target_arch = "x86_64")]
 fn lanes_of<S: Simd>(_: S) -> usize {
     S::F32_LANES
+}
+
+/// Asks for numbers to be brought into the second-level cache while other work goes on. Only some processors can be asked;
+/// others fetch them when they are needed.
+#[inline(always)]
+pub(crate) fn prefetch<T>(numbers: &[T]) {
+    for line in numbers.chunks(LINE_BYTES / size_of::<T>().max(1)) {
+        prefetch_line(line);
+    }
+}
+
+/// [`prefetch`] of the line of the cache in which a slice begins.
+#[inline(always)]
+pub(crate) fn prefetch_line<T>(numbers: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has the instruction; it changes nothing that a program sees, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(numbers.as_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = numbers;
 }
 
 /// An element type with vectors.

@@ -6,6 +6,7 @@ use multiversion::multiversion;
 use super::{Buffer, Moments, PIECE, for_each, parts_mut, pieces_mut};
 use crate::Element;
 use crate::product::{OuterSums, Panels, Rows, row_stride};
+use crate::simd::prefetch;
 
 /// The gradient of what a batch normalisation reads, from the gradient of what it gives: per channel
 /// `factors[0] * grad + factors[1] * (raw - factors[3]) + factors[2]`. It is never stored; whoever needs it computes it.
@@ -107,15 +108,15 @@ impl<'a, T: Element> NormGrad<'a, T> {
         self.raw.first().map_or(0, |raw| raw.len())
     }
 
-    /// The gradient from `start` on, channel by channel, in rows of `len` numbers, `stride` apart.
+    /// The gradient from `start` on, channel by channel, in rows of `len` numbers, `stride` apart. What follows is taken to
+    /// be wanted next.
     pub(super) fn fill(&self, start: usize, len: usize, rows: &mut [T], stride: usize) {
         for (channel, part) in rows.chunks_mut(stride).enumerate().take(self.len()) {
-            let part = &mut part[..len];
-            let (grad, raw) = (
-                &self.grads[channel][start..start + len],
-                &self.raw[channel][start..start + len],
-            );
-            affine(part, grad, raw, self.factors[channel]);
+            let [grad, raw] = [self.grads[channel], self.raw[channel]].map(|plane| {
+                prefetch(&plane[start + len..plane.len().min(start + 2 * len)]);
+                &plane[start..start + len]
+            });
+            affine(&mut part[..len], grad, raw, self.factors[channel]);
         }
     }
 
@@ -198,7 +199,8 @@ pub fn pointwise_forward<T: Element>(
     merge(&moments, n_out)
 }
 
-/// Pieces of the inputs from `start` on, through the ReLU if there is one, as rows `stride` apart.
+/// Pieces of the inputs from `start` on, through the ReLU if there is one, as rows `stride` apart. What follows is taken to be
+/// wanted next.
 fn read<T: Element>(
     x: &[&[T]],
     activates: bool,
@@ -208,6 +210,7 @@ fn read<T: Element>(
     stride: usize,
 ) {
     for (row, x) in rows.chunks_mut(stride).zip(x) {
+        prefetch(&x[start + len..x.len().min(start + 2 * len)]);
         let (row, x) = (&mut row[..len], &x[start..start + len]);
         if activates {
             rectify(row, x);

@@ -14,9 +14,10 @@ use super::stencil::{Held, Stencil};
 use super::{Buffer, Moments, PIECE, for_each, pieces_mut};
 use crate::Element;
 use crate::product::{OuterSums, Panels, Rows, row_stride};
+use crate::simd::prefetch;
 
 /// Numbers that are worked on at a time, all channels together.
-const GROUP: usize = 1 << 16;
+const GROUP: usize = 1 << 15;
 
 /// The most rows of a group: so many rows of a plane stay in the nearest cache.
 const GROUP_ROWS: usize = 4;
@@ -151,12 +152,13 @@ impl Unit {
         scratch: &'a mut [T],
         stride: usize,
     ) -> Rows<'a, T> {
-        reader.provide(all(rows.clone().map(|row| self.stencil.sources(row))));
+        let new = reader.provide(all(rows.clone().map(|row| self.stencil.sources(row))));
         let n_taps = self.stencil.kernel_len();
         let len = rows.len() * self.stencil.output().row_len();
         let n_channels = reader.source.planes.len();
         for (channel, part) in scratch.chunks_mut(stride).enumerate().take(n_channels) {
             let w = &depthwise[channel * n_taps..][..n_taps];
+            reader.prefetch(channel + 1, new.clone());
             let z = reader.plane(channel);
             self.stencil
                 .forward_rows(z, w, rows.start, &mut part[..len]);
@@ -255,8 +257,9 @@ struct Reader<'a, T: Element> {
     row_len: usize,
     /// Rows of a plane that are held.
     n_held: usize,
-    /// Of a raw source: rows after its ReLU, channel by channel, and the first one that is not made yet.
+    /// Of a raw source: rows after its ReLU, channel by channel.
     ring: Buffer<T>,
+    /// The first row that nobody has asked for.
     next: usize,
 }
 
@@ -292,20 +295,32 @@ impl<'a, T: Element> Reader<'a, T> {
         self.next = 0;
     }
 
-    /// Sees to it that these rows are there. They only move on.
-    fn provide(&mut self, rows: Range<usize>) {
-        let Some(affine) = self.source.affine else {
-            return;
+    /// Sees to it that these rows are there, and says which of them are read for the first time. They only move on.
+    fn provide(&mut self, rows: Range<usize>) -> Range<usize> {
+        let new = self.next.max(rows.start)..self.next.max(rows.end);
+        self.next = new.end;
+        let (Some(affine), sources) = (self.source.affine, self.source.planes) else {
+            return new;
         };
-        for row in self.next.max(rows.start)..rows.end {
+        for row in new.clone() {
             let range = row * self.row_len..(row + 1) * self.row_len;
             let planes = self.ring.chunks_mut((self.n_held * self.row_len).max(1));
-            for ((ring, plane), &affine) in planes.zip(self.source.planes).zip(affine) {
+            for (channel, ((ring, plane), &affine)) in planes.zip(sources).zip(affine).enumerate() {
+                if let Some(next) = sources.get(channel + 1) {
+                    prefetch(&next[range.clone()]);
+                }
                 let held = &mut ring[row % self.n_held * self.row_len..][..self.row_len];
                 normalise_part::<T, true>(held, &plane[range.clone()], affine);
             }
         }
-        self.next = self.next.max(rows.end);
+        new
+    }
+
+    /// Says that some rows of a channel, if there is one, are read next.
+    fn prefetch(&self, channel: usize, rows: Range<usize>) {
+        if let (None, Some(plane)) = (self.source.affine, self.source.planes.get(channel)) {
+            prefetch(&plane[rows.start * self.row_len..rows.end * self.row_len]);
+        }
     }
 
     fn plane(&self, channel: usize) -> Held<'_, T> {
@@ -322,7 +337,7 @@ impl<'a, T: Element> Reader<'a, T> {
 /// Parts of `len` numbers in each of `n` channels: so short that they stay in the nearest cache, but where channels are
 /// many long enough for what is summed over them.
 fn chunks(len: usize, n: usize) -> impl Iterator<Item = Range<usize>> {
-    let chunk = (16 * n).max(256);
+    let chunk = (32 * n).max(512);
     let starts = (0..len).step_by(chunk);
     starts.map(move |start| start..len.min(start + chunk))
 }
@@ -503,8 +518,13 @@ impl<T: Element> Backward<'_, T> {
         let (len, n_taps) = (stencil.input().row_len(), stencil.kernel_len());
         let held_len = scratch.n_held * stencil.output().row_len();
         let half = stencil.input().h.div_ceil(2);
-        for (channel, grad_z) in grad_z.iter_mut().enumerate() {
-            let grad_z = &mut grad_z[(rows.start - origin) * len..][..rows.len() * len];
+        for channel in 0..grad_z.len() {
+            let own = (rows.start - origin) * len..(rows.end - origin) * len;
+            if let Some(next) = grad_z.get(channel + 1) {
+                prefetch(&next[own.clone()]);
+                prefetch(&self.z.planes[channel + 1][rows.start * len..rows.end * len]);
+            }
+            let grad_z = &mut grad_z[channel][own];
             let w = &self.depthwise[channel * n_taps..][..n_taps];
             let between = &scratch.between[channel * held_len..][..held_len];
             let between = Held::new(between, scratch.n_held.max(1));
