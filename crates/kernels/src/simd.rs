@@ -78,12 +78,15 @@ pub trait Vectorised: Copy + Send + Sync + 'static {
     /// `a + b`.
     fn plus<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
 
+    /// `max(a, 0)`; what is no number goes on.
+    fn relu<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
+
     /// The sum of a vector.
     fn sum<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
 }
 
 macro_rules! impl_vectorised {
-    ($T:ident, $V:ident, $LANES:ident, $splat:ident, $cast:ident, $cast_mut:ident, $load:ident, $store:ident, $mul_add:ident, $add:ident, $sum:ident) => {
+    ($T:ident, $V:ident, $LANES:ident, $splat:ident, $cast:ident, $cast_mut:ident, $load:ident, $store:ident, $mul_add:ident, $add:ident, $max:ident, $less:ident, $select:ident, $sum:ident) => {
         impl Vectorised for $T {
             type Vector<S: Simd> = S::$V;
 
@@ -130,6 +133,17 @@ macro_rules! impl_vectorised {
             }
 
             #[inline(always)]
+            fn relu<S: Simd>(simd: S, a: S::$V) -> S::$V {
+                let zero = simd.$splat(0.0);
+                // Of two numbers of which one is none, x86 takes the second, ARM that one, and Rust the other.
+                if S::$LANES > 1 {
+                    simd.$max(zero, a)
+                } else {
+                    simd.$select(simd.$less(a, zero), zero, a)
+                }
+            }
+
+            #[inline(always)]
             fn sum<S: Simd>(simd: S, vector: S::$V) -> Self {
                 simd.$sum(vector)
             }
@@ -148,6 +162,9 @@ impl_vectorised!(
     partial_store_f32s,
     mul_add_e_f32s,
     add_f32s,
+    max_f32s,
+    less_than_f32s,
+    select_f32s,
     reduce_sum_f32s
 );
 impl_vectorised!(
@@ -161,6 +178,9 @@ impl_vectorised!(
     partial_store_f64s,
     mul_add_e_f64s,
     add_f64s,
+    max_f64s,
+    less_than_f64s,
+    select_f64s,
     reduce_sum_f64s
 );
 

@@ -170,7 +170,7 @@ impl<'a> Cell<'a> {
                 kept += channels * len / 2;
             }
             // Normalisations of a supernet have no factors, so that what they give tells what they were given.
-            let of_input = if !self.weighs() && self.plan.reads_itself(index) {
+            let of_input = if !self.weighs() && self.plan.reads(index, |_| true) {
                 2
             } else {
                 1
@@ -179,12 +179,6 @@ impl<'a> Cell<'a> {
         }
         for state in 0..self.plan.n_states() {
             let len = self.len(state);
-            let is_unit = |kind: &OperationKind| {
-                matches!(kind, OperationKind::Conv(_) | OperationKind::Halve { .. })
-            };
-            if self.plan.reads(state, is_unit) {
-                kept += self.partial * len;
-            }
             if self
                 .plan
                 .reads(state, |kind| matches!(kind, OperationKind::Halve { .. }))
@@ -304,10 +298,7 @@ impl<'a> Cell<'a> {
                     kept += bypass * (len + self.node_len);
                 }
             }
-            let is_unit = |kind: &OperationKind| {
-                matches!(kind, OperationKind::Conv(_) | OperationKind::Halve { .. })
-            };
-            if self.plan.reads(state, is_unit) {
+            if self.plan.reads(state, OperationKind::rectifies) {
                 kept += self.partial * len;
             }
             for pool in [PoolKind::Max, PoolKind::Average] {

@@ -33,47 +33,22 @@ impl<'a, T: Element> Term<'a, T> {
     }
 }
 
-/// Planes that are to be written, and beside them what a ReLU makes of the first of them.
-pub struct Outputs<'a, T> {
-    /// All.
-    pub planes: Vec<&'a mut [T]>,
-    /// Those behind a ReLU, as many as are wanted.
-    pub activated: Vec<&'a mut [T]>,
-}
-
-impl<'a, T: Element> Outputs<'a, T> {
-    /// Planes without a ReLU.
-    pub fn new(planes: Vec<&'a mut [T]>) -> Self {
-        Self {
-            planes,
-            activated: Vec::new(),
-        }
-    }
-
-    /// Calls `write` for each piece of each plane, with its channel and the place of its first number.
-    fn write(self, write: impl Fn(usize, usize, &mut [T]) + Sync + Send) {
-        // The first planes are the first pieces.
-        let activated = parts_mut(self.activated, PIECE).into_iter();
-        let mut activated = activated.map(|(_, _, part)| part);
-        let parts = parts_mut(self.planes, PIECE).into_iter();
-        let items = parts.map(|part| (part, activated.next())).collect();
-        for_each(
-            items,
-            || (),
-            |(), _, ((channel, start, part), activated)| {
-                write(channel, start, part);
-                if let Some(activated) = activated {
-                    rectify(activated, part);
-                }
-            },
-        );
-    }
+/// Calls `write` for each piece of each plane, with its channel and the place of its first number.
+fn for_each_piece<T: Element>(
+    planes: Vec<&mut [T]>,
+    write: impl Fn(usize, usize, &mut [T]) + Sync + Send,
+) {
+    for_each(
+        parts_mut(planes, PIECE),
+        || (),
+        |(), _, (channel, start, part)| write(channel, start, part),
+    );
 }
 
 /// `planes[i] = bias[i] + Σ factor * (plane - mean)` over the terms of each, in one pass.
-pub fn combine<T: Element>(outputs: Outputs<'_, T>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
-    assert_eq!([terms.len(), bias.len()], [outputs.planes.len(); 2]);
-    outputs.write(|channel, start, part| {
+pub fn combine<T: Element>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
+    assert_eq!([terms.len(), bias.len()], [planes.len(); 2]);
+    for_each_piece(planes, |channel, start, part| {
         weighted_sum(part, &terms[channel], start, bias[channel]);
     });
 }
@@ -150,7 +125,7 @@ pub(super) fn mask_and_dot<T: Element>(grad: &mut [T], raw: &[T], affine: Affine
     let (mut sums, mut products) = ([T::zero(); BLOCK], [T::zero(); BLOCK]);
     for (grad, raw) in blocks.iter_mut().zip(raw_blocks) {
         for lane in 0..BLOCK {
-            let is_off = affine.of::<false>(raw[lane]) <= T::zero();
+            let is_off = affine.of(raw[lane]) <= T::zero();
             let masked = if is_off { T::zero() } else { grad[lane] };
             grad[lane] = masked;
             sums[lane] += masked;
@@ -160,7 +135,7 @@ pub(super) fn mask_and_dot<T: Element>(grad: &mut [T], raw: &[T], affine: Affine
     let total = |lanes: [T; BLOCK]| lanes.iter().map(|lane| lane.to_f64()).sum::<f64>();
     let mut answer = [total(sums), total(products)];
     for (grad, &raw) in rest.iter_mut().zip(raw_rest) {
-        if affine.of::<false>(raw) <= T::zero() {
+        if affine.of(raw) <= T::zero() {
             *grad = T::zero();
         }
         answer[0] += grad.to_f64();
@@ -274,14 +249,8 @@ pub struct Affine<T> {
 
 impl<T: Element> Affine<T> {
     #[inline(always)]
-    fn of<const RELU: bool>(&self, x: T) -> T {
-        let value = self.factor * (x - self.mean) + self.bias;
-        // What is no number goes on, so that it shows in the loss.
-        if RELU && value <= T::zero() {
-            T::zero()
-        } else {
-            value
-        }
+    fn of(&self, x: T) -> T {
+        self.factor * (x - self.mean) + self.bias
     }
 }
 
@@ -306,27 +275,18 @@ impl Affine<f64> {
 }
 
 /// `y = factor * (x - mean) + bias` per plane: batch normalisation.
-pub fn normalise<T: Element>(outputs: Outputs<'_, T>, x: &[&[T]], affine: &[Affine<T>]) {
-    assert_eq!([x.len(), affine.len()], [outputs.planes.len(); 2]);
-    outputs.write(|channel, start, y| {
+pub fn normalise<T: Element>(y: Vec<&mut [T]>, x: &[&[T]], affine: &[Affine<T>]) {
+    assert_eq!([x.len(), affine.len()], [y.len(); 2]);
+    for_each_piece(y, |channel, start, y| {
         let x = &x[channel][start..start + y.len()];
-        normalise_part::<T, false>(y, x, affine[channel]);
-    });
-}
-
-/// `y = max(factor * (x - mean) + bias, 0)` per plane: a ReLU behind a batch normalisation.
-pub fn activate<T: Element>(y: Vec<&mut [T]>, x: &[&[T]], affine: &[Affine<T>]) {
-    assert!(x.len() >= y.len() && affine.len() >= y.len());
-    Outputs::new(y).write(|channel, start, y| {
-        let x = &x[channel][start..start + y.len()];
-        normalise_part::<T, true>(y, x, affine[channel]);
+        normalise_part(y, x, affine[channel]);
     });
 }
 
 /// [`normalise`] in place.
-pub fn normalise_in_place<T: Element>(outputs: Outputs<'_, T>, affine: &[Affine<T>]) {
-    assert_eq!(affine.len(), outputs.planes.len());
-    outputs.write(|channel, _, y| normalise_own(y, affine[channel]));
+pub fn normalise_in_place<T: Element>(planes: Vec<&mut [T]>, affine: &[Affine<T>]) {
+    assert_eq!(affine.len(), planes.len());
+    for_each_piece(planes, |channel, _, y| normalise_own(y, affine[channel]));
 }
 
 /// `y = mask[image] * (factor * (x - mean) + bias)` per plane, pixel by pixel: what drop path leaves of each image.
@@ -353,37 +313,31 @@ pub fn drop_images<T: Element>(
 #[multiversion(targets = "simd")]
 fn drop_pixel<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>, mask: &[T]) {
     for ((y, &x), &mask) in y.iter_mut().zip(x).zip(mask) {
-        *y = mask * affine.of::<false>(x);
+        *y = mask * affine.of(x);
     }
 }
 
-/// [`normalise`] of a part of a plane; and with `RELU` that, or 0 if it is less.
+/// [`normalise`] of a part of a plane.
 #[multiversion(targets = "simd")]
-pub(super) fn normalise_part<T: Element, const RELU: bool>(
-    y: &mut [T],
-    x: &[T],
-    affine: Affine<T>,
-) {
+pub(super) fn normalise_part<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>) {
     for (y, &x) in y.iter_mut().zip(x) {
-        *y = affine.of::<RELU>(x);
+        *y = affine.of(x);
     }
 }
 
 #[multiversion(targets = "simd")]
 fn normalise_own<T: Element>(y: &mut [T], affine: Affine<T>) {
     for y in y {
-        *y = affine.of::<false>(*y);
+        *y = affine.of(*y);
     }
 }
 
 /// `y += grad`.
 pub fn accumulate<T: Element>(y: Vec<&mut [T]>, grads: &[&[T]]) {
     assert_eq!(grads.len(), y.len());
-    for_each(
-        parts_mut(y, PIECE),
-        || (),
-        |(), _, (channel, start, y)| add(y, &grads[channel][start..start + y.len()]),
-    );
+    for_each_piece(y, |channel, start, y| {
+        add(y, &grads[channel][start..start + y.len()]);
+    });
 }
 
 /// `y += grad`.

@@ -22,8 +22,7 @@ use rayon::prelude::*;
 
 pub use buffer::Buffer;
 pub use combine::{
-    Affine, Outputs, Term, accumulate, activate, combine, dots, drop_images, moments, normalise,
-    normalise_in_place,
+    Affine, Term, accumulate, combine, dots, drop_images, moments, normalise, normalise_in_place,
 };
 pub use dense::Dense;
 pub use pointwise::{NormGrad, PointwiseGrads, Target, pointwise_backward, pointwise_forward};

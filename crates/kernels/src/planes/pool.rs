@@ -202,7 +202,7 @@ pub fn average<T: Element>(stencil: &Stencil, x: &[&[T]], y: Vec<&mut [T]>) {
         |(), _, (channel, start, y)| {
             let row = start / (w * n);
             let x = Held::new(x[channel], stencil.input().h);
-            stencil.forward_rows(x, &ones, row, y);
+            stencil.forward_rows::<T, false>(x, &ones, row, y);
             scale_pixels(y, &factors[row * w..][..w], n);
         },
     );

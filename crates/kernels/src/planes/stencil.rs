@@ -153,15 +153,15 @@ impl Stencil {
         reach(&self.backward.rows[row])
     }
 
-    /// Output rows `first..` of one plane: `y = Σ w[u, v] x[…]`. `y` holds whole rows.
-    pub(super) fn forward_rows<T: Element>(
+    /// Output rows `first..` of one plane: `y = Σ w[u, v] x[…]`, with `RELU` of `max(x, 0)`. `y` holds whole rows.
+    pub(super) fn forward_rows<T: Element, const RELU: bool>(
         &self,
         x: Held<'_, T>,
         w: &[T],
         first: usize,
         y: &mut [T],
     ) {
-        self.forward.gather::<T, false>(self, x, w, first, y);
+        self.forward.gather::<T, RELU, false>(self, x, w, first, y);
     }
 
     /// The gradient of input rows `first..` of one plane that comes from the output's.
@@ -173,23 +173,25 @@ impl Stencil {
         grad_x: &mut [T],
     ) {
         self.backward
-            .gather::<T, false>(self, grad_y, w, first, grad_x);
+            .gather::<T, false, false>(self, grad_y, w, first, grad_x);
     }
 
     /// Adds the gradient of all input rows of one plane that comes from the output's.
     pub(super) fn add_backward<T: Element>(&self, grad_y: Held<'_, T>, w: &[T], grad_x: &mut [T]) {
-        self.backward.gather::<T, true>(self, grad_y, w, 0, grad_x);
+        self.backward
+            .gather::<T, false, true>(self, grad_y, w, 0, grad_x);
     }
 
-    /// Adds to `sums`, one entry per tap, the products of some output rows' gradients with what the tap read.
-    pub(super) fn add_tap_products<T: Element>(
+    /// Adds to `sums`, one entry per tap, the products of some output rows' gradients with what the tap read, with `RELU`
+    /// `max(x, 0)`.
+    pub(super) fn add_tap_products<T: Element, const RELU: bool>(
         &self,
         x: Held<'_, T>,
         grad_y: Held<'_, T>,
         rows: Range<usize>,
         sums: &mut [f64],
     ) {
-        Arch::new().dispatch(Correlate {
+        Arch::new().dispatch(Correlate::<T, RELU> {
             stencil: self,
             x,
             grad_y,
@@ -313,7 +315,7 @@ impl Walk {
 }
 
 impl Direction {
-    fn gather<T: Element, const ADD: bool>(
+    fn gather<T: Element, const RELU: bool, const ADD: bool>(
         &self,
         stencil: &Stencil,
         source: Held<'_, T>,
@@ -321,7 +323,7 @@ impl Direction {
         first: usize,
         rows: &mut [T],
     ) {
-        Arch::new().dispatch(Gather::<T, ADD> {
+        Arch::new().dispatch(Gather::<T, RELU, ADD> {
             direction: self,
             stencil,
             source,
@@ -333,7 +335,7 @@ impl Direction {
 }
 
 /// [`Direction::gather`].
-struct Gather<'a, T, const ADD: bool> {
+struct Gather<'a, T, const RELU: bool, const ADD: bool> {
     direction: &'a Direction,
     stencil: &'a Stencil,
     source: Held<'a, T>,
@@ -342,7 +344,7 @@ struct Gather<'a, T, const ADD: bool> {
     rows: &'a mut [T],
 }
 
-impl<T: Element, const ADD: bool> WithSimd for Gather<'_, T, ADD> {
+impl<T: Element, const RELU: bool, const ADD: bool> WithSimd for Gather<'_, T, RELU, ADD> {
     type Output = ();
 
     #[inline(always)]
@@ -355,7 +357,7 @@ impl<T: Element, const ADD: bool> WithSimd for Gather<'_, T, ADD> {
         for (index, y) in self.rows.chunks_mut((width * n).max(1)).enumerate() {
             let rows = &direction.rows[self.first + index];
             for walk in &direction.walks {
-                let pass = Pass {
+                let pass = Pass::<RELU> {
                     walk,
                     steps: walk.steps(source_width),
                     n,
@@ -386,14 +388,14 @@ struct Read<'a, T> {
 }
 
 /// A walk for one row of the result.
-struct Pass<'a> {
+struct Pass<'a, const RELU: bool> {
     walk: &'a Walk,
     steps: Range<usize>,
     n: usize,
     adds: bool,
 }
 
-impl Pass<'_> {
+impl<const RELU: bool> Pass<'_, RELU> {
     /// All images, as many at a time as sums fit the registers.
     #[inline(always)]
     fn walk<'a, T: Element, S: Simd, const K: usize>(
@@ -457,7 +459,7 @@ impl Pass<'_> {
             let column = walk.column(step) * images.n;
             let at = column + images.start..column + images.end;
             for (row, weights) in rows {
-                let x = load::<T, S, V>(simd, &row[at.clone()]);
+                let x = read::<T, S, RELU, V>(simd, &row[at.clone()]);
                 for k in 0..K {
                     let weight = T::splat(simd, weights[k]);
                     for v in 0..V {
@@ -540,6 +542,21 @@ fn load<T: Element, S: Simd, const V: usize>(simd: S, x: &[T]) -> [T::Vector<S>;
     vectors
 }
 
+/// [`load`], with `RELU` of `max(x, 0)`.
+#[inline(always)]
+fn read<T: Element, S: Simd, const RELU: bool, const V: usize>(
+    simd: S,
+    x: &[T],
+) -> [T::Vector<S>; V] {
+    let mut vectors = load::<T, S, V>(simd, x);
+    if RELU {
+        for v in 0..V {
+            vectors[v] = T::relu(simd, vectors[v]);
+        }
+    }
+    vectors
+}
+
 #[inline(always)]
 fn write<T: Element, S: Simd, const V: usize>(simd: S, y: &mut [T], vectors: [T::Vector<S>; V]) {
     if V == 1 {
@@ -553,7 +570,7 @@ fn write<T: Element, S: Simd, const V: usize>(simd: S, y: &mut [T], vectors: [T:
 }
 
 /// [`Stencil::add_tap_products`].
-struct Correlate<'a, T> {
+struct Correlate<'a, T, const RELU: bool> {
     stencil: &'a Stencil,
     x: Held<'a, T>,
     grad_y: Held<'a, T>,
@@ -561,7 +578,7 @@ struct Correlate<'a, T> {
     sums: &'a mut [f64],
 }
 
-impl<T: Element> WithSimd for Correlate<'_, T> {
+impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, T, RELU> {
     type Output = ();
 
     #[inline(always)]
@@ -573,7 +590,7 @@ impl<T: Element> WithSimd for Correlate<'_, T> {
         for row in self.rows {
             let grad = self.grad_y.row(row, width * n);
             for walk in &stencil.forward.walks {
-                let products = Products {
+                let products = Products::<T, RELU> {
                     walk,
                     steps: walk.steps(source_width),
                     grad,
@@ -600,14 +617,14 @@ impl<T: Element> WithSimd for Correlate<'_, T> {
 }
 
 /// The products of a row's gradient with what taps read under a walk.
-struct Products<'a, T> {
+struct Products<'a, T, const RELU: bool> {
     walk: &'a Walk,
     steps: Range<usize>,
     grad: &'a [T],
     n: usize,
 }
 
-impl<T: Element> Products<'_, T> {
+impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
     /// As many rows at a time as sums fit the registers. `read`: where the sums of a row's taps begin, and what it holds.
     #[inline(always)]
     fn add<'b, S: Simd, const K: usize>(
@@ -694,7 +711,7 @@ impl<T: Element> Products<'_, T> {
             let column = walk.column(step) * images.n;
             let at = column + images.start..column + images.end;
             for r in 0..R {
-                let x = load::<T, S, V>(simd, &rows[r].1[at.clone()]);
+                let x = read::<T, S, RELU, V>(simd, &rows[r].1[at.clone()]);
                 for t in 0..K {
                     for v in 0..V {
                         sums[r][t][v] = T::mul_add(simd, grads[t][v], x[v], sums[r][t][v]);
@@ -736,7 +753,7 @@ mod tests {
             let w = numbers(window.kernel_len(), 0.25);
             let [x, grad_y] = [(&x, input.h), (&grad, output.h)].map(|(x, h)| Held::new(x, h));
             let (mut y, mut grad_x) = (numbers(output.len(), 1.0), numbers(input.len(), 2.0));
-            simd.vectorize(Gather::<T, false> {
+            simd.vectorize(Gather::<T, true, false> {
                 direction: &stencil.forward,
                 stencil: &stencil,
                 source: x,
@@ -744,7 +761,7 @@ mod tests {
                 first: 0,
                 rows: &mut y,
             });
-            simd.vectorize(Gather::<T, true> {
+            simd.vectorize(Gather::<T, false, true> {
                 direction: &stencil.backward,
                 stencil: &stencil,
                 source: grad_y,
@@ -753,7 +770,7 @@ mod tests {
                 rows: &mut grad_x,
             });
             let mut sums = vec![0.0; w.len()];
-            simd.vectorize(Correlate {
+            simd.vectorize(Correlate::<T, true> {
                 stencil: &stencil,
                 x,
                 grad_y,

@@ -94,13 +94,13 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
                 let grad = planes(&grad_planes, c)[channel];
                 let [x, grad] = [(x, window.input[0]), (grad, window.output()[0])]
                     .map(|(rows, n)| Held::new(rows, n));
-                stencil.forward_rows(x, w, 0, planes_mut(&mut y, c).remove(channel));
+                stencil.forward_rows::<_, false>(x, w, 0, planes_mut(&mut y, c).remove(channel));
                 let grad_x = planes_mut(&mut grad_x, c).remove(channel);
                 // What is there is replaced, then added to.
                 stencil.backward_rows(grad, w, 0, grad_x);
                 stencil.add_backward(grad, w, grad_x);
                 let mut sums = vec![0.0; n_taps];
-                stencil.add_tap_products(x, grad, 0..window.output()[0], &mut sums);
+                stencil.add_tap_products::<_, false>(x, grad, 0..window.output()[0], &mut sums);
                 grad_w.extend(sums);
             }
             let expected = depthwise_conv2d::naive::forward(&x, &w, &shape);
@@ -128,25 +128,25 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
             factor: 1.5,
             bias: 0.1,
         });
-        let (mut x, mut z) = (vec![0.0; c * in_len], vec![0.0; c * in_len]);
-        let outputs = Outputs {
-            planes: planes_mut(&mut x, c),
-            activated: planes_mut(&mut z, c),
-        };
-        normalise(outputs, &raw, &affine);
-        let z = planes(&z, c);
-        let sources = [Source::activated(&z), Source::raw(&raw, &affine)];
+        let mut x = vec![0.0; c * in_len];
+        normalise(planes_mut(&mut x, c), &raw, &affine);
+        let z: Vec<f64> = x.iter().map(|x| x.max(0.0)).collect();
+        let (x, z) = (planes(&x, c), planes(&z, c));
+        let sources = [Source::new(&x), Source::raw(&raw, &affine)];
         let depthwise = numbers(c * window.kernel_len(), 2);
         let pointwise = numbers(c_out * c, 3);
         let grad = numbers(c_out * out_len, 4);
         let unit = Unit::new(Stencil::new(window, n));
 
-        let [activated, found] = sources.map(|source| {
-            let mut y = vec![f64::NAN; c_out * out_len];
-            unit.forward(source, &depthwise, &pointwise, planes_mut(&mut y, c_out));
-            y
-        });
-        assert_close(&found, &activated);
+        // What is behind the ReLU already stays as it is.
+        let [activated, found, expected] =
+            [sources[0], sources[1], Source::new(&z)].map(|source| {
+                let mut y = vec![f64::NAN; c_out * out_len];
+                unit.forward(source, &depthwise, &pointwise, planes_mut(&mut y, c_out));
+                y
+            });
+        assert_close(&activated, &expected);
+        assert_close(&found, &expected);
 
         let [(expected, of_activated), (found, of_raw)] = sources.map(|source| {
             let mut grad_z = vec![f64::NAN; c * in_len];
@@ -375,13 +375,8 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         mean: 0.5,
         plane,
     };
-    let mut activated = vec![2.0; len];
-    let outputs = Outputs {
-        planes: vec![&mut y],
-        activated: vec![&mut activated],
-    };
     combine(
-        outputs,
+        vec![&mut y],
         &[vec![term(0.5, &a[..]), term(-3.0, &b[..])]],
         &[0.25],
     );
@@ -391,8 +386,6 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         .map(|(a, b)| 0.25 + 0.5 * (a - 0.5) - 3.0 * (b - 0.5))
         .collect();
     assert_close(&y, &expected);
-    let expected: Vec<f64> = y.iter().map(|y| y.max(0.0)).collect();
-    assert_eq!(activated, expected);
 
     let sum: f64 = a.iter().sum();
     let product = |other: &[f64]| a.iter().zip(other).map(|(x, y)| x * y).sum::<f64>();
@@ -416,12 +409,6 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         bias: 1.0,
     };
     // The ReLU reads 2 (x - 0.5) + 1 = 2 x.
-    let mut behind = vec![f64::NAN; len];
-    activate(vec![&mut behind], &[&b, &a], &[affine; 2]);
-    assert_close(
-        &behind,
-        &b.iter().map(|x| 2.0 * x.max(0.0)).collect::<Vec<f64>>(),
-    );
     let [sum_left, product] = combine::mask_and_dot(&mut grad, &b, affine);
     assert_eq!(grad, masked);
     let expected: f64 = masked.iter().zip(&b).map(|(x, y)| x * y).sum();
@@ -461,14 +448,22 @@ fn subsampling_and_its_gradient_pick_every_second_pixel() {
 #[test]
 fn what_is_no_number_goes_on_to_the_loss() {
     let x = [1.0, f64::NAN, 3.0, -1.0];
-    let (mut x_again, mut y) = ([0.0; 4], [0.0; 4]);
-    let outputs = Outputs {
-        planes: vec![&mut x_again],
-        activated: vec![&mut y],
+    let geometry = Conv2dGeometry {
+        padding: 0,
+        stride: 1,
+        dilation: 1,
     };
-    normalise(outputs, &[&x], &[Affine::identity()]);
-    assert_eq!([y[0], y[2], y[3]], [1.0, 3.0, 0.0]);
-    assert!(y[1].is_nan());
+    let window = Window::new("test", [2, 2], [1; 2], geometry).unwrap();
+    for source in [
+        Source::new(&[&x]),
+        Source::raw(&[&x], &[Affine::identity()]),
+    ] {
+        let mut y = [0.0; 4];
+        let unit = Unit::new(Stencil::new(window, 1));
+        unit.forward(source, &[1.0], &[1.0], vec![&mut y]);
+        assert_eq!([y[0], y[2], y[3]], [1.0, 3.0, 0.0]);
+        assert!(y[1].is_nan());
+    }
     let mut y = [0.0; 4];
     pointwise_forward(&[&x], true, &[1.0], vec![&mut y]);
     assert!(y[1].is_nan() && y[2] == 3.0);

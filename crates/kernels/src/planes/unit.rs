@@ -2,7 +2,7 @@
 //! normalisation behind them, without ever storing what lies between.
 //!
 //! Both passes go through the planes once, a few rows of all channels at a time: what these leave for the next ones
-//! (activations, gradients between the two convolutions) is held in rings of rows, which stay in the second-level cache.
+//! (normalised rows, gradients between the two convolutions) is held in rings of rows, which stay in the second-level cache.
 
 use std::ops::Range;
 
@@ -36,15 +36,15 @@ pub struct Source<'a, T> {
 }
 
 impl<'a, T> Source<'a, T> {
-    /// Planes that have been through their ReLU: what is not positive is 0.
-    pub fn activated(planes: &'a [&'a [T]]) -> Self {
+    /// Planes as they are: `relu(x)` is what is read.
+    pub fn new(planes: &'a [&'a [T]]) -> Self {
         Self {
             planes,
             affine: None,
         }
     }
 
-    /// Planes whose batch normalisation and ReLU are still to come: `relu(factor * (x - mean) + bias)` is what is read.
+    /// Planes whose batch normalisation is still to come: `relu(factor * (x - mean) + bias)` is what is read.
     pub fn raw(planes: &'a [&'a [T]], affine: &'a [Affine<T>]) -> Self {
         assert_eq!(planes.len(), affine.len());
         Self {
@@ -161,7 +161,7 @@ impl Unit {
             reader.prefetch(channel + 1, new.clone());
             let z = reader.plane(channel);
             self.stencil
-                .forward_rows(z, w, rows.start, &mut part[..len]);
+                .forward_rows::<T, true>(z, w, rows.start, &mut part[..len]);
         }
         Rows::new(scratch, stride, n_channels, len)
     }
@@ -257,7 +257,7 @@ struct Reader<'a, T: Element> {
     row_len: usize,
     /// Rows of a plane that are held.
     n_held: usize,
-    /// Of a raw source: rows after its ReLU, channel by channel.
+    /// Of a raw source: rows before their ReLU, channel by channel.
     ring: Buffer<T>,
     /// The first row that nobody has asked for.
     next: usize,
@@ -310,7 +310,7 @@ impl<'a, T: Element> Reader<'a, T> {
                     prefetch(&next[range.clone()]);
                 }
                 let held = &mut ring[row % self.n_held * self.row_len..][..self.row_len];
-                normalise_part::<T, true>(held, &plane[range.clone()], affine);
+                normalise_part(held, &plane[range.clone()], affine);
             }
         }
         new
@@ -501,7 +501,7 @@ impl<T: Element> Backward<'_, T> {
         let sums = found.depthwise.chunks_mut(stencil.kernel_len().max(1));
         for (channel, (sums, between)) in sums.zip(between.chunks(held_len)).enumerate() {
             let (z, between) = (reader.plane(channel), Held::new(between, *n_held));
-            stencil.add_tap_products(z, between, rows.clone(), sums);
+            stencil.add_tap_products::<T, true>(z, between, rows.clone(), sums);
         }
     }
 

@@ -4,9 +4,9 @@ use std::ops::{Deref, Range};
 
 use kernels::Element;
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, NormGrad, Outputs, PointwiseGrads, Source, Stencil,
-    Target, Term, Unit, accumulate, average_backward, combine, dots, drop_images,
-    pointwise_backward, subsample_backward,
+    Affine, Buffer, Grid, MaxPool, Moments, NormGrad, PointwiseGrads, Source, Stencil, Target,
+    Term, Unit, accumulate, average_backward, combine, dots, drop_images, pointwise_backward,
+    subsample_backward,
 };
 
 use super::forward::{Raw, Saved, SavedInput, SavedState, affine, norm_weights, source_of};
@@ -192,8 +192,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let no_bias = vec![T::zero(); plan.channels];
         let mut grad_x = Buffer::any(state_len);
         if edges.is_empty() {
-            let sum = Outputs::new(planes_mut(&mut grad_x, grid.len()));
-            combine(sum, &direct, &no_bias);
+            combine(planes_mut(&mut grad_x, grid.len()), &direct, &no_bias);
             return StateGrad::Own(grad_x);
         }
         let (n_partial, x) = (plan.n_partial(), self.x(state));
@@ -265,17 +264,16 @@ impl<'a, T: Element> Backward<'a, T> {
         // Where nothing but units reads the state, they write what others would add to.
         let is_written = saved.pooled.iter().any(Option::is_some)
             || saved.bypass.is_some()
-            || saved.activated.is_none()
+            || !plan.reads(state, OperationKind::rectifies)
             || direct.iter().any(|terms| !terms.is_empty());
         if is_written {
-            let sum = Outputs::new(planes_mut(&mut grad_x, grid.len()));
-            combine(sum, &direct, &no_bias);
+            combine(planes_mut(&mut grad_x, grid.len()), &direct, &no_bias);
         }
         for kind in [PoolKind::Max, PoolKind::Average] {
             let terms = &pooled[kind as usize];
             if let Some(raw) = &saved.pooled[kind as usize] {
                 let mut grad = Buffer::any(raw.len());
-                let sum = Outputs::new(planes_mut(&mut grad, node_len));
+                let sum = planes_mut(&mut grad, node_len);
                 combine(sum, terms, &no_bias[..n_partial]);
                 let grad =
                     self.unnormalise_pool(state, kind, raw, grad, &pooled_sums[kind as usize]);
@@ -285,7 +283,7 @@ impl<'a, T: Element> Backward<'a, T> {
         }
         if let Some(raw) = &saved.bypass {
             let mut grad = Buffer::any(raw.len());
-            let sum = Outputs::new(planes_mut(&mut grad, node_len));
+            let sum = planes_mut(&mut grad, node_len);
             combine(sum, &bypass, &no_bias[..plan.channels - n_partial]);
             MaxPool::halving(grid).add_backward(
                 &x[n_partial..],
@@ -379,12 +377,9 @@ impl<'a, T: Element> Backward<'a, T> {
     /// What comes from convolutions and halvings, through the ReLU that they share: added to what is there, if anything is.
     fn gather_units(&mut self, state: usize, edges: &[usize], grad_x: &mut [T], is_written: bool) {
         let saved: &'a SavedState<T> = &self.run.saved.states[state];
-        let Some(z) = &saved.activated else {
-            return;
-        };
         let plan = self.plan();
         let grid = self.grid(state);
-        let z_planes = planes(z, grid.len());
+        let x = self.x(state);
         let (mut convolutions, mut halvings) = (Vec::new(), Vec::new());
         for &index in edges {
             for (number, operation) in plan.edges[index].operations.iter().enumerate() {
@@ -407,17 +402,28 @@ impl<'a, T: Element> Backward<'a, T> {
                 };
                 self.with_grad_of(index, number, |grads, weight| {
                     let place = [index, number];
-                    self.conv(units, place, grads, weight, &z_planes, target, &mut found);
+                    self.conv(
+                        units,
+                        place,
+                        grads,
+                        weight,
+                        &x[..plan.n_partial()],
+                        target,
+                        &mut found,
+                    );
                 });
                 adds = true;
             }
             found
         };
-        let partial = &mut grad_x[..z.len()];
+        if convolutions.is_empty() && halvings.is_empty() {
+            return;
+        }
+        let partial = &mut grad_x[..plan.n_partial() * grid.len()];
         // The second half has a gradient of its own; but on one thread a single one is added at once, which comes to the same.
         let is_alone = rayon::current_num_threads() == 1 && convolutions.len() < 4;
         let is_apart = convolutions.len() > 1 && !is_alone;
-        let mut second = Buffer::any(if is_apart { z.len() } else { 0 });
+        let mut second = Buffer::any(if is_apart { partial.len() } else { 0 });
         let (found, more) = if is_apart {
             rayon::join(
                 || lane(0, partial, is_written),
@@ -509,7 +515,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let (first, second) = match units {
             [only] => {
                 let chain = self.chain(&only.norm, grads, &saved.output, sums, weight);
-                let z = Source::activated(z);
+                let z = Source::new(z);
                 self.unit(only, source, z, &chain, grad_z, found);
                 return;
             }
@@ -525,7 +531,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let again = (!plan.keeps_hidden()).then(|| {
             let mut raw = Buffer::any(plan.n_partial() * grid.len());
             Unit::new(plan.stencil(first.geometry, first.kernel, source)).forward(
-                Source::activated(z),
+                Source::new(z),
                 &self.run.parameters[first.depthwise.clone()],
                 &self.run.parameters[first.pointwise.clone()],
                 planes_mut(&mut raw, grid.len()),
@@ -541,7 +547,7 @@ impl<'a, T: Element> Backward<'a, T> {
         self.affine_grads(&first.norm, &sums, 1.0, found);
         let grad_hidden = planes(&grad_hidden, grid.len());
         let chain = self.chain(&first.norm, &grad_hidden, raw, &sums, 1.0);
-        self.unit(first, source, Source::activated(z), &chain, grad_z, found);
+        self.unit(first, source, Source::new(z), &chain, grad_z, found);
     }
 
     /// Backward through a unit; the [sums](kernels::planes::UnitGrads::sums) of a raw source are returned.

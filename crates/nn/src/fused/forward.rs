@@ -1,14 +1,13 @@
 //! The forward pass of a fused cell, and what it leaves for the backward pass.
 
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, Outputs, Source, Stencil, Term, Unit, activate,
-    average, combine, drop_images, moments, normalise, normalise_in_place, pointwise_forward,
-    subsample,
+    Affine, Buffer, Grid, MaxPool, Moments, Source, Stencil, Term, Unit, average, combine,
+    drop_images, moments, normalise, normalise_in_place, pointwise_forward, subsample,
 };
 use kernels::{BatchStatistics, Element};
 use rayon::prelude::*;
 
-use super::plan::{EdgePlan, Norm, OperationKind, OperationPlan, Plan, Sizes};
+use super::plan::{EdgePlan, Norm, OperationKind, OperationPlan, Sizes};
 use super::{CellOp, cast, planes, planes_mut};
 use crate::candidate::PoolKind;
 use crate::layers::BATCH_NORM_EPS;
@@ -64,7 +63,7 @@ pub(super) struct SavedInput<T: Element> {
     pub(super) halves: Option<[Buffer<T>; 2]>,
     /// Before its batch normalisation, if that has factors: without them [`x`](Self::x) tells as much.
     pub(super) raw: Option<Buffer<T>>,
-    /// Behind it; nothing, if [`raw`](Self::raw) is kept and no edge [reads that itself](Plan::reads_itself).
+    /// Behind it; nothing, if [`raw`](Self::raw) is kept and no edge reads it.
     pub(super) x: Buffer<T>,
 }
 
@@ -80,32 +79,8 @@ impl<T: Element> SavedInput<T> {
     }
 }
 
-/// A buffer for what a ReLU makes of a state's partial channels, if anyone reads that.
-fn activated<T: Element>(plan: &Plan, state: usize, len: usize) -> Option<Buffer<T>> {
-    let is_unit =
-        |kind: &OperationKind| matches!(kind, OperationKind::Conv(_) | OperationKind::Halve { .. });
-    plan.reads(state, is_unit)
-        .then(|| Buffer::any(plan.n_partial() * len))
-}
-
-/// Planes to write, with those behind a ReLU if there are any.
-fn outputs_of<'a, T: Element>(
-    planes: &'a mut [T],
-    activated: &'a mut Option<Buffer<T>>,
-    len: usize,
-) -> Outputs<'a, T> {
-    Outputs {
-        planes: planes_mut(planes, len),
-        activated: activated
-            .as_deref_mut()
-            .map(|activated| planes_mut(activated, len))
-            .unwrap_or_default(),
-    }
-}
-
 /// What edges read of a state, other than itself.
 pub(super) struct SavedState<T: Element> {
-    pub(super) activated: Option<Buffer<T>>,
     pub(super) halves: Option<[Buffer<T>; 2]>,
     pub(super) pooled: [Option<Buffer<T>>; 2],
     pub(super) bypass: Option<Buffer<T>>,
@@ -164,11 +139,10 @@ pub(super) fn halves<T: Element>(x: &[&[T]], grid: Grid) -> [Buffer<T>; 2] {
     })
 }
 
-/// Two kernels on the even and the odd pixels, one half of the output each.
+/// Two kernels on what a ReLU makes of the even and the odd pixels, one half of the output each.
 pub(super) fn halve<T: Element>(
     halves: &[Buffer<T>; 2],
     kernels: [&[T]; 2],
-    activates: bool,
     len: usize,
 ) -> (Buffer<T>, Vec<Moments>) {
     let n_in = halves[0].len() / len.max(1);
@@ -178,7 +152,7 @@ pub(super) fn halve<T: Element>(
     let mut found = Vec::new();
     for ((half, kernel), y) in halves.iter().zip(kernels).zip([even, odd]) {
         let y = planes_mut(y, len);
-        found.extend(pointwise_forward(&planes(half, len), activates, kernel, y));
+        found.extend(pointwise_forward(&planes(half, len), true, kernel, y));
     }
     (y, found)
 }
@@ -212,8 +186,8 @@ pub(super) fn preprocess<T: Element>(
 }
 
 impl CellOp<'_> {
-    /// A preprocessed input, and what a ReLU makes of it. `made`: what its kernel made of it, unless that is still to come:
-    /// an input that is halved is looked at here.
+    /// A preprocessed input. `made`: what its kernel made of it, unless that is still to come: an input that is halved is
+    /// looked at here.
     fn input<T: Element>(
         &self,
         index: usize,
@@ -222,7 +196,7 @@ impl CellOp<'_> {
         sizes: &Sizes,
         parameters: &[T],
         statistics: &mut [Statistics],
-    ) -> (SavedInput<T>, Option<Buffer<T>>) {
+    ) -> SavedInput<T> {
         let plan = &self.plan.inputs[index];
         let (raw_grid, grid) = (sizes.raw[index], sizes.input);
         let (halves, Preprocessed { raw, moments }) = match (made, &plan.kernels[..]) {
@@ -230,7 +204,7 @@ impl CellOp<'_> {
             (None, [even, odd]) => {
                 let halves = halves(&planes(s, raw_grid.len()), raw_grid);
                 let kernels = [&parameters[even.clone()], &parameters[odd.clone()]];
-                let (raw, moments) = halve(&halves, kernels, true, grid.len());
+                let (raw, moments) = halve(&halves, kernels, grid.len());
                 (Some(halves), Preprocessed { raw, moments })
             }
             (None, _) => unreachable!("what is not halved is preprocessed by the chain"),
@@ -238,28 +212,23 @@ impl CellOp<'_> {
         let moments = self.settle(&plan.norm, moments);
         let affine = affine(&plan.norm, parameters, &moments);
         let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
-        let mut activated = activated(self.plan, index, grid.len());
-        let (raw, x) = if plan.norm.affine.is_some() && !self.plan.reads_itself(index) {
-            if let Some(activated) = &mut activated {
-                let y = planes_mut(activated, grid.len());
-                activate(y, &planes(&raw, grid.len()), &affine);
-            }
-            (Some(raw), Buffer::default())
-        } else if plan.norm.affine.is_some() {
+        let (raw, x) = if plan.norm.affine.is_none() {
+            let mut x = raw;
+            normalise_in_place(planes_mut(&mut x, grid.len()), &affine);
+            (None, x)
+        } else if self.plan.reads(index, |_| true) {
             let mut x = Buffer::any(raw.len());
-            let outputs = outputs_of(&mut x, &mut activated, grid.len());
-            normalise(outputs, &planes(&raw, grid.len()), &affine);
+            let y = planes_mut(&mut x, grid.len());
+            normalise(y, &planes(&raw, grid.len()), &affine);
             (Some(raw), x)
         } else {
-            let mut x = raw;
-            normalise_in_place(outputs_of(&mut x, &mut activated, grid.len()), &affine);
-            (None, x)
+            (Some(raw), Buffer::default())
         };
         statistics[plan.norm.index] = Statistics {
             moments,
             count: grid.len(),
         };
-        (SavedInput { halves, raw, x }, activated)
+        SavedInput { halves, raw, x }
     }
 
     /// The moments that a batch normalisation goes by: those that were found, or the running ones.
@@ -288,7 +257,6 @@ impl CellOp<'_> {
         &self,
         state: usize,
         x: &[&[T]],
-        activated: Option<Buffer<T>>,
         sizes: &Sizes,
         statistics: &mut [Statistics],
     ) -> SavedState<T> {
@@ -300,10 +268,7 @@ impl CellOp<'_> {
         let stride = plan.stride(state);
         let halves = plan
             .reads(state, |kind| matches!(kind, OperationKind::Halve { .. }))
-            .then(|| {
-                let z = activated.as_deref().expect("a halving reads activations");
-                halves(&planes(z, grid.len()), grid)
-            });
+            .then(|| halves(partial, grid));
         let pooled = [PoolKind::Max, PoolKind::Average].map(|pool| {
             let is_this = |kind: &OperationKind| matches!(kind, OperationKind::Pool { kind, .. } if *kind == pool);
             plan.reads(state, is_this).then(|| {
@@ -346,7 +311,6 @@ impl CellOp<'_> {
             y
         });
         SavedState {
-            activated,
             halves,
             pooled,
             bypass,
@@ -358,6 +322,7 @@ impl CellOp<'_> {
         &self,
         operation: &OperationPlan,
         state: &SavedState<T>,
+        x: &[&[T]],
         grid: Grid,
         parameters: &[T],
     ) -> (Raw<T>, Vec<(usize, Statistics)>) {
@@ -369,7 +334,7 @@ impl CellOp<'_> {
                 let halves = state.halves.as_ref().expect("it is read");
                 let kernels = kernels.each_ref().map(|kernel| &parameters[kernel.clone()]);
                 let count = grid.halved().len();
-                let (y, moments) = halve(halves, kernels, false, count);
+                let (y, moments) = halve(halves, kernels, count);
                 let moments = self.settle(norm, moments);
                 let seen = vec![(norm.index, Statistics { moments, count })];
                 (Raw::new(y), seen)
@@ -381,14 +346,10 @@ impl CellOp<'_> {
                 let mut before: Option<Vec<Affine<T>>> = None;
                 for plan in units {
                     let unit = Unit::new(self.plan.stencil(plan.geometry, plan.kernel, grid));
-                    let input = match &before {
-                        None => state.activated.as_deref().expect("it is read"),
-                        Some(_) => &raw.output,
-                    };
-                    let input = planes(input, grid.len());
+                    let hidden = planes(&raw.output, grid.len());
                     let source = match &before {
-                        None => Source::activated(&input),
-                        Some(affine) => Source::raw(&input, affine),
+                        None => Source::new(&x[..self.plan.n_partial()]),
+                        Some(affine) => Source::raw(&hidden, affine),
                     };
                     let count = unit.stencil().output().len();
                     let mut y = Buffer::any(self.plan.n_partial() * count);
@@ -425,16 +386,15 @@ impl CellOp<'_> {
         let plan = self.plan;
         let mut statistics = vec![Statistics::default(); plan.n_norms];
         let [made0, made1] = made;
-        let [(first, z0), (second, z1)] = [(0, made0), (1, made1)].map(|(index, made)| {
+        let inputs = [(0, made0), (1, made1)].map(|(index, made)| {
             self.input(index, s[index], made, sizes, parameters, &mut statistics)
         });
-        let inputs = [first, second];
         let node_len = sizes.node.len();
         let mut out = Buffer::any(plan.n_nodes * plan.channels * node_len);
         let mut states: Vec<SavedState<T>> = Vec::with_capacity(plan.n_states());
-        for ((index, input), activated) in inputs.iter().enumerate().zip([z0, z1]) {
+        for (index, input) in inputs.iter().enumerate() {
             let x = planes(&input.x, sizes.input.len());
-            states.push(self.state(index, &x, activated, sizes, &mut statistics));
+            states.push(self.state(index, &x, sizes, &mut statistics));
         }
         let mut edges: Vec<Vec<Raw<T>>> = Vec::with_capacity(plan.edges.len());
         for node in 2..plan.n_states() {
@@ -447,6 +407,19 @@ impl CellOp<'_> {
                         .map(move |operation| (edge, operation))
                 })
                 .collect();
+            let (before, rest) = out.split_at_mut((node - 2) * plan.channels * node_len);
+            let own = &mut rest[..plan.channels * node_len];
+            let x_of = |state: usize| -> Vec<&[T]> {
+                match state {
+                    0 | 1 => planes(&inputs[state].x, sizes.input.len()),
+                    _ => planes(
+                        &before[(state - 2) * plan.channels * node_len..]
+                            [..plan.channels * node_len],
+                        node_len,
+                    ),
+                }
+            };
+            let x_of = &x_of;
             let outputs: Vec<_> = operations
                 .into_par_iter()
                 .map(|(edge, operation)| {
@@ -454,7 +427,8 @@ impl CellOp<'_> {
                         0 | 1 => sizes.input,
                         _ => sizes.node,
                     };
-                    self.operation(operation, &states[edge.source], grid, parameters)
+                    let x = x_of(edge.source);
+                    self.operation(operation, &states[edge.source], &x, grid, parameters)
                 })
                 .collect();
             let mut outputs = outputs.into_iter();
@@ -468,20 +442,7 @@ impl CellOp<'_> {
                 };
                 edges.push(of_edge.map(keep).collect());
             }
-            let (before, rest) = out.split_at_mut((node - 2) * plan.channels * node_len);
-            let own = &mut rest[..plan.channels * node_len];
-            let x_of = |state: usize| -> Vec<&[T]> {
-                match state {
-                    0 | 1 => planes(&inputs[state].x, sizes.input.len()),
-                    _ => planes(
-                        &before[(state - 2) * plan.channels * node_len..]
-                            [..plan.channels * node_len],
-                        node_len,
-                    ),
-                }
-            };
             // What each plane of the node is the weighted sum of.
-            let x_of = &x_of;
             let into_node = || {
                 let edges = plan.edges.iter().zip(&edges).enumerate();
                 edges.filter(|(_, (edge, _))| edge.node == node)
@@ -540,12 +501,10 @@ impl CellOp<'_> {
                     }
                 }
             }
-            let mut activated = activated(plan, node, node_len);
-            let written = outputs_of(own, &mut activated, node_len);
-            combine(written, &terms, &cast(&bias));
+            combine(planes_mut(own, node_len), &terms, &cast(&bias));
             if node + 1 < plan.n_states() {
                 let x = planes(own, node_len);
-                states.push(self.state(node, &x, activated, sizes, &mut statistics));
+                states.push(self.state(node, &x, sizes, &mut statistics));
             }
         }
         let saved = Saved {

@@ -61,6 +61,13 @@ pub(crate) enum OperationKind {
     Conv(Vec<UnitPlan>),
 }
 
+impl OperationKind {
+    /// Whether a state is read through a ReLU.
+    pub(crate) fn rectifies(&self) -> bool {
+        matches!(self, Self::Halve { .. } | Self::Conv(_))
+    }
+}
+
 pub(crate) struct UnitPlan {
     pub(crate) depthwise: Range<usize>,
     pub(crate) pointwise: Range<usize>,
@@ -276,14 +283,6 @@ impl Plan {
             stride,
             dilation: 1,
         }
-    }
-
-    /// Whether any edge that leaves a state reads that itself, and not what a ReLU makes of it.
-    pub(crate) fn reads_itself(&self, state: usize) -> bool {
-        let is_such = |kind: &OperationKind| {
-            matches!(kind, OperationKind::Pool { .. } | OperationKind::Identity)
-        };
-        self.ratio > 1 || self.reads(state, is_such)
     }
 
     /// Whether any edge that leaves a state has such an operation.

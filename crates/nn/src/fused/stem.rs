@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
-use kernels::planes::{Affine, Buffer, Dense, Grid, NormGrad, Outputs, dots, normalise};
+use kernels::planes::{Affine, Buffer, Dense, Grid, NormGrad, dots, normalise};
 use kernels::{Conv2dGeometry, Element, Window};
 
 use super::forward::Statistics;
@@ -118,8 +118,7 @@ impl StemPlan {
             })
             .collect();
         let mut y = Buffer::any(raw.len());
-        let outputs = Outputs::new(planes_mut(&mut y, len));
-        normalise(outputs, &planes(&raw, len), &channels);
+        normalise(planes_mut(&mut y, len), &planes(&raw, len), &channels);
         SavedStem { y, raw, statistics }
     }
 
