@@ -406,15 +406,28 @@ impl Table {
             let texts = column.as_string_opt::<i32>();
             self.malformed(match (wrong, texts) {
                 (Some(row), Some(texts)) => format!(
-                    "column {name} is '{}' in {}, expected {wanted}",
+                    "column {name} is '{}' in {}, expected {}",
                     texts.value(row),
-                    self.row(row)
+                    self.row(row),
+                    in_words(wanted)
                 ),
                 _ => format!(
-                    "column {name} is {}, expected {wanted}: {error}",
-                    column.data_type()
+                    "column {name} is {}, expected {}: {error}",
+                    in_words(column.data_type()),
+                    in_words(wanted)
                 ),
             })
         })
+    }
+}
+
+/// A type of a column, as those who write the file by hand would say it.
+fn in_words(of: &DataType) -> String {
+    match of {
+        DataType::Float64 => "a number".to_owned(),
+        DataType::UInt32 => "a whole number, 0 or more".to_owned(),
+        DataType::Boolean => "true or false".to_owned(),
+        DataType::Utf8 => "text".to_owned(),
+        other => other.to_string(),
     }
 }

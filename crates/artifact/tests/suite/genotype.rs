@@ -207,7 +207,7 @@ fn a_foreign_table_that_is_not_right_is_refused_with_column_and_row() {
         .unwrap_err();
     assert_eq!(
         text,
-        "FILE: column latency_median_millis is 'fast' in row 1, expected Float64"
+        "FILE: column latency_median_millis is 'fast' in row 1, expected a number"
     );
     let gene = |text: &str| {
         let genes = StringArray::from(vec!["sep_conv_3x3@0", text]);
@@ -291,7 +291,7 @@ fn architectures_in_csv_read_as_a_foreign_table_once_they_are_timed() {
         ),
         (
             ["latency_median_millis", "1", "2 ms", "3"],
-            "column latency_median_millis is '2 ms' in line 3, expected Float64",
+            "column latency_median_millis is '2 ms' in line 3, expected a number",
         ),
     ] {
         let error = read(column).unwrap_err();
