@@ -232,7 +232,7 @@ fn fused_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
         (z.chunks(len).collect(), grad.chunks(len).collect());
     let forward = |y: &mut [f32]| {
         unit.forward(
-            Source::activated(&z),
+            Source::new(&z),
             &depthwise,
             &pointwise,
             y.chunks_mut(len).collect(),
@@ -256,7 +256,7 @@ fn fused_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
             let mut grad_z = Buffer::any(c * len);
             let target = Target::new(grad_z.chunks_mut(len).collect());
             unit.backward(
-                Source::activated(&z),
+                Source::new(&z),
                 &depthwise,
                 &pointwise,
                 &chain,
