@@ -25,18 +25,18 @@ fn lanes_of<S: Simd>(_: S) -> usize {
     S::F32_LANES
 }
 
-/// Asks for numbers to be brought into the second-level cache while other work goes on. Only some processors can be asked;
-/// others fetch them when they are needed.
+/// Asks for numbers to be brought into the second-level cache while other work goes on. Done on x86-64 alone; elsewhere they
+/// come when they are needed.
 #[inline(always)]
-pub(crate) fn prefetch<T>(numbers: &[T]) {
-    for line in numbers.chunks(LINE_BYTES / size_of::<T>().max(1)) {
+pub(crate) fn prefetch<T: Vectorised>(numbers: &[T]) {
+    for line in numbers.chunks(LINE_BYTES / size_of::<T>()) {
         prefetch_line(line);
     }
 }
 
 /// [`prefetch`] of the line of the cache in which a slice begins.
 #[inline(always)]
-pub(crate) fn prefetch_line<T>(numbers: &[T]) {
+pub(crate) fn prefetch_line<T: Vectorised>(numbers: &[T]) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 processor has the instruction; it changes nothing that a program sees, whatever the address.
     unsafe {
@@ -135,7 +135,8 @@ macro_rules! impl_vectorised {
             #[inline(always)]
             fn relu<S: Simd>(simd: S, a: S::$V) -> S::$V {
                 let zero = simd.$splat(0.0);
-                // Of two numbers of which one is none, x86 takes the second, ARM that one, and Rust the other.
+                // Of two of which one is no number, x86 takes the second, ARM that one, Rust the other. No kind of vectors
+                // that pulp picks computes by Rust's, but for those of one number.
                 if S::$LANES > 1 {
                     simd.$max(zero, a)
                 } else {
@@ -225,6 +226,47 @@ pub(crate) mod tests {
             "what the program picks",
             pulp::Arch::new().dispatch(Picked(work)),
         );
+    }
+
+    /// The ReLU of whole vectors and of a part of one.
+    struct Rectified<T>(std::marker::PhantomData<T>);
+
+    impl<T: super::Vectorised + crate::Element> OnPath for Rectified<T> {
+        fn run<S: Simd>(&self, simd: S) -> Vec<f64> {
+            let mut x = [
+                1.5,
+                f64::NAN,
+                -2.0,
+                0.0,
+                3.0,
+                f64::NEG_INFINITY,
+                f64::INFINITY,
+            ]
+            .map(T::from_f64)
+            .repeat(5);
+            for part in x.chunks_mut(T::lanes::<S>()) {
+                let vector = T::relu(simd, T::load(simd, part));
+                T::store(simd, part, vector);
+            }
+            // So that what is no number can be compared.
+            let number = |x: &T| {
+                if x.is_nan() {
+                    -1.0
+                } else {
+                    x.to_f64().min(9.0)
+                }
+            };
+            x.iter().map(number).collect()
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_passes_the_relu_of_every_kind_of_vectors() {
+        let of_f32 = Rectified::<f32>(std::marker::PhantomData);
+        let expected = [1.5, -1.0, 0.0, 0.0, 3.0, 0.0, 9.0].repeat(5);
+        assert_eq!(of_f32.run(pulp::Scalar), expected);
+        agrees_on_every_path(&of_f32, 0.0);
+        agrees_on_every_path(&Rectified::<f64>(std::marker::PhantomData), 0.0);
     }
 
     struct Picked<'a, W>(&'a W);

@@ -139,16 +139,15 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
         let unit = Unit::new(Stencil::new(window, n));
 
         // What is behind the ReLU already stays as it is.
-        let [activated, found, expected] =
-            [sources[0], sources[1], Source::new(&z)].map(|source| {
-                let mut y = vec![f64::NAN; c_out * out_len];
-                unit.forward(source, &depthwise, &pointwise, planes_mut(&mut y, c_out));
-                y
-            });
-        assert_close(&activated, &expected);
+        let [expected, found, again] = [sources[0], sources[1], Source::new(&z)].map(|source| {
+            let mut y = vec![f64::NAN; c_out * out_len];
+            unit.forward(source, &depthwise, &pointwise, planes_mut(&mut y, c_out));
+            y
+        });
         assert_close(&found, &expected);
+        assert_close(&again, &expected);
 
-        let [(expected, of_activated), (found, of_raw)] = sources.map(|source| {
+        let [(expected, of_normalised), (found, of_raw)] = sources.map(|source| {
             let mut grad_z = vec![f64::NAN; c * in_len];
             let target = Target::new(planes_mut(&mut grad_z, c));
             let grad_y = given(planes(&grad, c_out));
@@ -187,7 +186,7 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
             assert_close(planes(&expected, c)[channel], &grad_z);
         }
         let [expected_weights, weights] =
-            [of_activated.weights, of_raw.weights].map(|weights| weights.expect("wanted"));
+            [of_normalised.weights, of_raw.weights].map(|weights| weights.expect("wanted"));
         assert_close(&weights.depthwise, &expected_weights.depthwise);
         assert_close(&weights.pointwise, &expected_weights.pointwise);
         let sources: Vec<Vec<&[f64]>> = raw.iter().map(|plane| vec![*plane]).collect();

@@ -95,7 +95,7 @@ impl Unit {
         (self.stencil.output().h.div_ceil(2)).next_multiple_of(group)
     }
 
-    /// `y[o] = Σ pointwise[o, c] (depthwise[c] * z[c])`, and the moments of each `y`.
+    /// `y[o] = Σ pointwise[o, c] (depthwise[c] * relu(z[c]))`, and the moments of each `y`.
     pub fn forward<T: Element>(
         &self,
         z: Source<'_, T>,
@@ -316,7 +316,7 @@ impl<'a, T: Element> Reader<'a, T> {
         new
     }
 
-    /// Says that some rows of a channel, if there is one, are read next.
+    /// Says that some rows of a channel, if there is one, are read next; of a raw source they are in the ring already.
     fn prefetch(&self, channel: usize, rows: Range<usize>) {
         if let (None, Some(plane)) = (self.source.affine, self.source.planes.get(channel)) {
             prefetch(&plane[rows.start * self.row_len..rows.end * self.row_len]);

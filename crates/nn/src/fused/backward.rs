@@ -504,8 +504,8 @@ impl<'a, T: Element> Backward<'a, T> {
         [edge, number]: [usize; 2],
         grads: &[&[T]],
         weight: f64,
-        z: &[&[T]],
-        grad_z: Target<'_, T>,
+        x: &[&[T]],
+        grad_x: Target<'_, T>,
         found: &mut Found,
     ) {
         let plan = self.plan();
@@ -515,8 +515,8 @@ impl<'a, T: Element> Backward<'a, T> {
         let (first, second) = match units {
             [only] => {
                 let chain = self.chain(&only.norm, grads, &saved.output, sums, weight);
-                let z = Source::new(z);
-                self.unit(only, source, z, &chain, grad_z, found);
+                let x = Source::new(x);
+                self.unit(only, source, x, &chain, grad_x, found);
                 return;
             }
             [first, second] => (first, second),
@@ -531,7 +531,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let again = (!plan.keeps_hidden()).then(|| {
             let mut raw = Buffer::any(plan.n_partial() * grid.len());
             Unit::new(plan.stencil(first.geometry, first.kernel, source)).forward(
-                Source::new(z),
+                Source::new(x),
                 &self.run.parameters[first.depthwise.clone()],
                 &self.run.parameters[first.pointwise.clone()],
                 planes_mut(&mut raw, grid.len()),
@@ -547,7 +547,7 @@ impl<'a, T: Element> Backward<'a, T> {
         self.affine_grads(&first.norm, &sums, 1.0, found);
         let grad_hidden = planes(&grad_hidden, grid.len());
         let chain = self.chain(&first.norm, &grad_hidden, raw, &sums, 1.0);
-        self.unit(first, source, Source::new(z), &chain, grad_z, found);
+        self.unit(first, source, Source::new(x), &chain, grad_x, found);
     }
 
     /// Backward through a unit; the [sums](kernels::planes::UnitGrads::sums) of a raw source are returned.

@@ -216,7 +216,7 @@ impl CellOp<'_> {
             let mut x = raw;
             normalise_in_place(planes_mut(&mut x, grid.len()), &affine);
             (None, x)
-        } else if self.plan.reads(index, |_| true) {
+        } else if self.plan.is_read(index) {
             let mut x = Buffer::any(raw.len());
             let y = planes_mut(&mut x, grid.len());
             normalise(y, &planes(&raw, grid.len()), &affine);

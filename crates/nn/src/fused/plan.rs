@@ -285,6 +285,11 @@ impl Plan {
         }
     }
 
+    /// Whether any edge that leaves a state reads it: where channels are partial, the others go by all operations.
+    pub(crate) fn is_read(&self, state: usize) -> bool {
+        self.ratio > 1 || self.reads(state, |_| true)
+    }
+
     /// Whether any edge that leaves a state has such an operation.
     pub(crate) fn reads(&self, state: usize, is_such: impl Fn(&OperationKind) -> bool) -> bool {
         self.edges
