@@ -471,20 +471,19 @@ mod tests {
             let grad_y = Rows::new(&grad, stride, n_out, len);
             // As a whole, and in three parts.
             let mut sums = vec![T::zero(); n_out * n_in * LINE];
-            for parts in [
-                vec![0..len],
-                vec![0..len / 3, len / 3..len / 2, len / 2..len],
-            ] {
-                let n_parts = parts.len();
-                for (index, part) in parts.into_iter().enumerate() {
+            for ends in [&[len][..], &[len / 3, len / 2, len]] {
+                let mut start = 0;
+                for &end in ends {
+                    let [grad_y, x] = [grad_y, x].map(|rows| rows.columns(start..end));
                     simd.vectorize(Outer {
                         grad_w: &mut grad_w,
-                        grad_y: grad_y.columns(part.clone()),
-                        x: x.columns(part),
+                        grad_y,
+                        x,
                         sums: &mut sums,
-                        is_first: index == 0,
-                        is_last: index + 1 == n_parts,
+                        is_first: start == 0,
+                        is_last: end == len,
                     });
+                    start = end;
                 }
             }
             y.iter().map(|y| y.to_f64()).chain(grad_w).collect()
