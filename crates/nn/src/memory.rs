@@ -36,7 +36,7 @@ impl Path {
 }
 
 /// What a step takes beyond what is counted, as a ratio of it: copies in passing, the gradients of the stem, memory that the
-/// allocator holds back. Measured, not derived: with it, the peaks of the runs in `docs/gpu.md` are foretold within 8 % too low and 26 % too high.
+/// allocator holds back. Measured, not derived: with it, the peaks of the runs in `docs/gpu.md` are foretold between 8 % too low and 26 % too high.
 pub const OVERHEAD: f64 = 0.25;
 
 /// What a program takes before it does anything, with its latency model and what the allocator holds back: fitted to the same runs.

@@ -342,7 +342,7 @@ pub fn accumulate<T: Element>(y: Vec<&mut [T]>, grads: &[&[T]]) {
 
 /// `y += grad`.
 #[multiversion(targets = "simd")]
-pub(super) fn add<T: Element>(y: &mut [T], grad: &[T]) {
+fn add<T: Element>(y: &mut [T], grad: &[T]) {
     for (y, &grad) in y.iter_mut().zip(grad) {
         *y += grad;
     }

@@ -1,6 +1,6 @@
 //! Pointwise convolutions of planes, with the batch normalisation behind them.
 
-use super::combine::{MomentSums, PartMoments, add, rectify, write_where_positive};
+use super::combine::{MomentSums, PartMoments, rectify, write_where_positive};
 use multiversion::multiversion;
 
 use super::{Buffer, Moments, PIECE, for_each, parts_mut, pieces_mut};
@@ -161,13 +161,8 @@ fn span_len(plane_len: usize, piece: usize) -> usize {
         .next_multiple_of(piece)
 }
 
-/// `y[o] = Σ w[o, c] act(x[c])`, act: ReLU if `activates`; and the moments of each `y`.
-pub fn pointwise_forward<T: Element>(
-    x: &[&[T]],
-    activates: bool,
-    w: &[T],
-    y: Vec<&mut [T]>,
-) -> Vec<Moments> {
+/// `y[o] = Σ w[o, c] relu(x[c])`, and the moments of each `y`.
+pub fn pointwise_forward<T: Element>(x: &[&[T]], w: &[T], y: Vec<&mut [T]>) -> Vec<Moments> {
     let (n_in, n_out, len) = (x.len(), y.len(), piece_len(x.len()));
     assert_eq!(w.len(), n_in * n_out);
     let panels = Panels::new([n_out, n_in], |o, c| w[o * n_in + c], |_| T::zero());
@@ -187,7 +182,7 @@ pub fn pointwise_forward<T: Element>(
             for (number, mut y) in pieces_mut(y, len).into_iter().enumerate() {
                 let part = y.first().map_or(0, |y| y.len());
                 let start = index * span + number * len;
-                read(x, activates, start, part, scratch, stride);
+                read(x, start, part, scratch, stride);
                 panels.product(Rows::new(scratch, stride, n_in, part), &mut y);
                 for (sums, y) in sums.iter_mut().zip(&y) {
                     sums.add(y);
@@ -199,24 +194,12 @@ pub fn pointwise_forward<T: Element>(
     merge(&moments, n_out)
 }
 
-/// Pieces of the inputs from `start` on, through the ReLU if there is one, as rows `stride` apart. What follows is taken to be
+/// Pieces of the inputs from `start` on, through the ReLU, as rows `stride` apart. What follows is taken to be
 /// wanted next.
-fn read<T: Element>(
-    x: &[&[T]],
-    activates: bool,
-    start: usize,
-    len: usize,
-    rows: &mut [T],
-    stride: usize,
-) {
+fn read<T: Element>(x: &[&[T]], start: usize, len: usize, rows: &mut [T], stride: usize) {
     for (row, x) in rows.chunks_mut(stride).zip(x) {
         prefetch(&x[start + len..x.len().min(start + 2 * len)]);
-        let (row, x) = (&mut row[..len], &x[start..start + len]);
-        if activates {
-            rectify(row, x);
-        } else {
-            row.copy_from_slice(x);
-        }
+        rectify(&mut row[..len], &x[start..start + len]);
     }
 }
 
@@ -259,7 +242,6 @@ pub struct PointwiseGrads<'a, T> {
 /// The gradients of [`pointwise_forward`] and the batch normalisation behind it; that of `w` is returned.
 pub fn pointwise_backward<T: Element>(
     x: &[&[T]],
-    activates: bool,
     w: &[T],
     grad_y: &NormGrad<'_, T>,
     grads: PointwiseGrads<'_, T>,
@@ -297,7 +279,7 @@ pub fn pointwise_backward<T: Element>(
                 grad_y.fill(start, part, y, stride);
                 let y = Rows::new(y, stride, n_out, part);
                 if !grad_w.is_empty() {
-                    read(x, activates, start, part, rows, stride);
+                    read(x, start, part, rows, stride);
                     let rows = Rows::new(rows, stride, n_in, part);
                     sums.add(grad_w, y, rows, start + part == end);
                 }
@@ -310,11 +292,9 @@ pub fn pointwise_backward<T: Element>(
                 for ((grad_x, row), x) in grad_x.iter_mut().zip(rows).zip(x) {
                     let x = &x[start..start + part];
                     let grad_x = &mut grad_x[start - index * span..][..part];
-                    match (activates, adds) {
-                        (true, true) => write_where_positive::<T, true>(grad_x, row, x),
-                        (true, false) => write_where_positive::<T, false>(grad_x, row, x),
-                        (false, true) => add(grad_x, row),
-                        (false, false) => grad_x.copy_from_slice(row),
+                    match adds {
+                        true => write_where_positive::<T, true>(grad_x, row, x),
+                        false => write_where_positive::<T, false>(grad_x, row, x),
                     }
                 }
             }

@@ -236,14 +236,10 @@ fn a_pointwise_convolution_and_its_gradients_are_the_plain_loops() {
     for ([n_in, n_out], len) in [([3, 2], 7), ([40, 5], 1000), ([40, 33], 9001)] {
         let (x, w) = (numbers(n_in * len, 1), numbers(n_out * n_in, 2));
         let (grad, before) = (numbers(n_out * len, 3), numbers(n_in * len, 4));
-        for (activates, adds) in [(true, true), (true, false), (false, true), (false, false)] {
-            let z: Vec<f64> = match activates {
-                true => x.iter().map(|x| x.max(0.0)).collect(),
-                false => x.clone(),
-            };
+        let z: Vec<f64> = x.iter().map(|x| x.max(0.0)).collect();
+        for adds in [true, false] {
             let mut y = vec![f64::NAN; n_out * len];
-            let found =
-                pointwise_forward(&planes(&x, n_in), activates, &w, planes_mut(&mut y, n_out));
+            let found = pointwise_forward(&planes(&x, n_in), &w, planes_mut(&mut y, n_out));
             let mut expected = vec![0.0; n_out * len];
             let mut expected_x = vec![0.0; n_in * len];
             let mut expected_w = vec![0.0; n_out * n_in];
@@ -262,7 +258,7 @@ fn a_pointwise_convolution_and_its_gradients_are_the_plain_loops() {
                 assert_close(&[found.mean, found.var], &[expected.mean, expected.var]);
             }
             for (own, (x, before)) in expected_x.iter_mut().zip(x.iter().zip(&before)) {
-                if activates && *x <= 0.0 {
+                if *x <= 0.0 {
                     *own = 0.0;
                 }
                 *own += if adds { *before } else { 0.0 };
@@ -280,11 +276,11 @@ fn a_pointwise_convolution_and_its_gradients_are_the_plain_loops() {
             let grads = planes(&grad, n_out);
             let (first, second) = grads.split_at(n_out / 2);
             let grad_y = given(first.to_vec()).and(given(second.to_vec()));
-            let found = pointwise_backward(&planes(&x, n_in), activates, &w, &grad_y, wanted);
+            let found = pointwise_backward(&planes(&x, n_in), &w, &grad_y, wanted);
             assert_close(&grad_x, &expected_x);
             assert_close(&found.unwrap(), &expected_w);
             let none = PointwiseGrads { x: None, w: false };
-            let found = pointwise_backward(&planes(&x, n_in), activates, &w, &grad_y, none);
+            let found = pointwise_backward(&planes(&x, n_in), &w, &grad_y, none);
             assert_eq!(found, None);
         }
     }
@@ -464,7 +460,7 @@ fn what_is_no_number_goes_on_to_the_loss() {
         assert!(y[1].is_nan());
     }
     let mut y = [0.0; 4];
-    pointwise_forward(&[&x], true, &[1.0], vec![&mut y]);
+    pointwise_forward(&[&x], &[1.0], vec![&mut y]);
     assert!(y[1].is_nan() && y[2] == 3.0);
     let mut y = [0.0];
     let pool = MaxPool::halving(Grid { h: 2, w: 2, n: 1 });

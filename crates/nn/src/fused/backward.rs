@@ -600,7 +600,6 @@ impl<'a, T: Element> Backward<'a, T> {
             };
             let grad_w = pointwise_backward(
                 &planes(half, len),
-                true,
                 &self.run.parameters[kernel.clone()],
                 &grad_y.channels(first..first + n_out),
                 grads,

@@ -674,7 +674,7 @@ impl<T: Element> ChainOp<T> {
             }),
             w: self.chain.wants.weights,
         };
-        let of_kernels = pointwise_backward(&s, true, &kernels.concat(), &grads, wanted);
+        let of_kernels = pointwise_backward(&s, &kernels.concat(), &grads, wanted);
         let mut of_kernels = of_kernels.into_iter().flatten();
         for (kernel, ..) in &found {
             let sums = grad_parameters[kernel.clone()].iter_mut();

@@ -152,7 +152,7 @@ pub(super) fn halve<T: Element>(
     let mut found = Vec::new();
     for ((half, kernel), y) in halves.iter().zip(kernels).zip([even, odd]) {
         let y = planes_mut(y, len);
-        found.extend(pointwise_forward(&planes(half, len), true, kernel, y));
+        found.extend(pointwise_forward(&planes(half, len), kernel, y));
     }
     (y, found)
 }
@@ -176,7 +176,7 @@ pub(super) fn preprocess<T: Element>(
         .map(|kernel| Buffer::any(n_out(kernel) * grid.len()))
         .collect();
     let y = raw.iter_mut().flat_map(|raw| planes_mut(raw, grid.len()));
-    let moments = pointwise_forward(&s, true, &kernels.concat(), y.collect());
+    let moments = pointwise_forward(&s, &kernels.concat(), y.collect());
     let mut moments = moments.into_iter();
     let made = kernels.iter().zip(raw).map(|(kernel, raw)| Preprocessed {
         raw,
