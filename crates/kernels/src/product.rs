@@ -7,7 +7,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::Element;
 use crate::planes::Buffer;
-use crate::simd::{Vectorised, prefetch_line};
+use crate::simd::{Ahead, Vectorised, load, mask, prefetch_line, store};
 
 /// Rows of a result that are worked on at a time: with [`WIDTH`] vectors each they fill 32 registers, half of them 16.
 const ROWS: usize = 8;
@@ -103,24 +103,61 @@ impl<T: Vectorised> Panels<T> {
     /// Writes the rows `y` from those of `x`.
     pub(crate) fn product(&self, x: Rows<'_, T>, y: &mut [&mut [T]]) {
         assert!(y.iter().all(|y| y.len() == x.len));
-        self.product_at(x, y, 0);
+        self.product_at(x, y, 0, &mut Ahead::none());
     }
 
     /// Writes the columns of the rows `y` from `start` on, as many as `x` has.
-    pub(crate) fn product_at(&self, x: Rows<'_, T>, y: &mut [&mut [T]], start: usize) {
+    pub(crate) fn product_at(
+        &self,
+        x: Rows<'_, T>,
+        y: &mut [&mut [T]],
+        start: usize,
+        ahead: &mut Ahead<'_, T>,
+    ) {
+        let masks = Masks {
+            rows: &[],
+            start: 0,
+            adds: false,
+        };
+        self.write::<false>(x, y, start, masks, ahead);
+    }
+
+    /// The same behind the ReLU that reads `masks`: the gradient of what it reads.
+    pub(crate) fn masked_product_at(
+        &self,
+        x: Rows<'_, T>,
+        y: &mut [&mut [T]],
+        start: usize,
+        masks: Masks<'_, T>,
+        ahead: &mut Ahead<'_, T>,
+    ) {
+        assert_eq!(masks.rows.len(), y.len());
+        self.write::<true>(x, y, start, masks, ahead);
+    }
+
+    fn write<const MASK: bool>(
+        &self,
+        x: Rows<'_, T>,
+        y: &mut [&mut [T]],
+        start: usize,
+        masks: Masks<'_, T>,
+        ahead: &mut Ahead<'_, T>,
+    ) {
         assert_eq!([y.len(), x.n], self.dims());
-        Arch::new().dispatch(Product {
+        Arch::new().dispatch(Product::<T, MASK> {
             panels: self,
             x,
             y,
             start,
+            masks,
+            ahead,
         });
     }
 }
 
 /// `grad_w[o * C + c] += Σ grad_y[o] * x[c]`.
 pub(crate) fn add_outer<T: Element>(grad_w: &mut [f64], grad_y: Rows<'_, T>, x: Rows<'_, T>) {
-    OuterSums::default().add(grad_w, grad_y, x, true);
+    OuterSums::default().add(grad_w, grad_y, x, true, &mut Ahead::none());
 }
 
 /// Scalar products of rows whose columns come part by part.
@@ -148,6 +185,7 @@ impl<T: Element> OuterSums<T> {
         grad_y: Rows<'_, T>,
         x: Rows<'_, T>,
         is_last: bool,
+        ahead: &mut Ahead<'_, T>,
     ) {
         assert_eq!((grad_w.len(), grad_y.len), (grad_y.n * x.n, x.len));
         if !is_last && self.sums.is_empty() {
@@ -161,21 +199,23 @@ impl<T: Element> OuterSums<T> {
             sums: &mut self.sums,
             is_first: !self.is_begun,
             is_last,
+            ahead,
         });
         self.is_begun = !is_last;
     }
 }
 
-struct Outer<'a, T> {
+struct Outer<'a, 'b, T> {
     grad_w: &'a mut [f64],
     grad_y: Rows<'a, T>,
     x: Rows<'a, T>,
     sums: &'a mut [T],
     is_first: bool,
     is_last: bool,
+    ahead: &'a mut Ahead<'b, T>,
 }
 
-impl<T: Element> WithSimd for Outer<'_, T> {
+impl<T: Element> WithSimd for Outer<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -198,7 +238,7 @@ impl<T: Element> WithSimd for Outer<'_, T> {
     }
 }
 
-impl<T: Element> Outer<'_, T> {
+impl<T: Element> Outer<'_, '_, T> {
     /// The scalar products of some rows with some others.
     // By indices that the compiler knows sums stay in registers.
     #[expect(clippy::needless_range_loop)]
@@ -230,6 +270,7 @@ impl<T: Element> Outer<'_, T> {
         let whole_rows = rows.map(|row| &T::vectors::<S>(row).0[..n_whole]);
         let whole_columns = columns.map(|column| &T::vectors::<S>(column).0[..n_whole]);
         for index in 0..n_whole {
+            self.ahead.fetch::<1>();
             let own = whole_rows.map(|row| row[index]);
             for c in 0..C {
                 let x = whole_columns[c][index];
@@ -266,15 +307,29 @@ impl<T: Element> Outer<'_, T> {
     }
 }
 
-struct Product<'a, 'b, T> {
+/// What a ReLU reads, and what its gradient is written to: zero where that is not positive.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Masks<'a, T> {
+    /// What it reads, row by row.
+    pub(crate) rows: &'a [&'a [T]],
+    /// The column of these for the first one that is written.
+    pub(crate) start: usize,
+    /// Whether the gradient is added to what is there.
+    pub(crate) adds: bool,
+}
+
+/// The rows that a [`Panels`] writes; with `MASK` masked.
+struct Product<'a, 'b, 'c, T, const MASK: bool> {
     panels: &'a Panels<T>,
     x: Rows<'a, T>,
     y: &'a mut [&'b mut [T]],
     /// The first column of `y` that is written.
     start: usize,
+    masks: Masks<'a, T>,
+    ahead: &'a mut Ahead<'c, T>,
 }
 
-impl<T: Vectorised> WithSimd for Product<'_, '_, T> {
+impl<T: Vectorised, const MASK: bool> WithSimd for Product<'_, '_, '_, T, MASK> {
     type Output = ();
 
     #[inline(always)]
@@ -288,18 +343,27 @@ impl<T: Vectorised> WithSimd for Product<'_, '_, T> {
                 WIDTH * lanes
             };
             let panels = self.panels.numbers.chunks(ROWS * (self.panels.n_in + 1));
-            for (panel, y) in panels.zip(self.y.chunks_mut(ROWS)) {
-                let tile = Tile {
+            for (index, (panel, y)) in panels.zip(self.y.chunks_mut(ROWS)).enumerate() {
+                let masks = Masks {
+                    rows: match MASK {
+                        true => &self.masks.rows[index * ROWS..][..y.len()],
+                        false => &[],
+                    },
+                    start: self.masks.start + at,
+                    ..self.masks
+                };
+                let tile = Tile::<T, MASK> {
                     panel,
+                    masks,
                     n_rows: y.len(),
                     x: &self.x.numbers[at.min(self.x.numbers.len())..],
                     stride: self.x.stride,
                     columns: self.start + at..self.start + at + len,
                 };
                 if len < WIDTH * lanes {
-                    tile.write_rows::<S, 1>(simd, y);
+                    tile.write_rows::<S, 1>(simd, y, self.ahead);
                 } else {
-                    tile.write_rows::<S, WIDTH>(simd, y);
+                    tile.write_rows::<S, WIDTH>(simd, y, self.ahead);
                 }
             }
             at += len;
@@ -308,8 +372,9 @@ impl<T: Vectorised> WithSimd for Product<'_, '_, T> {
 }
 
 /// Some columns of the rows of a panel.
-struct Tile<'a, T> {
+struct Tile<'a, T, const MASK: bool> {
     panel: &'a [T],
+    masks: Masks<'a, T>,
     n_rows: usize,
     x: &'a [T],
     stride: usize,
@@ -317,21 +382,26 @@ struct Tile<'a, T> {
     columns: Range<usize>,
 }
 
-impl<T: Vectorised> Tile<'_, T> {
+impl<T: Vectorised, const MASK: bool> Tile<'_, T, MASK> {
     /// All rows, `V` vectors of each.
     #[inline(always)]
-    fn write_rows<S: Simd, const V: usize>(&self, simd: S, y: &mut [&mut [T]]) {
+    fn write_rows<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        y: &mut [&mut [T]],
+        ahead: &mut Ahead<'_, T>,
+    ) {
         // Sums, columns and a weight are to fit the registers.
         if S::REGISTER_COUNT >= 32 && self.n_rows == ROWS {
-            return self.write::<S, ROWS, V>(simd, y, 0);
+            return self.write::<S, ROWS, V>(simd, y, 0, ahead);
         }
         let mut first = 0;
         while self.n_rows - first >= ROWS / 2 {
-            self.write::<S, { ROWS / 2 }, V>(simd, y, first);
+            self.write::<S, { ROWS / 2 }, V>(simd, y, first, ahead);
             first += ROWS / 2;
         }
         for row in first..self.n_rows {
-            self.write::<S, 1, V>(simd, y, row);
+            self.write::<S, 1, V>(simd, y, row, ahead);
         }
     }
 
@@ -344,8 +414,9 @@ impl<T: Vectorised> Tile<'_, T> {
         simd: S,
         y: &mut [&mut [T]],
         first: usize,
+        ahead: &mut Ahead<'_, T>,
     ) {
-        let (lanes, len) = (T::lanes::<S>(), self.columns.len());
+        let lanes = T::lanes::<S>();
         // What is to be written comes while sums are taken.
         for y in &y[first..first + R] {
             let y = &y[self.columns.clone()];
@@ -358,12 +429,13 @@ impl<T: Vectorised> Tile<'_, T> {
             sums[r] = [T::splat(simd, self.panel[first + r]); V];
         }
         let weights = self.panel[self.n_rows..].chunks_exact(self.n_rows);
-        for (w, x) in weights.zip(self.x.chunks(self.stride.max(1))) {
-            let (w, x) = (&w[first..first + R], &x[..len]);
-            let mut vectors = [T::splat(simd, w[0]); V];
-            for v in 0..V {
-                vectors[v] = T::load(simd, &x[v * lanes..]);
-            }
+        let mut rest = self.x;
+        for w in weights {
+            ahead.fetch::<2>();
+            let w = &w[first..first + R];
+            let vectors: [_; V] =
+                load::<T, S, V>(simd, &rest[..self.columns.len().min(rest.len())]);
+            rest = rest.get(self.stride..).unwrap_or_default();
             for r in 0..R {
                 let w = T::splat(simd, w[r]);
                 for v in 0..V {
@@ -371,11 +443,13 @@ impl<T: Vectorised> Tile<'_, T> {
                 }
             }
         }
-        for (y, sums) in y[first..first + R].iter_mut().zip(sums) {
-            let y = &mut y[self.columns.clone()];
-            for v in 0..V {
-                T::store(simd, &mut y[v * lanes..], sums[v]);
+        for r in 0..R {
+            let y = &mut y[first + r][self.columns.clone()];
+            if MASK {
+                let x = &self.masks.rows[first + r][self.masks.start..][..y.len()];
+                sums[r] = mask::<T, S, V>(simd, sums[r], x, y, self.masks.adds);
             }
+            store::<T, S, V>(simd, y, sums[r]);
         }
     }
 }
@@ -405,12 +479,41 @@ mod tests {
             rows.resize_with(n_out, || &mut []);
             let x_rows = Rows::new(&x, stride, n_in, len);
             for part in [0..len / 3, len / 3..len] {
-                panels.product_at(x_rows.columns(part.clone()), &mut rows, part.start);
+                panels.product_at(
+                    x_rows.columns(part.clone()),
+                    &mut rows,
+                    part.start,
+                    &mut Ahead::none(),
+                );
             }
             for (o, row) in y.chunks(len.max(1)).enumerate() {
                 for (k, &y) in row.iter().enumerate() {
                     let sum: f64 = (0..n_in).map(|c| weight(o, c) * x[c * stride + k]).sum();
                     assert!((y - sum - o as f64).abs() < 1e-12, "{n_out} {n_in} {len}");
+                }
+            }
+            // The same behind a ReLU, and added to.
+            let read: Vec<f64> = (0..len + 2).map(|i| (i as f64).cos()).collect();
+            let masks: Vec<&[f64]> = vec![&read; n_out];
+            let before = y.clone();
+            for adds in [false, true] {
+                let mut rows: Vec<&mut [f64]> = y.chunks_mut(len.max(1)).collect();
+                rows.resize_with(n_out, || &mut []);
+                let masks = Masks {
+                    rows: &masks,
+                    start: 2,
+                    adds,
+                };
+                panels.masked_product_at(x_rows, &mut rows, 0, masks, &mut Ahead::none());
+            }
+            for (row, before) in y.chunks(len.max(1)).zip(before.chunks(len.max(1))) {
+                for (k, (y, before)) in row.iter().zip(before).enumerate() {
+                    let expected = if read[2 + k] <= 0.0 {
+                        0.0
+                    } else {
+                        2.0 * before
+                    };
+                    assert!((y - expected).abs() < 1e-12, "{n_out} {n_in} {len}");
                 }
             }
         }
@@ -433,7 +536,7 @@ mod tests {
             let mut sums = OuterSums::default();
             for (part, is_last) in [(0..len / 3, false), (0..0, false), (len / 3..len, true)] {
                 let [y, x] = [y, x].map(|rows| rows.columns(part.clone()));
-                sums.add(&mut grad_w, y, x, is_last);
+                sums.add(&mut grad_w, y, x, is_last, &mut Ahead::none());
             }
             for (index, grad) in grad_w.iter().enumerate() {
                 let pairs = y.row(index / n_in).iter().zip(x.row(index % n_in));
@@ -461,11 +564,30 @@ mod tests {
             let panels = Panels::new([n_out, n_in], weight, |o| T::from_f64(o as f64));
             let mut y = vec![T::zero(); n_out * len];
             let mut rows: Vec<&mut [T]> = y.chunks_mut(len).collect();
-            simd.vectorize(Product {
+            let mut masks = Masks {
+                rows: &[],
+                start: 0,
+                adds: false,
+            };
+            simd.vectorize(Product::<T, false> {
                 panels: &panels,
                 x,
                 y: &mut rows,
                 start: 0,
+                masks,
+                ahead: &mut Ahead::none(),
+            });
+            // Then added to, behind a ReLU.
+            let read = numbers(n_out, 0.25);
+            let read: Vec<&[T]> = read.chunks(stride).map(|row| &row[..len]).collect();
+            (masks.rows, masks.adds) = (&read, true);
+            simd.vectorize(Product::<T, true> {
+                panels: &panels,
+                x,
+                y: &mut rows,
+                start: 0,
+                masks,
+                ahead: &mut Ahead::none(),
             });
             let mut answers: Vec<f64> = y.iter().map(|y| y.to_f64()).collect();
             let grad_y = Rows::new(&grad, stride, n_out, len);
@@ -483,6 +605,7 @@ mod tests {
                         sums: &mut sums,
                         is_first: start == 0,
                         is_last: end == len,
+                        ahead: &mut Ahead::none(),
                     });
                     start = end;
                 }

@@ -3,6 +3,8 @@
 //! [`pulp`] picks the instructions when the program runs (AVX-512, AVX2 with FMA, NEON, or none), so that
 //! one binary is fast everywhere.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 
 /// Bytes of a line of the cache.
@@ -47,6 +49,49 @@ pub(crate) fn prefetch_line<T: Vectorised>(numbers: &[T]) {
     let _ = numbers;
 }
 
+/// Rows that are wanted next: they come into the second-level cache line by line while other work goes on. All at
+/// once are more than a processor has on the way, and what is more it forgets.
+#[derive(Debug)]
+pub(crate) struct Ahead<'a, T> {
+    /// What is left of a row.
+    row: &'a [T],
+    /// The rows behind it, and the columns that are wanted of each.
+    rows: &'a [&'a [T]],
+    columns: Range<usize>,
+}
+
+impl<'a, T: Vectorised> Ahead<'a, T> {
+    /// Nothing.
+    pub(crate) fn none() -> Self {
+        Self::new(&[], 0..0)
+    }
+
+    /// Some columns of some rows, as far as these go.
+    pub(crate) fn new(rows: &'a [&'a [T]], columns: Range<usize>) -> Self {
+        Self {
+            row: &[],
+            rows,
+            columns,
+        }
+    }
+
+    /// Asks for the next `N` lines of a row, or goes on to the next row.
+    #[inline(always)]
+    pub(crate) fn fetch<const N: usize>(&mut self) {
+        let line = LINE_BYTES / size_of::<T>();
+        if let Some((lines, rest)) = self.row.split_at_checked(N * line) {
+            for n in 0..N {
+                prefetch_line(&lines[n * line..]);
+            }
+            self.row = rest;
+        } else if let Some((row, rows)) = self.rows.split_first() {
+            let end = self.columns.end.min(row.len());
+            self.row = &row[self.columns.start.min(end)..end];
+            self.rows = rows;
+        }
+    }
+}
+
 /// An element type with vectors.
 pub trait Vectorised: Copy + Send + Sync + 'static {
     /// A vector of these.
@@ -81,12 +126,15 @@ pub trait Vectorised: Copy + Send + Sync + 'static {
     /// `max(a, 0)`; what is no number goes on.
     fn relu<S: Simd>(simd: S, a: Self::Vector<S>) -> Self::Vector<S>;
 
+    /// `x <= 0 ? 0 : a`; what is no number is taken to be positive.
+    fn where_positive<S: Simd>(simd: S, x: Self::Vector<S>, a: Self::Vector<S>) -> Self::Vector<S>;
+
     /// The sum of a vector.
     fn sum<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
 }
 
 macro_rules! impl_vectorised {
-    ($T:ident, $V:ident, $LANES:ident, $splat:ident, $cast:ident, $cast_mut:ident, $load:ident, $store:ident, $mul_add:ident, $add:ident, $max:ident, $less:ident, $select:ident, $sum:ident) => {
+    ($T:ident, $V:ident, $LANES:ident, $splat:ident, $cast:ident, $cast_mut:ident, $load:ident, $store:ident, $mul_add:ident, $add:ident, $max:ident, $less:ident, $less_or_equal:ident, $select:ident, $sum:ident) => {
         impl Vectorised for $T {
             type Vector<S: Simd> = S::$V;
 
@@ -145,6 +193,12 @@ macro_rules! impl_vectorised {
             }
 
             #[inline(always)]
+            fn where_positive<S: Simd>(simd: S, x: S::$V, a: S::$V) -> S::$V {
+                let zero = simd.$splat(0.0);
+                simd.$select(simd.$less_or_equal(x, zero), zero, a)
+            }
+
+            #[inline(always)]
             fn sum<S: Simd>(simd: S, vector: S::$V) -> Self {
                 simd.$sum(vector)
             }
@@ -165,6 +219,7 @@ impl_vectorised!(
     add_f32s,
     max_f32s,
     less_than_f32s,
+    less_than_or_equal_f32s,
     select_f32s,
     reduce_sum_f32s
 );
@@ -181,9 +236,65 @@ impl_vectorised!(
     add_f64s,
     max_f64s,
     less_than_f64s,
+    less_than_or_equal_f64s,
     select_f64s,
     reduce_sum_f64s
 );
+
+/// `V` vectors, or what there is of one.
+#[inline(always)]
+pub(crate) fn load<T: Vectorised, S: Simd, const V: usize>(simd: S, x: &[T]) -> [T::Vector<S>; V] {
+    if V == 1 {
+        return [T::load(simd, x); V];
+    }
+    let lanes = T::lanes::<S>();
+    // One look at the length for all.
+    let x = &x[..V * lanes];
+    let mut vectors = [T::load(simd, &x[..lanes]); V];
+    for v in 0..V {
+        vectors[v] = T::load(simd, &x[v * lanes..][..lanes]);
+    }
+    vectors
+}
+
+/// Writes `V` vectors, or what a slice holds of one.
+#[inline(always)]
+pub(crate) fn store<T: Vectorised, S: Simd, const V: usize>(
+    simd: S,
+    y: &mut [T],
+    vectors: [T::Vector<S>; V],
+) {
+    if V == 1 {
+        return T::store(simd, y, vectors[0]);
+    }
+    let lanes = T::lanes::<S>();
+    let y = &mut y[..V * lanes];
+    for v in 0..V {
+        T::store(simd, &mut y[v * lanes..][..lanes], vectors[v]);
+    }
+}
+
+/// The gradient of what a ReLU reads, `x`, from that of what it gives; with what is in `y` if it `adds`.
+#[inline(always)]
+pub(crate) fn mask<T: Vectorised, S: Simd, const V: usize>(
+    simd: S,
+    mut grads: [T::Vector<S>; V],
+    x: &[T],
+    y: &[T],
+    adds: bool,
+) -> [T::Vector<S>; V] {
+    let x = load::<T, S, V>(simd, x);
+    for v in 0..V {
+        grads[v] = T::where_positive(simd, x[v], grads[v]);
+    }
+    if adds {
+        let y = load::<T, S, V>(simd, y);
+        for v in 0..V {
+            grads[v] = T::plus(simd, grads[v], y[v]);
+        }
+    }
+    grads
+}
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -229,6 +340,20 @@ pub(crate) mod tests {
     }
 
     /// The ReLU of whole vectors and of a part of one.
+    #[test]
+    fn what_is_wanted_next_ends_with_the_rows() {
+        let numbers = [0_f32; 100];
+        let rows = [&numbers[..], &numbers[..40], &[]];
+        for columns in [0..0, 0..100, 30..1000, 90..95, 200..300] {
+            let mut ahead = super::Ahead::new(&rows, columns);
+            for _ in 0..20 {
+                ahead.fetch::<1>();
+                ahead.fetch::<2>();
+            }
+            assert!(ahead.rows.is_empty());
+        }
+    }
+
     struct Rectified<T>(std::marker::PhantomData<T>);
 
     impl<T: super::Vectorised + crate::Element> OnPath for Rectified<T> {

@@ -348,15 +348,6 @@ fn add<T: Element>(y: &mut [T], grad: &[T]) {
     }
 }
 
-/// `y (+)= x <= 0 ? 0 : grad`: the gradient of a ReLU whose output (or input) is `x`.
-#[multiversion(targets = "simd")]
-pub(super) fn write_where_positive<T: Element, const ADD: bool>(y: &mut [T], grad: &[T], x: &[T]) {
-    for ((y, &grad), &x) in y.iter_mut().zip(grad).zip(x) {
-        let masked = if x <= T::zero() { T::zero() } else { grad };
-        *y = if ADD { *y + masked } else { masked };
-    }
-}
-
 /// Mean and variance of each plane.
 pub fn moments<T: Element>(planes: &[&[T]]) -> Vec<Moments> {
     let mut parts: Vec<Vec<PartMoments>> = planes

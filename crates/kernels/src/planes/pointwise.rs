@@ -1,12 +1,12 @@
 //! Pointwise convolutions of planes, with the batch normalisation behind them.
 
-use super::combine::{MomentSums, PartMoments, rectify, write_where_positive};
+use super::combine::{MomentSums, PartMoments, rectify};
 use multiversion::multiversion;
 
 use super::{Buffer, Moments, PIECE, for_each, parts_mut, pieces_mut};
 use crate::Element;
-use crate::product::{OuterSums, Panels, Rows, row_stride};
-use crate::simd::prefetch;
+use crate::product::{Masks, OuterSums, Panels, Rows, row_stride};
+use crate::simd::{Ahead, prefetch};
 
 /// The gradient of what a batch normalisation reads, from the gradient of what it gives: per channel
 /// `factors[0] * grad + factors[1] * (raw - factors[3]) + factors[2]`. It is never stored; whoever needs it computes it.
@@ -103,19 +103,21 @@ impl<'a, T: Element> NormGrad<'a, T> {
         }
     }
 
+    /// What the gradient is computed from.
+    pub(super) fn sources(&self) -> Vec<&'a [T]> {
+        self.grads.iter().chain(&self.raw).copied().collect()
+    }
+
     /// Numbers of a plane.
     pub fn plane_len(&self) -> usize {
         self.raw.first().map_or(0, |raw| raw.len())
     }
 
-    /// The gradient from `start` on, channel by channel, in rows of `len` numbers, `stride` apart. What follows is taken to
-    /// be wanted next.
+    /// The gradient from `start` on, channel by channel, in rows of `len` numbers, `stride` apart.
     pub(super) fn fill(&self, start: usize, len: usize, rows: &mut [T], stride: usize) {
         for (channel, part) in rows.chunks_mut(stride).enumerate().take(self.len()) {
-            let [grad, raw] = [self.grads[channel], self.raw[channel]].map(|plane| {
-                prefetch(&plane[start + len..plane.len().min(start + 2 * len)]);
-                &plane[start..start + len]
-            });
+            let [grad, raw] =
+                [self.grads[channel], self.raw[channel]].map(|plane| &plane[start..][..len]);
             affine(&mut part[..len], grad, raw, self.factors[channel]);
         }
     }
@@ -262,6 +264,7 @@ pub fn pointwise_backward<T: Element>(
     let mut grad_w = vec![vec![0.0; if grads.w { w.len() } else { 0 }]; n_spans];
     let transposed = Panels::new([n_in, n_out], |c, o| w[o * n_in + c], |_| T::zero());
     let stride = row_stride(len);
+    let sources = grad_y.sources();
     let items = grad_x.into_iter().zip(&mut grad_w).collect();
     for_each(
         items,
@@ -276,27 +279,24 @@ pub fn pointwise_backward<T: Element>(
             let mut sums = OuterSums::default();
             for start in (index * span..end).step_by(len) {
                 let part = len.min(end - start);
+                let mut ahead = Ahead::new(&sources, start + part..start + part + len);
                 grad_y.fill(start, part, y, stride);
                 let y = Rows::new(y, stride, n_out, part);
                 if !grad_w.is_empty() {
                     read(x, start, part, rows, stride);
                     let rows = Rows::new(rows, stride, n_in, part);
-                    sums.add(grad_w, y, rows, start + part == end);
+                    sums.add(grad_w, y, rows, start + part == end, &mut ahead);
                 }
                 let Some(grad_x) = &mut grad_x else {
                     continue;
                 };
-                let rows = rows.chunks_mut(stride).map(|row| &mut row[..part]);
-                let mut rows: Vec<&mut [T]> = rows.take(n_in).collect();
-                transposed.product(y, &mut rows);
-                for ((grad_x, row), x) in grad_x.iter_mut().zip(rows).zip(x) {
-                    let x = &x[start..start + part];
-                    let grad_x = &mut grad_x[start - index * span..][..part];
-                    match adds {
-                        true => write_where_positive::<T, true>(grad_x, row, x),
-                        false => write_where_positive::<T, false>(grad_x, row, x),
-                    }
-                }
+                let masks = Masks {
+                    rows: x,
+                    start,
+                    adds,
+                };
+                let own = start - index * span;
+                transposed.masked_product_at(y, grad_x, own, masks, &mut ahead);
             }
         },
     );

@@ -2,8 +2,9 @@
 
 use multiversion::multiversion;
 
-use super::stencil::Held;
+use super::stencil::{Held, Onto};
 use super::{Grid, Stencil, for_each, parts_mut};
+use crate::simd::Ahead;
 use crate::{Element, Window};
 
 /// Numbers that are worked on at a time.
@@ -202,7 +203,7 @@ pub fn average<T: Element>(stencil: &Stencil, x: &[&[T]], y: Vec<&mut [T]>) {
         |(), _, (channel, start, y)| {
             let row = start / (w * n);
             let x = Held::new(x[channel], stencil.input().h);
-            stencil.forward_rows::<T, false>(x, &ones, row, y);
+            stencil.forward_rows::<T, false>(x, &ones, row, y, &mut Ahead::none());
             scale_pixels(y, &factors[row * w..][..w], n);
         },
     );
@@ -224,7 +225,8 @@ pub fn average_backward<T: Element>(
         |(), _, (grad_x, grad_y): (&mut [T], &mut [T])| {
             scale_pixels(grad_y, &factors, n);
             let grad_y = Held::new(grad_y, stencil.output().h);
-            stencil.add_backward(grad_y, &ones, grad_x);
+            let onto = Onto::new(grad_x).adding(true);
+            stencil.backward_rows::<T, false>(grad_y, &ones, 0, onto, &mut Ahead::none());
         },
     );
 }

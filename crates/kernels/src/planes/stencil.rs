@@ -12,6 +12,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::Grid;
+use crate::simd::{Ahead, load, mask, store};
 use crate::{Element, Window};
 
 /// Taps of a row of a window, at most.
@@ -160,26 +161,24 @@ impl Stencil {
         w: &[T],
         first: usize,
         y: &mut [T],
+        ahead: &mut Ahead<'_, T>,
     ) {
-        self.forward.gather::<T, RELU, false>(self, x, w, first, y);
+        let onto = Onto::new(y);
+        self.forward
+            .gather::<T, RELU, false>(self, x, w, first, onto, ahead);
     }
 
     /// The gradient of input rows `first..` of one plane that comes from the output's.
-    pub(super) fn backward_rows<T: Element>(
+    pub(super) fn backward_rows<T: Element, const RELU: bool>(
         &self,
         grad_y: Held<'_, T>,
         w: &[T],
         first: usize,
-        grad_x: &mut [T],
+        grad_x: Onto<'_, T>,
+        ahead: &mut Ahead<'_, T>,
     ) {
         self.backward
-            .gather::<T, false, false>(self, grad_y, w, first, grad_x);
-    }
-
-    /// Adds the gradient of all input rows of one plane that comes from the output's.
-    pub(super) fn add_backward<T: Element>(&self, grad_y: Held<'_, T>, w: &[T], grad_x: &mut [T]) {
-        self.backward
-            .gather::<T, false, true>(self, grad_y, w, 0, grad_x);
+            .gather::<T, false, RELU>(self, grad_y, w, first, grad_x, ahead);
     }
 
     /// Adds to `sums`, one entry per tap, the products of some output rows' gradients with what the tap read, with `RELU`
@@ -190,6 +189,7 @@ impl Stencil {
         grad_y: Held<'_, T>,
         rows: Range<usize>,
         sums: &mut [f64],
+        ahead: &mut Ahead<'_, T>,
     ) {
         Arch::new().dispatch(Correlate::<T, RELU> {
             stencil: self,
@@ -197,6 +197,7 @@ impl Stencil {
             grad_y,
             rows,
             sums,
+            ahead,
         });
     }
 }
@@ -315,36 +316,71 @@ impl Walk {
 }
 
 impl Direction {
-    fn gather<T: Element, const RELU: bool, const ADD: bool>(
+    fn gather<T: Element, const RELU: bool, const MASK: bool>(
         &self,
         stencil: &Stencil,
         source: Held<'_, T>,
         w: &[T],
         first: usize,
-        rows: &mut [T],
+        onto: Onto<'_, T>,
+        ahead: &mut Ahead<'_, T>,
     ) {
-        Arch::new().dispatch(Gather::<T, RELU, ADD> {
+        Arch::new().dispatch(Gather::<T, RELU, MASK> {
             direction: self,
             stencil,
             source,
             w,
             first,
-            rows,
+            onto,
+            ahead,
         });
     }
 }
 
-/// [`Direction::gather`].
-struct Gather<'a, T, const RELU: bool, const ADD: bool> {
+/// Where rows of a result go.
+#[derive(Debug)]
+pub(super) struct Onto<'a, T> {
+    rows: &'a mut [T],
+    /// What a ReLU reads, whose gradient they are: where that is not positive, it is zero.
+    masks: &'a [T],
+    /// Whether the result is added to what is there.
+    adds: bool,
+}
+
+impl<'a, T> Onto<'a, T> {
+    /// Rows that hold nothing yet.
+    pub(super) fn new(rows: &'a mut [T]) -> Self {
+        Self {
+            rows,
+            masks: &[],
+            adds: false,
+        }
+    }
+
+    /// Rows that hold something, to be added to if it `adds`.
+    pub(super) fn adding(self, adds: bool) -> Self {
+        Self { adds, ..self }
+    }
+
+    /// Rows for the gradient of a ReLU that reads `masks`.
+    pub(super) fn behind_relu(self, masks: &'a [T]) -> Self {
+        assert_eq!(masks.len(), self.rows.len());
+        Self { masks, ..self }
+    }
+}
+
+/// [`Direction::gather`]; with `MASK` masked.
+struct Gather<'a, 'b, T, const RELU: bool, const MASK: bool> {
     direction: &'a Direction,
     stencil: &'a Stencil,
     source: Held<'a, T>,
     w: &'a [T],
     first: usize,
-    rows: &'a mut [T],
+    onto: Onto<'a, T>,
+    ahead: &'a mut Ahead<'b, T>,
 }
 
-impl<T: Element, const RELU: bool, const ADD: bool> WithSimd for Gather<'_, T, RELU, ADD> {
+impl<T: Element, const RELU: bool, const MASK: bool> WithSimd for Gather<'_, '_, T, RELU, MASK> {
     type Output = ();
 
     #[inline(always)]
@@ -354,14 +390,22 @@ impl<T: Element, const RELU: bool, const ADD: bool> WithSimd for Gather<'_, T, R
         } = self;
         let (n, [_, n_v]) = (self.stencil.n, self.stencil.window.kernel);
         let [source_width, width] = direction.widths;
-        for (index, y) in self.rows.chunks_mut((width * n).max(1)).enumerate() {
+        let Onto { rows, masks, adds } = self.onto;
+        let len = (width * n).max(1);
+        for (index, y) in rows.chunks_mut(len).enumerate() {
+            let masks = if MASK {
+                &masks[index * len..][..len]
+            } else {
+                masks
+            };
             let rows = &direction.rows[self.first + index];
             for walk in &direction.walks {
-                let pass = Pass::<RELU> {
+                let pass = Pass::<T, RELU, MASK> {
                     walk,
+                    masks,
                     steps: walk.steps(source_width),
                     n,
-                    adds: ADD || walk.adds,
+                    adds: adds || walk.adds,
                 };
                 let read = |&(u, row): &(usize, usize)| Read {
                     row: source.row(row, source_width * n),
@@ -369,12 +413,12 @@ impl<T: Element, const RELU: bool, const ADD: bool> WithSimd for Gather<'_, T, R
                 };
                 let reads = rows.iter().map(read);
                 match walk.taps[..] {
-                    [] => pass.walk(simd, [], reads, y),
-                    [a] => pass.walk(simd, [a], reads, y),
-                    [a, b] => pass.walk(simd, [a, b], reads, y),
-                    [a, b, c] => pass.walk(simd, [a, b, c], reads, y),
-                    [a, b, c, d] => pass.walk(simd, [a, b, c, d], reads, y),
-                    [a, b, c, d, e, ..] => pass.walk(simd, [a, b, c, d, e], reads, y),
+                    [] => pass.walk(simd, [], reads, y, self.ahead),
+                    [a] => pass.walk(simd, [a], reads, y, self.ahead),
+                    [a, b] => pass.walk(simd, [a, b], reads, y, self.ahead),
+                    [a, b, c] => pass.walk(simd, [a, b, c], reads, y, self.ahead),
+                    [a, b, c, d] => pass.walk(simd, [a, b, c, d], reads, y, self.ahead),
+                    [a, b, c, d, e, ..] => pass.walk(simd, [a, b, c, d, e], reads, y, self.ahead),
                 }
             }
         }
@@ -388,22 +432,24 @@ struct Read<'a, T> {
 }
 
 /// A walk for one row of the result.
-struct Pass<'a, const RELU: bool> {
+struct Pass<'a, T, const RELU: bool, const MASK: bool> {
     walk: &'a Walk,
+    masks: &'a [T],
     steps: Range<usize>,
     n: usize,
     adds: bool,
 }
 
-impl<const RELU: bool> Pass<'_, RELU> {
+impl<T: Element, const RELU: bool, const MASK: bool> Pass<'_, T, RELU, MASK> {
     /// All images, as many at a time as sums fit the registers.
     #[inline(always)]
-    fn walk<'a, T: Element, S: Simd, const K: usize>(
+    fn walk<'a, S: Simd, const K: usize>(
         &self,
         simd: S,
         taps: [usize; K],
         reads: impl Iterator<Item = Read<'a, T>>,
         y: &mut [T],
+        ahead: &mut Ahead<'_, T>,
     ) {
         // Weights in the order of the columns that they are for.
         let mut rows: [(&[T], [T; K]); MOST_ROWS] = [(&[], [T::zero(); K]); MOST_ROWS];
@@ -421,32 +467,34 @@ impl<const RELU: bool> Pass<'_, RELU> {
         let mut at = 0;
         if S::REGISTER_COUNT >= 32 {
             while n - at >= 4 * lanes {
-                self.images::<T, S, K, 4>(simd, rows, images(at, at + 4 * lanes), y);
+                self.images::<S, K, 4>(simd, rows, images(at, at + 4 * lanes), y, ahead);
                 at += 4 * lanes;
             }
         }
         while n - at >= 2 * lanes {
-            self.images::<T, S, K, 2>(simd, rows, images(at, at + 2 * lanes), y);
+            self.images::<S, K, 2>(simd, rows, images(at, at + 2 * lanes), y, ahead);
             at += 2 * lanes;
         }
         while at < n {
             let end = n.min(at + lanes);
-            self.images::<T, S, K, 1>(simd, rows, images(at, end), y);
+            self.images::<S, K, 1>(simd, rows, images(at, end), y, ahead);
             at = end;
         }
     }
 
     /// Some images: `V` vectors, or less than one.
     #[inline(always)]
-    fn images<T: Element, S: Simd, const K: usize, const V: usize>(
+    fn images<S: Simd, const K: usize, const V: usize>(
         &self,
         simd: S,
         rows: &[(&[T], [T; K])],
         images: Images,
         y: &mut [T],
+        ahead: &mut Ahead<'_, T>,
     ) {
         let Self { walk, steps, .. } = self;
-        let count = if self.adds { walk.count } else { 0 };
+        // What is masked is added to when it has been masked.
+        let count = if self.adds && !MASK { walk.count } else { 0 };
         let zero = [T::splat(simd, T::zero()); V];
         // Of column `step + 1 + k - K` of the result.
         let mut sums = [zero; K];
@@ -458,6 +506,7 @@ impl<const RELU: bool> Pass<'_, RELU> {
         for step in steps.clone() {
             let column = walk.column(step) * images.n;
             let at = column + images.start..column + images.end;
+            ahead.fetch::<V>();
             for (row, weights) in rows {
                 let x = read::<T, S, RELU, V>(simd, &row[at.clone()]);
                 for k in 0..K {
@@ -468,7 +517,7 @@ impl<const RELU: bool> Pass<'_, RELU> {
                 }
             }
             if K > 0 && step + 1 >= K {
-                write::<T, S, V>(simd, &mut y[walk.place(step + 1 - K, &images)], sums[0]);
+                self.store::<S, V>(simd, y, walk.place(step + 1 - K, &images), sums[0]);
             }
             for k in 1..K {
                 sums[k - 1] = sums[k];
@@ -482,15 +531,33 @@ impl<const RELU: bool> Pass<'_, RELU> {
             if let Some(index) = (steps.end + 1 + k).checked_sub(K)
                 && index < walk.count
             {
-                write::<T, S, V>(simd, &mut y[walk.place(index, &images)], sums[k]);
+                self.store::<S, V>(simd, y, walk.place(index, &images), sums[k]);
             }
         }
         if !self.adds {
             let first = 0..(steps.start + 1).saturating_sub(K).min(walk.count);
             for index in first.chain(steps.end + 1..walk.count) {
-                write::<T, S, V>(simd, &mut y[walk.place(index, &images)], zero);
+                store::<T, S, V>(simd, &mut y[walk.place(index, &images)], zero);
             }
         }
+    }
+}
+
+impl<T: Element, const RELU: bool, const MASK: bool> Pass<'_, T, RELU, MASK> {
+    /// Writes a column of the result.
+    #[inline(always)]
+    fn store<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        y: &mut [T],
+        place: Range<usize>,
+        mut sums: [T::Vector<S>; V],
+    ) {
+        let y = &mut y[place.clone()];
+        if MASK {
+            sums = mask::<T, S, V>(simd, sums, &self.masks[place], y, self.adds);
+        }
+        store::<T, S, V>(simd, y, sums);
     }
 }
 
@@ -526,22 +593,6 @@ impl Walk {
     }
 }
 
-/// `V` vectors, or what there is of one.
-#[inline(always)]
-fn load<T: Element, S: Simd, const V: usize>(simd: S, x: &[T]) -> [T::Vector<S>; V] {
-    if V == 1 {
-        return [T::load(simd, x); V];
-    }
-    let lanes = T::lanes::<S>();
-    // One look at the length for all.
-    let x = &x[..V * lanes];
-    let mut vectors = [T::splat(simd, T::zero()); V];
-    for v in 0..V {
-        vectors[v] = T::load(simd, &x[v * lanes..][..lanes]);
-    }
-    vectors
-}
-
 /// [`load`], with `RELU` of `max(x, 0)`.
 #[inline(always)]
 fn read<T: Element, S: Simd, const RELU: bool, const V: usize>(
@@ -557,28 +608,17 @@ fn read<T: Element, S: Simd, const RELU: bool, const V: usize>(
     vectors
 }
 
-#[inline(always)]
-fn write<T: Element, S: Simd, const V: usize>(simd: S, y: &mut [T], vectors: [T::Vector<S>; V]) {
-    if V == 1 {
-        return T::store(simd, y, vectors[0]);
-    }
-    let lanes = T::lanes::<S>();
-    let y = &mut y[..V * lanes];
-    for v in 0..V {
-        T::store(simd, &mut y[v * lanes..][..lanes], vectors[v]);
-    }
-}
-
 /// [`Stencil::add_tap_products`].
-struct Correlate<'a, T, const RELU: bool> {
+struct Correlate<'a, 'b, T, const RELU: bool> {
     stencil: &'a Stencil,
     x: Held<'a, T>,
     grad_y: Held<'a, T>,
     rows: Range<usize>,
     sums: &'a mut [f64],
+    ahead: &'a mut Ahead<'b, T>,
 }
 
-impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, T, RELU> {
+impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, '_, T, RELU> {
     type Output = ();
 
     #[inline(always)]
@@ -600,12 +640,14 @@ impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, T, RELU> {
                 let rows = &stencil.forward.rows[row][..];
                 match walk.taps[..] {
                     [] => {}
-                    [a] => products.add(simd, [a], rows, read, &mut sums),
-                    [a, b] => products.add(simd, [a, b], rows, read, &mut sums),
-                    [a, b, c] => products.add(simd, [a, b, c], rows, read, &mut sums),
-                    [a, b, c, d] => products.add(simd, [a, b, c, d], rows, read, &mut sums),
+                    [a] => products.add(simd, [a], rows, read, &mut sums, self.ahead),
+                    [a, b] => products.add(simd, [a, b], rows, read, &mut sums, self.ahead),
+                    [a, b, c] => products.add(simd, [a, b, c], rows, read, &mut sums, self.ahead),
+                    [a, b, c, d] => {
+                        products.add(simd, [a, b, c, d], rows, read, &mut sums, self.ahead)
+                    }
                     [a, b, c, d, e, ..] => {
-                        products.add(simd, [a, b, c, d, e], rows, read, &mut sums)
+                        products.add(simd, [a, b, c, d, e], rows, read, &mut sums, self.ahead)
                     }
                 }
             }
@@ -634,20 +676,21 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
         mut rows: &[(usize, usize)],
         read: impl Fn((usize, usize)) -> (usize, &'b [T]),
         sums: &mut [T::Vector<S>],
+        ahead: &mut Ahead<'_, T>,
     ) {
         if S::REGISTER_COUNT >= 32 {
             let (threes, rest) = rows.as_chunks::<3>();
             for &own in threes {
-                self.rows(simd, taps, own.map(&read), sums);
+                self.rows(simd, taps, own.map(&read), sums, ahead);
             }
             rows = rest;
         }
         let (twos, rest) = rows.as_chunks::<2>();
         for &own in twos {
-            self.rows(simd, taps, own.map(&read), sums);
+            self.rows(simd, taps, own.map(&read), sums, ahead);
         }
         for &own in rest {
-            self.rows(simd, taps, [read(own)], sums);
+            self.rows(simd, taps, [read(own)], sums, ahead);
         }
     }
 
@@ -658,6 +701,7 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
         taps: [usize; K],
         rows: [(usize, &[T]); R],
         sums: &mut [T::Vector<S>],
+        ahead: &mut Ahead<'_, T>,
     ) {
         let (lanes, n) = (T::lanes::<S>(), self.n);
         let images = |start, end| Images { n, start, end };
@@ -668,15 +712,21 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
             }
         }
         let mut at = 0;
-        if S::REGISTER_COUNT >= 32 && K <= 3 {
+        if S::REGISTER_COUNT >= 32 {
+            while K <= 3 && n - at >= 4 * lanes {
+                let images = images(at, at + 4 * lanes);
+                self.images::<S, K, R, 4>(simd, &rows, images, &mut own, ahead);
+                at += 4 * lanes;
+            }
             while n - at >= 2 * lanes {
-                self.images::<S, K, R, 2>(simd, &rows, images(at, at + 2 * lanes), &mut own);
+                let images = images(at, at + 2 * lanes);
+                self.images::<S, K, R, 2>(simd, &rows, images, &mut own, ahead);
                 at += 2 * lanes;
             }
         }
         while at < n {
             let end = n.min(at + lanes);
-            self.images::<S, K, R, 1>(simd, &rows, images(at, end), &mut own);
+            self.images::<S, K, R, 1>(simd, &rows, images(at, end), &mut own, ahead);
             at = end;
         }
         for r in 0..R {
@@ -693,12 +743,12 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
         rows: &[(usize, &[T]); R],
         images: Images,
         all: &mut [[T::Vector<S>; K]; R],
+        ahead: &mut Ahead<'_, T>,
     ) {
         let Self {
             walk, steps, grad, ..
         } = self;
         let zero = [T::splat(simd, T::zero()); V];
-        let mut sums = [[zero; K]; R];
         // Of column `step - t` of the result.
         let mut grads = [zero; K];
         for t in 1..K {
@@ -710,23 +760,17 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
             grads[0] = walk.column_of::<T, S, V>(simd, grad, [step, walk.count], &images);
             let column = walk.column(step) * images.n;
             let at = column + images.start..column + images.end;
+            ahead.fetch::<V>();
             for r in 0..R {
                 let x = read::<T, S, RELU, V>(simd, &rows[r].1[at.clone()]);
-                for t in 0..K {
-                    for v in 0..V {
-                        sums[r][t][v] = T::mul_add(simd, grads[t][v], x[v], sums[r][t][v]);
+                for v in 0..V {
+                    for t in 0..K {
+                        all[r][t] = T::mul_add(simd, grads[t][v], x[v], all[r][t]);
                     }
                 }
             }
             for t in 1..K {
                 grads[K - t] = grads[K - t - 1];
-            }
-        }
-        for r in 0..R {
-            for t in 0..K {
-                for v in 0..V {
-                    all[r][t] = T::plus(simd, all[r][t], sums[r][t][v]);
-                }
             }
         }
     }
@@ -753,13 +797,15 @@ mod tests {
             let w = numbers(window.kernel_len(), 0.25);
             let [x, grad_y] = [(&x, input.h), (&grad, output.h)].map(|(x, h)| Held::new(x, h));
             let (mut y, mut grad_x) = (numbers(output.len(), 1.0), numbers(input.len(), 2.0));
+            let masks = numbers(input.len(), 0.75);
             simd.vectorize(Gather::<T, true, false> {
                 direction: &stencil.forward,
                 stencil: &stencil,
                 source: x,
                 w: &w,
                 first: 0,
-                rows: &mut y,
+                onto: Onto::new(&mut y),
+                ahead: &mut Ahead::none(),
             });
             simd.vectorize(Gather::<T, false, true> {
                 direction: &stencil.backward,
@@ -767,7 +813,8 @@ mod tests {
                 source: grad_y,
                 w: &w,
                 first: 0,
-                rows: &mut grad_x,
+                onto: Onto::new(&mut grad_x).adding(true).behind_relu(&masks),
+                ahead: &mut Ahead::none(),
             });
             let mut sums = vec![0.0; w.len()];
             simd.vectorize(Correlate::<T, true> {
@@ -776,6 +823,7 @@ mod tests {
                 grad_y,
                 rows: 0..output.h,
                 sums: &mut sums,
+                ahead: &mut Ahead::none(),
             });
             let found = y.iter().chain(&grad_x).map(|number| number.to_f64());
             found.chain(sums).collect()

@@ -1,7 +1,8 @@
 //! Planes against the naive operations on `n c h w`.
 
-use super::stencil::Held;
+use super::stencil::{Held, Onto};
 use super::*;
+use crate::simd::Ahead;
 use crate::{Conv2dGeometry, Window, avg_pool2d, conv2d, depthwise_conv2d, max_pool2d};
 
 /// Numbers without a pattern.
@@ -94,13 +95,17 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
                 let grad = planes(&grad_planes, c)[channel];
                 let [x, grad] = [(x, window.input[0]), (grad, window.output()[0])]
                     .map(|(rows, n)| Held::new(rows, n));
-                stencil.forward_rows::<_, false>(x, w, 0, planes_mut(&mut y, c).remove(channel));
+                let (y, ahead) = (planes_mut(&mut y, c).remove(channel), &mut Ahead::none());
+                stencil.forward_rows::<_, false>(x, w, 0, y, ahead);
                 let grad_x = planes_mut(&mut grad_x, c).remove(channel);
                 // What is there is replaced, then added to.
-                stencil.backward_rows(grad, w, 0, grad_x);
-                stencil.add_backward(grad, w, grad_x);
+                for adds in [false, true] {
+                    let onto = Onto::new(&mut *grad_x).adding(adds);
+                    stencil.backward_rows::<_, false>(grad, w, 0, onto, ahead);
+                }
                 let mut sums = vec![0.0; n_taps];
-                stencil.add_tap_products::<_, false>(x, grad, 0..window.output()[0], &mut sums);
+                let rows = 0..window.output()[0];
+                stencil.add_tap_products::<_, false>(x, grad, rows, &mut sums, ahead);
                 grad_w.extend(sums);
             }
             let expected = depthwise_conv2d::naive::forward(&x, &w, &shape);
@@ -177,7 +182,9 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
             let w = &depthwise[channel * window.kernel_len()..][..window.kernel_len()];
             let between = Held::new(planes(&between, c)[channel], window.output()[0]);
             let mut grad_z = vec![0.0; in_len];
-            unit.stencil().backward_rows(between, w, 0, &mut grad_z);
+            let onto = Onto::new(&mut grad_z);
+            unit.stencil()
+                .backward_rows::<_, false>(between, w, 0, onto, &mut Ahead::none());
             let off = grad_z
                 .iter_mut()
                 .zip(z[channel])

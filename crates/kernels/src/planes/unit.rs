@@ -6,15 +6,13 @@
 
 use std::ops::Range;
 
-use super::combine::{
-    Affine, MomentSums, PartMoments, mask_and_dot, normalise_part, write_where_positive,
-};
+use super::combine::{Affine, MomentSums, PartMoments, mask_and_dot, normalise_part};
 use super::pointwise::{NormGrad, Target, merge, sum};
-use super::stencil::{Held, Stencil};
+use super::stencil::{Held, Onto, Stencil};
 use super::{Buffer, Moments, PIECE, for_each, pieces_mut};
 use crate::Element;
 use crate::product::{OuterSums, Panels, Rows, row_stride};
-use crate::simd::prefetch;
+use crate::simd::{Ahead, prefetch};
 
 /// Numbers that are worked on at a time, all channels together.
 const GROUP: usize = 1 << 15;
@@ -128,10 +126,11 @@ impl Unit {
                 for (number, mut y) in groups {
                     let first = index * half + number * group;
                     let rows = first..self.stencil.output().h.min(first + group);
-                    let d = self.depthwise_rows(reader, depthwise, rows, scratch, stride);
+                    let d = self.depthwise_rows(reader, depthwise, rows.clone(), scratch, stride);
                     sums.fill(MomentSums::default());
+                    let mut ahead = reader.ahead(self.behind(&rows));
                     for part in chunks(y.first().map_or(0, |y| y.len()), n_channels.max(n_out)) {
-                        panels.product_at(d.columns(part.clone()), &mut y, part.start);
+                        panels.product_at(d.columns(part.clone()), &mut y, part.start, &mut ahead);
                         for (sums, y) in sums.iter_mut().zip(&y) {
                             sums.add(&y[part.clone()]);
                         }
@@ -143,6 +142,16 @@ impl Unit {
         merge(&moments, n_out)
     }
 
+    /// The input rows that the windows of some output rows reach.
+    fn sources(&self, rows: Range<usize>) -> Range<usize> {
+        all(rows.map(|row| self.stencil.sources(row)))
+    }
+
+    /// Those that the windows of as many output rows behind these reach.
+    fn behind(&self, rows: &Range<usize>) -> Range<usize> {
+        self.sources(rows.end..self.stencil.output().h.min(rows.end + rows.len()))
+    }
+
     /// What lies between the two convolutions in some output rows, in rows of `scratch`, one per channel.
     fn depthwise_rows<'a, T: Element>(
         &self,
@@ -152,16 +161,17 @@ impl Unit {
         scratch: &'a mut [T],
         stride: usize,
     ) -> Rows<'a, T> {
-        let new = reader.provide(all(rows.clone().map(|row| self.stencil.sources(row))));
+        let unasked = reader.provide(self.sources(rows.clone()));
+        let columns = unasked.start * reader.row_len..unasked.end * reader.row_len;
+        let mut ahead = Ahead::new(reader.source.planes.get(1..).unwrap_or_default(), columns);
         let n_taps = self.stencil.kernel_len();
         let len = rows.len() * self.stencil.output().row_len();
         let n_channels = reader.source.planes.len();
         for (channel, part) in scratch.chunks_mut(stride).enumerate().take(n_channels) {
             let w = &depthwise[channel * n_taps..][..n_taps];
-            reader.prefetch(channel + 1, new.clone());
             let z = reader.plane(channel);
             self.stencil
-                .forward_rows::<T, true>(z, w, rows.start, &mut part[..len]);
+                .forward_rows::<T, true>(z, w, rows.start, &mut part[..len], &mut ahead);
         }
         Rows::new(scratch, stride, n_channels, len)
     }
@@ -259,8 +269,9 @@ struct Reader<'a, T: Element> {
     n_held: usize,
     /// Of a raw source: rows before their ReLU, channel by channel.
     ring: Buffer<T>,
-    /// The first row that nobody has asked for.
+    /// The first row that has not been provided, and the first that has not been asked for ahead.
     next: usize,
+    asked: usize,
 }
 
 impl<'a, T: Element> Reader<'a, T> {
@@ -287,40 +298,44 @@ impl<'a, T: Element> Reader<'a, T> {
             n_held: n_held.max(1),
             ring: Buffer::any(n_ring),
             next: 0,
+            asked: 0,
         }
     }
 
     /// Begins again with any row.
     fn restart(&mut self) {
-        self.next = 0;
+        (self.next, self.asked) = (0, 0);
     }
 
-    /// Sees to it that these rows are there, and says which of them are read for the first time. They only move on.
+    /// Sees to it that these rows are there, and says which of them are still to come from memory. They only move on.
     fn provide(&mut self, rows: Range<usize>) -> Range<usize> {
         let new = self.next.max(rows.start)..self.next.max(rows.end);
         self.next = new.end;
         let (Some(affine), sources) = (self.source.affine, self.source.planes) else {
-            return new;
+            return new.start.max(self.asked)..new.end.max(self.asked);
         };
         for row in new.clone() {
             let range = row * self.row_len..(row + 1) * self.row_len;
             let planes = self.ring.chunks_mut((self.n_held * self.row_len).max(1));
             for (channel, ((ring, plane), &affine)) in planes.zip(sources).zip(affine).enumerate() {
-                if let Some(next) = sources.get(channel + 1) {
+                if row >= self.asked
+                    && let Some(next) = sources.get(channel + 1)
+                {
                     prefetch(&next[range.clone()]);
                 }
                 let held = &mut ring[row % self.n_held * self.row_len..][..self.row_len];
                 normalise_part(held, &plane[range.clone()], affine);
             }
         }
-        new
+        0..0
     }
 
-    /// Says that some rows of a channel, if there is one, are read next; of a raw source they are in the ring already.
-    fn prefetch(&self, channel: usize, rows: Range<usize>) {
-        if let (None, Some(plane)) = (self.source.affine, self.source.planes.get(channel)) {
-            prefetch(&plane[rows.start * self.row_len..rows.end * self.row_len]);
-        }
+    /// What is to come of these rows, of all channels, while other work goes on.
+    fn ahead(&mut self, rows: Range<usize>) -> Ahead<'a, T> {
+        let first = self.next.max(self.asked);
+        let columns = first.max(rows.start) * self.row_len..first.max(rows.end) * self.row_len;
+        self.asked = self.asked.max(rows.end);
+        Ahead::new(self.source.planes, columns)
     }
 
     fn plane(&self, channel: usize) -> Held<'_, T> {
@@ -389,8 +404,6 @@ struct Scratch<'a, T: Element> {
     /// Output rows of the gradient of what lies between the convolutions, channel by channel.
     between: Buffer<T>,
     n_held: usize,
-    /// An input row of the gradient of one channel, before its ReLU.
-    behind: Buffer<T>,
 }
 
 impl<'a, T: Element> Scratch<'a, T> {
@@ -411,10 +424,6 @@ impl<'a, T: Element> Scratch<'a, T> {
             products: OuterSums::default(),
             between: Buffer::any(n_channels * n_held * row_len),
             n_held,
-            behind: Buffer::any(match backward.z.affine {
-                None => stencil.input().row_len(),
-                Some(_) => 0,
-            }),
         }
     }
 }
@@ -484,24 +493,35 @@ impl<T: Element> Backward<'_, T> {
             (found, d)
         });
         let n_out = self.grad_y.len();
+        let sources = self.grad_y.sources();
         for part in chunks(len, n_out.max(self.z.planes.len())) {
             let y_stride = row_stride(part.len());
             let start = rows.start * row_len + part.start;
             self.grad_y.fill(start, part.len(), y, y_stride);
             let y = Rows::new(y, y_stride, n_out, part.len());
-            self.transposed.product_at(y, &mut parts, part.start);
+            let end = start + part.len();
+            let mut ahead = Ahead::new(&sources, end..end + part.len());
+            self.transposed
+                .product_at(y, &mut parts, part.start, &mut ahead);
             if let Some((found, d)) = &mut wanted {
                 let is_last = is_end && part.end == len;
-                products.add(&mut found.pointwise, y, d.columns(part), is_last);
+                products.add(
+                    &mut found.pointwise,
+                    y,
+                    d.columns(part),
+                    is_last,
+                    &mut ahead,
+                );
             }
         }
         let Some((found, ..)) = wanted else {
             return;
         };
+        let mut ahead = reader.ahead(unit.behind(&rows));
         let sums = found.depthwise.chunks_mut(stencil.kernel_len().max(1));
         for (channel, (sums, between)) in sums.zip(between.chunks(held_len)).enumerate() {
             let (z, between) = (reader.plane(channel), Held::new(between, *n_held));
-            stencil.add_tap_products::<T, true>(z, between, rows.clone(), sums);
+            stencil.add_tap_products::<T, true>(z, between, rows.clone(), sums, &mut ahead);
         }
     }
 
@@ -520,25 +540,22 @@ impl<T: Element> Backward<'_, T> {
         let half = stencil.input().h.div_ceil(2);
         for channel in 0..grad_z.len() {
             let own = (rows.start - origin) * len..(rows.end - origin) * len;
-            if let Some(next) = grad_z.get(channel + 1) {
-                prefetch(&next[own.clone()]);
-                prefetch(&self.z.planes[channel + 1][rows.start * len..rows.end * len]);
-            }
-            let grad_z = &mut grad_z[channel][own];
+            let (before, behind) = grad_z.split_at_mut(channel + 1);
+            let next: Option<&[T]> = behind.first().map(|next| &next[..]);
+            let mut ahead = Ahead::new(next.as_slice(), own.clone());
+            let grad_z = &mut before[channel][own];
             let w = &self.depthwise[channel * n_taps..][..n_taps];
             let between = &scratch.between[channel * held_len..][..held_len];
             let between = Held::new(between, scratch.n_held.max(1));
             for (row, grad_z) in rows.clone().zip(grad_z.chunks_mut(len.max(1))) {
                 let raw = &self.z.planes[channel][row * len..][..len];
                 let Some(affine) = self.z.affine else {
-                    stencil.backward_rows(between, w, row, &mut scratch.behind);
-                    match self.adds {
-                        true => write_where_positive::<T, true>(grad_z, &scratch.behind, raw),
-                        false => write_where_positive::<T, false>(grad_z, &scratch.behind, raw),
-                    }
+                    let onto = Onto::new(grad_z).adding(self.adds).behind_relu(raw);
+                    stencil.backward_rows::<T, true>(between, w, row, onto, &mut ahead);
                     continue;
                 };
-                stencil.backward_rows(between, w, row, grad_z);
+                let onto = Onto::new(grad_z);
+                stencil.backward_rows::<T, false>(between, w, row, onto, &mut ahead);
                 let found = &mut found[usize::from(row >= half)].sums;
                 for (sum, own) in found[2 * channel..][..2].iter_mut().zip(mask_and_dot(
                     grad_z,
