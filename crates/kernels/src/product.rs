@@ -356,6 +356,7 @@ impl<T: Vectorised, const MASK: bool> WithSimd for Product<'_, '_, '_, T, MASK> 
                     panel,
                     masks,
                     n_rows: y.len(),
+                    n_in: self.panels.n_in,
                     x: &self.x.numbers[at.min(self.x.numbers.len())..],
                     stride: self.x.stride,
                     columns: self.start + at..self.start + at + len,
@@ -376,6 +377,7 @@ struct Tile<'a, T, const MASK: bool> {
     panel: &'a [T],
     masks: Masks<'a, T>,
     n_rows: usize,
+    n_in: usize,
     x: &'a [T],
     stride: usize,
     /// Of the result: a whole number of vectors, or less than one.
@@ -428,20 +430,9 @@ impl<T: Vectorised, const MASK: bool> Tile<'_, T, MASK> {
         for r in 0..R {
             sums[r] = [T::splat(simd, self.panel[first + r]); V];
         }
-        let weights = self.panel[self.n_rows..].chunks_exact(self.n_rows);
-        let mut rest = self.x;
-        for w in weights {
+        for column in 0..self.n_in {
             ahead.fetch::<2>();
-            let w = &w[first..first + R];
-            let vectors: [_; V] =
-                load::<T, S, V>(simd, &rest[..self.columns.len().min(rest.len())]);
-            rest = rest.get(self.stride..).unwrap_or_default();
-            for r in 0..R {
-                let w = T::splat(simd, w[r]);
-                for v in 0..V {
-                    sums[r][v] = T::mul_add(simd, w, vectors[v], sums[r][v]);
-                }
-            }
+            self.add::<S, R, V>(simd, column, first, &mut sums);
         }
         for r in 0..R {
             let y = &mut y[first + r][self.columns.clone()];
@@ -450,6 +441,27 @@ impl<T: Vectorised, const MASK: bool> Tile<'_, T, MASK> {
                 sums[r] = mask::<T, S, V>(simd, sums[r], x, y, self.masks.adds);
             }
             store::<T, S, V>(simd, y, sums[r]);
+        }
+    }
+
+    /// Adds what a column of the matrix gives.
+    // By indices that the compiler knows sums stay in registers.
+    #[expect(clippy::needless_range_loop)]
+    #[inline(always)]
+    fn add<S: Simd, const R: usize, const V: usize>(
+        &self,
+        simd: S,
+        column: usize,
+        first: usize,
+        sums: &mut [[T::Vector<S>; V]; R],
+    ) {
+        let w = &self.panel[(column + 1) * self.n_rows + first..][..R];
+        let x = load::<T, S, V>(simd, &self.x[column * self.stride..]);
+        for r in 0..R {
+            let w = T::splat(simd, w[r]);
+            for v in 0..V {
+                sums[r][v] = T::mul_add(simd, w, x[v], sums[r][v]);
+            }
         }
     }
 }

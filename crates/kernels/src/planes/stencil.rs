@@ -54,6 +54,8 @@ struct Walk {
     /// May lie in the padding.
     source: isize,
     source_step: usize,
+    /// The columns that are read, as numbers of steps from `source`.
+    steps: Range<usize>,
     /// Whether an earlier walk has written these columns.
     adds: bool,
 }
@@ -89,7 +91,7 @@ impl Stencil {
         let forward = Direction {
             rows: (0..output[0]).map(|row| sources(&window, 0, row)).collect(),
             walks: walks(
-                [output[1], kernel[1]],
+                [input[1], output[1], kernel[1]],
                 step / stride,
                 step,
                 |column, tap| Some(signed(column * stride + tap * dilation) - padding),
@@ -98,10 +100,15 @@ impl Stencil {
         };
         let backward = Direction {
             rows: (0..input[0]).map(targets).collect(),
-            walks: walks([input[1], kernel[1]], step, step / stride, |column, tap| {
-                let shifted = signed(column) + padding - signed(tap * dilation);
-                (shifted % signed(stride) == 0).then(|| shifted.div_euclid(signed(stride)))
-            }),
+            walks: walks(
+                [output[1], input[1], kernel[1]],
+                step,
+                step / stride,
+                |column, tap| {
+                    let shifted = signed(column) + padding - signed(tap * dilation);
+                    (shifted % signed(stride) == 0).then(|| shifted.div_euclid(signed(stride)))
+                },
+            ),
             widths: [output[1], input[1]],
         };
         Self {
@@ -181,14 +188,13 @@ impl Stencil {
             .gather::<T, false, RELU>(self, grad_y, w, first, grad_x, ahead);
     }
 
-    /// Adds to `sums`, one entry per tap, the products of some output rows' gradients with what the tap read, with `RELU`
-    /// `max(x, 0)`.
+    /// Adds to `sums` the products of some output rows' gradients with what each tap read, with `RELU` `max(x, 0)`.
     pub(super) fn add_tap_products<T: Element, const RELU: bool>(
         &self,
         x: Held<'_, T>,
         grad_y: Held<'_, T>,
         rows: Range<usize>,
-        sums: &mut [f64],
+        sums: TapSums<'_, T>,
         ahead: &mut Ahead<'_, T>,
     ) {
         Arch::new().dispatch(Correlate::<T, RELU> {
@@ -200,6 +206,19 @@ impl Stencil {
             ahead,
         });
     }
+}
+
+/// Sums of the products of taps, whose rows come part by part.
+#[derive(Debug)]
+pub(super) struct TapSums<'a, T> {
+    /// Of each tap a vector of partial sums, in a [`LINE`].
+    pub(super) partial: &'a mut [T],
+    /// Whether these begin with the rows at hand.
+    pub(super) is_first: bool,
+    /// Of each tap, where they are added to with the last rows.
+    pub(super) total: &'a mut [f64],
+    /// Whether these are the last rows.
+    pub(super) is_last: bool,
 }
 
 /// The rows of a plane that are at hand: the last `n` that were written, each in the place of its number modulo `n`.
@@ -247,7 +266,7 @@ fn gcd(a: usize, b: usize) -> usize {
 /// All columns of the result and all taps. `source`: the column that a tap of a column reads, if any; `step` columns of the result
 /// on, it is `source_step` further.
 fn walks(
-    [width, n_taps]: [usize; 2],
+    [source_width, width, n_taps]: [usize; 3],
     step: usize,
     source_step: usize,
     source: impl Fn(usize, usize) -> Option<isize>,
@@ -274,6 +293,7 @@ fn walks(
                     taps: vec![tap],
                     source,
                     source_step,
+                    steps: 0..0,
                     adds: walks.len() > own,
                 }),
             }
@@ -287,17 +307,20 @@ fn walks(
                 taps: Vec::new(),
                 source: 0,
                 source_step,
+                steps: 0..0,
                 adds: false,
             });
         }
+    }
+    for walk in &mut walks {
+        walk.steps = walk.steps_of(source_width);
     }
     walks
 }
 
 impl Walk {
-    /// The columns of a side of `width` that are read, as numbers of steps from `source`.
-    #[inline(always)]
-    fn steps(&self, width: usize) -> Range<usize> {
+    /// [`steps`](Self::steps) over a side of `width`.
+    fn steps_of(&self, width: usize) -> Range<usize> {
         let padding = self.source.min(0).unsigned_abs();
         let behind = (width as isize - self.source).max(0) as usize;
         let most = match self.taps.len() {
@@ -385,10 +408,8 @@ impl<T: Element, const RELU: bool, const MASK: bool> WithSimd for Gather<'_, '_,
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self {
-            direction, source, ..
-        } = self;
-        let (n, [_, n_v]) = (self.stencil.n, self.stencil.window.kernel);
+        let direction = self.direction;
+        let n = self.stencil.n;
         let [source_width, width] = direction.widths;
         let Onto { rows, masks, adds } = self.onto;
         let len = (width * n).max(1);
@@ -402,40 +423,38 @@ impl<T: Element, const RELU: bool, const MASK: bool> WithSimd for Gather<'_, '_,
             for walk in &direction.walks {
                 let pass = Pass::<T, RELU, MASK> {
                     walk,
+                    rows,
+                    source: self.source,
+                    source_len: source_width * n,
+                    w: self.w,
+                    n_v: self.stencil.window.kernel[1],
                     masks,
-                    steps: walk.steps(source_width),
                     n,
                     adds: adds || walk.adds,
                 };
-                let read = |&(u, row): &(usize, usize)| Read {
-                    row: source.row(row, source_width * n),
-                    weights: &self.w[u * n_v..][..n_v],
-                };
-                let reads = rows.iter().map(read);
                 match walk.taps[..] {
-                    [] => pass.walk(simd, [], reads, y, self.ahead),
-                    [a] => pass.walk(simd, [a], reads, y, self.ahead),
-                    [a, b] => pass.walk(simd, [a, b], reads, y, self.ahead),
-                    [a, b, c] => pass.walk(simd, [a, b, c], reads, y, self.ahead),
-                    [a, b, c, d] => pass.walk(simd, [a, b, c, d], reads, y, self.ahead),
-                    [a, b, c, d, e, ..] => pass.walk(simd, [a, b, c, d, e], reads, y, self.ahead),
+                    [] => pass.walk(simd, [], y, self.ahead),
+                    [a] => pass.walk(simd, [a], y, self.ahead),
+                    [a, b] => pass.walk(simd, [a, b], y, self.ahead),
+                    [a, b, c] => pass.walk(simd, [a, b, c], y, self.ahead),
+                    [a, b, c, d] => pass.walk(simd, [a, b, c, d], y, self.ahead),
+                    [a, b, c, d, e, ..] => pass.walk(simd, [a, b, c, d, e], y, self.ahead),
                 }
             }
         }
     }
 }
 
-/// A row that is read, and the weights of its taps.
-struct Read<'a, T> {
-    row: &'a [T],
-    weights: &'a [T],
-}
-
 /// A walk for one row of the result.
 struct Pass<'a, T, const RELU: bool, const MASK: bool> {
     walk: &'a Walk,
+    /// The taps (u) and the rows that they read, of so many numbers.
+    rows: &'a [(usize, usize)],
+    source: Held<'a, T>,
+    source_len: usize,
+    w: &'a [T],
+    n_v: usize,
     masks: &'a [T],
-    steps: Range<usize>,
     n: usize,
     adds: bool,
 }
@@ -443,25 +462,23 @@ struct Pass<'a, T, const RELU: bool, const MASK: bool> {
 impl<T: Element, const RELU: bool, const MASK: bool> Pass<'_, T, RELU, MASK> {
     /// All images, as many at a time as sums fit the registers.
     #[inline(always)]
-    fn walk<'a, S: Simd, const K: usize>(
+    fn walk<S: Simd, const K: usize>(
         &self,
         simd: S,
         taps: [usize; K],
-        reads: impl Iterator<Item = Read<'a, T>>,
         y: &mut [T],
         ahead: &mut Ahead<'_, T>,
     ) {
         // Weights in the order of the columns that they are for.
         let mut rows: [(&[T], [T; K]); MOST_ROWS] = [(&[], [T::zero(); K]); MOST_ROWS];
-        let mut n_rows = 0;
-        for Read { row, weights } in reads {
-            rows[n_rows].0 = row;
+        for (slot, &(u, row)) in rows.iter_mut().zip(self.rows) {
+            slot.0 = self.source.row(row, self.source_len);
+            let weights = &self.w[u * self.n_v..][..self.n_v];
             for k in 0..K {
-                rows[n_rows].1[k] = weights[taps[K - 1 - k]];
+                slot.1[k] = weights[taps[K - 1 - k]];
             }
-            n_rows += 1;
         }
-        let rows = &rows[..n_rows];
+        let rows = &rows[..self.rows.len()];
         let (lanes, n) = (T::lanes::<S>(), self.n);
         let images = |start, end| Images { n, start, end };
         let mut at = 0;
@@ -492,7 +509,8 @@ impl<T: Element, const RELU: bool, const MASK: bool> Pass<'_, T, RELU, MASK> {
         y: &mut [T],
         ahead: &mut Ahead<'_, T>,
     ) {
-        let Self { walk, steps, .. } = self;
+        let walk = self.walk;
+        let steps = walk.steps.clone();
         // What is masked is added to when it has been masked.
         let count = if self.adds && !MASK { walk.count } else { 0 };
         let zero = [T::splat(simd, T::zero()); V];
@@ -614,7 +632,7 @@ struct Correlate<'a, 'b, T, const RELU: bool> {
     x: Held<'a, T>,
     grad_y: Held<'a, T>,
     rows: Range<usize>,
-    sums: &'a mut [f64],
+    sums: TapSums<'a, T>,
     ahead: &'a mut Ahead<'b, T>,
 }
 
@@ -626,13 +644,16 @@ impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, '_, T, RELU> {
         let Self { stencil, x, .. } = self;
         let (n, [_, n_v]) = (stencil.n, stencil.window.kernel);
         let [source_width, width] = stencil.forward.widths;
-        let mut sums = vec![T::splat(simd, T::zero()); self.sums.len()];
+        let (sums, lanes) = (self.sums, T::lanes::<S>());
+        let partial = &mut sums.partial[..sums.total.len() * lanes];
+        if sums.is_first {
+            partial.fill(T::zero());
+        }
         for row in self.rows {
             let grad = self.grad_y.row(row, width * n);
             for walk in &stencil.forward.walks {
                 let products = Products::<T, RELU> {
                     walk,
-                    steps: walk.steps(source_width),
                     grad,
                     n,
                 };
@@ -640,20 +661,22 @@ impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, '_, T, RELU> {
                 let rows = &stencil.forward.rows[row][..];
                 match walk.taps[..] {
                     [] => {}
-                    [a] => products.add(simd, [a], rows, read, &mut sums, self.ahead),
-                    [a, b] => products.add(simd, [a, b], rows, read, &mut sums, self.ahead),
-                    [a, b, c] => products.add(simd, [a, b, c], rows, read, &mut sums, self.ahead),
+                    [a] => products.add(simd, [a], rows, read, partial, self.ahead),
+                    [a, b] => products.add(simd, [a, b], rows, read, partial, self.ahead),
+                    [a, b, c] => products.add(simd, [a, b, c], rows, read, partial, self.ahead),
                     [a, b, c, d] => {
-                        products.add(simd, [a, b, c, d], rows, read, &mut sums, self.ahead)
+                        products.add(simd, [a, b, c, d], rows, read, partial, self.ahead)
                     }
                     [a, b, c, d, e, ..] => {
-                        products.add(simd, [a, b, c, d, e], rows, read, &mut sums, self.ahead)
+                        products.add(simd, [a, b, c, d, e], rows, read, partial, self.ahead)
                     }
                 }
             }
         }
-        for (sum, own) in self.sums.iter_mut().zip(sums) {
-            *sum += T::sum(simd, own).to_f64();
+        if sums.is_last {
+            for (total, partial) in sums.total.iter_mut().zip(partial.chunks(lanes)) {
+                *total += T::sum(simd, T::load(simd, partial)).to_f64();
+            }
         }
     }
 }
@@ -661,7 +684,6 @@ impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, '_, T, RELU> {
 /// The products of a row's gradient with what taps read under a walk.
 struct Products<'a, T, const RELU: bool> {
     walk: &'a Walk,
-    steps: Range<usize>,
     grad: &'a [T],
     n: usize,
 }
@@ -675,7 +697,7 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
         taps: [usize; K],
         mut rows: &[(usize, usize)],
         read: impl Fn((usize, usize)) -> (usize, &'b [T]),
-        sums: &mut [T::Vector<S>],
+        sums: &mut [T],
         ahead: &mut Ahead<'_, T>,
     ) {
         if S::REGISTER_COUNT >= 32 {
@@ -700,7 +722,7 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
         simd: S,
         taps: [usize; K],
         rows: [(usize, &[T]); R],
-        sums: &mut [T::Vector<S>],
+        sums: &mut [T],
         ahead: &mut Ahead<'_, T>,
     ) {
         let (lanes, n) = (T::lanes::<S>(), self.n);
@@ -708,7 +730,8 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
         let mut own = [[T::splat(simd, T::zero()); K]; R];
         for r in 0..R {
             for k in 0..K {
-                own[r][k] = sums[rows[r].0 + taps[k]];
+                let at = (rows[r].0 + taps[k]) * lanes;
+                own[r][k] = T::load(simd, &sums[at..][..lanes]);
             }
         }
         let mut at = 0;
@@ -731,7 +754,8 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
         }
         for r in 0..R {
             for k in 0..K {
-                sums[rows[r].0 + taps[k]] = own[r][k];
+                let at = (rows[r].0 + taps[k]) * lanes;
+                T::store(simd, &mut sums[at..][..lanes], own[r][k]);
             }
         }
     }
@@ -745,9 +769,8 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
         all: &mut [[T::Vector<S>; K]; R],
         ahead: &mut Ahead<'_, T>,
     ) {
-        let Self {
-            walk, steps, grad, ..
-        } = self;
+        let Self { walk, grad, .. } = self;
+        let steps = walk.steps.clone();
         let zero = [T::splat(simd, T::zero()); V];
         // Of column `step - t` of the result.
         let mut grads = [zero; K];
@@ -779,6 +802,7 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::product::LINE;
     use crate::simd::tests::{OnPath, agrees_on_every_path};
 
     /// A window, for so many images.
@@ -816,15 +840,24 @@ mod tests {
                 onto: Onto::new(&mut grad_x).adding(true).behind_relu(&masks),
                 ahead: &mut Ahead::none(),
             });
+            // In two parts.
             let mut sums = vec![0.0; w.len()];
-            simd.vectorize(Correlate::<T, true> {
-                stencil: &stencil,
-                x,
-                grad_y,
-                rows: 0..output.h,
-                sums: &mut sums,
-                ahead: &mut Ahead::none(),
-            });
+            let mut partial = vec![T::zero(); w.len() * LINE];
+            for rows in [0..output.h / 2, output.h / 2..output.h] {
+                simd.vectorize(Correlate::<T, true> {
+                    stencil: &stencil,
+                    x,
+                    grad_y,
+                    sums: TapSums {
+                        partial: &mut partial,
+                        is_first: rows.start == 0,
+                        total: &mut sums,
+                        is_last: rows.end == output.h,
+                    },
+                    rows,
+                    ahead: &mut Ahead::none(),
+                });
+            }
             let found = y.iter().chain(&grad_x).map(|number| number.to_f64());
             found.chain(sums).collect()
         }

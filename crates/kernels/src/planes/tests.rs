@@ -1,7 +1,8 @@
 //! Planes against the naive operations on `n c h w`.
 
-use super::stencil::{Held, Onto};
+use super::stencil::{Held, Onto, TapSums};
 use super::*;
+use crate::product::LINE;
 use crate::simd::Ahead;
 use crate::{Conv2dGeometry, Window, avg_pool2d, conv2d, depthwise_conv2d, max_pool2d};
 
@@ -105,7 +106,13 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
                 }
                 let mut sums = vec![0.0; n_taps];
                 let rows = 0..window.output()[0];
-                stencil.add_tap_products::<_, false>(x, grad, rows, &mut sums, ahead);
+                let own = TapSums {
+                    partial: &mut vec![0.0; n_taps * LINE],
+                    is_first: true,
+                    total: &mut sums,
+                    is_last: true,
+                };
+                stencil.add_tap_products::<_, false>(x, grad, rows, own, ahead);
                 grad_w.extend(sums);
             }
             let expected = depthwise_conv2d::naive::forward(&x, &w, &shape);

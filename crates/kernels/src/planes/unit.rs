@@ -8,10 +8,10 @@ use std::ops::Range;
 
 use super::combine::{Affine, MomentSums, PartMoments, mask_and_dot, normalise_part};
 use super::pointwise::{NormGrad, Target, merge, sum};
-use super::stencil::{Held, Onto, Stencil};
+use super::stencil::{Held, Onto, Stencil, TapSums};
 use super::{Buffer, Moments, PIECE, for_each, pieces_mut};
 use crate::Element;
-use crate::product::{OuterSums, Panels, Rows, row_stride};
+use crate::product::{LINE, OuterSums, Panels, Rows, row_stride};
 use crate::simd::{Ahead, prefetch};
 
 /// Numbers that are worked on at a time, all channels together.
@@ -93,6 +93,12 @@ impl Unit {
         (self.stencil.output().h.div_ceil(2)).next_multiple_of(group)
     }
 
+    /// Rows over which sums are taken before they are added up: whole groups.
+    fn span(&self, group: usize) -> usize {
+        let rows = PIECE / self.stencil.output().row_len().max(1);
+        rows.max(1).next_multiple_of(group)
+    }
+
     /// `y[o] = Σ pointwise[o, c] (depthwise[c] * relu(z[c]))`, and the moments of each `y`.
     pub fn forward<T: Element>(
         &self,
@@ -105,6 +111,9 @@ impl Unit {
         let row_len = self.stencil.output().row_len();
         let group = self.group(n_channels);
         let (half, len) = (self.half(group), group * row_len);
+        let (span, height) = (self.span(group), self.stencil.output().h);
+        let is_end =
+            |rows: &Range<usize>| [half, height].contains(&rows.end) || rows.end % span == 0;
         let stride = row_stride(len);
         let weight = |o: usize, c: usize| pointwise[o * n_channels + c];
         let panels = Panels::new([n_out, n_channels], weight, |_| T::zero());
@@ -127,7 +136,6 @@ impl Unit {
                     let first = index * half + number * group;
                     let rows = first..self.stencil.output().h.min(first + group);
                     let d = self.depthwise_rows(reader, depthwise, rows.clone(), scratch, stride);
-                    sums.fill(MomentSums::default());
                     let mut ahead = reader.ahead(self.behind(&rows));
                     for part in chunks(y.first().map_or(0, |y| y.len()), n_channels.max(n_out)) {
                         panels.product_at(d.columns(part.clone()), &mut y, part.start, &mut ahead);
@@ -135,7 +143,10 @@ impl Unit {
                             sums.add(&y[part.clone()]);
                         }
                     }
-                    moments[number] = sums.iter().map(MomentSums::end).collect();
+                    if is_end(&rows) {
+                        let ends = sums.iter_mut().map(std::mem::take);
+                        moments[number] = ends.map(|sums| sums.end()).collect();
+                    }
                 }
             },
         );
@@ -401,6 +412,9 @@ struct Scratch<'a, T: Element> {
     stride: usize,
     /// Sums of their products.
     products: OuterSums<T>,
+    /// Partial sums of the products of the taps of all channels, and whether they have begun.
+    taps: Buffer<T>,
+    taps_begun: bool,
     /// Output rows of the gradient of what lies between the convolutions, channel by channel.
     between: Buffer<T>,
     n_held: usize,
@@ -422,6 +436,8 @@ impl<'a, T: Element> Scratch<'a, T> {
             d: Buffer::any(n_channels * stride),
             stride,
             products: OuterSums::default(),
+            taps: Buffer::any(n_channels * stencil.kernel_len() * LINE),
+            taps_begun: false,
             between: Buffer::any(n_channels * n_held * row_len),
             n_held,
         }
@@ -440,10 +456,7 @@ impl<T: Element> Backward<'_, T> {
     ) {
         let (stencil, group) = (&self.unit.stencil, self.group);
         let half = self.unit.half(group);
-        // Rows over which products are summed before they are added up.
-        let span = (PIECE / stencil.output().row_len().max(1))
-            .max(1)
-            .next_multiple_of(group);
+        let span = self.unit.span(group);
         scratch.reader.restart();
         let targets = inputs.clone().map(|row| stencil.targets(row));
         let outputs = all(targets.chain([own.clone()]));
@@ -463,8 +476,8 @@ impl<T: Element> Backward<'_, T> {
         self.input_rows(scratch, next..inputs.end, inputs.start, grad_z, &mut found);
     }
 
-    /// Output rows of the gradient of what lies between the convolutions; and the gradients of the weights that come from
-    /// them, if they are wanted: of the pointwise convolution those of all rows up to these, if sums are to end here.
+    /// Output rows of the gradient of what lies between the convolutions; and, if they are wanted and sums are to end here,
+    /// the gradients of the weights that come from these rows and those before.
     fn between_rows(
         &self,
         scratch: &mut Scratch<'_, T>,
@@ -481,9 +494,10 @@ impl<T: Element> Backward<'_, T> {
             d,
             stride,
             products,
+            taps,
+            taps_begun,
             between,
             n_held,
-            ..
         } = scratch;
         let (place, held_len) = (rows.start % *n_held * row_len, (*n_held * row_len).max(1));
         let planes = between.chunks_mut(held_len);
@@ -517,9 +531,18 @@ impl<T: Element> Backward<'_, T> {
         let Some((found, ..)) = wanted else {
             return;
         };
+        let is_first = !std::mem::replace(taps_begun, !is_end);
         let mut ahead = reader.ahead(unit.behind(&rows));
-        let sums = found.depthwise.chunks_mut(stencil.kernel_len().max(1));
-        for (channel, (sums, between)) in sums.zip(between.chunks(held_len)).enumerate() {
+        let n_taps = stencil.kernel_len().max(1);
+        let totals = found.depthwise.chunks_mut(n_taps);
+        let sums = totals.zip(taps.chunks_mut(n_taps * LINE));
+        for (channel, ((total, partial), between)) in sums.zip(between.chunks(held_len)).enumerate() {
+            let sums = TapSums {
+                partial,
+                is_first,
+                total,
+                is_last: is_end,
+            };
             let (z, between) = (reader.plane(channel), Held::new(between, *n_held));
             stencil.add_tap_products::<T, true>(z, between, rows.clone(), sums, &mut ahead);
         }
