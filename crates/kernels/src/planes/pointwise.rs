@@ -6,7 +6,7 @@ use multiversion::multiversion;
 use super::{Buffer, Moments, PIECE, for_each, parts_mut, pieces_mut};
 use crate::Element;
 use crate::product::{Masks, OuterSums, Panels, Rows, row_stride};
-use crate::simd::{Ahead, prefetch};
+use crate::simd::Ahead;
 
 /// The gradient of what a batch normalisation reads, from the gradient of what it gives: per channel
 /// `factors[0] * grad + factors[1] * (raw - factors[3]) + factors[2]`. It is never stored; whoever needs it computes it.
@@ -184,8 +184,10 @@ pub fn pointwise_forward<T: Element>(x: &[&[T]], w: &[T], y: Vec<&mut [T]>) -> V
             for (number, mut y) in pieces_mut(y, len).into_iter().enumerate() {
                 let part = y.first().map_or(0, |y| y.len());
                 let start = index * span + number * len;
+                let mut ahead = Ahead::new(x, start + part..start + part + len);
                 read(x, start, part, scratch, stride);
-                panels.product(Rows::new(scratch, stride, n_in, part), &mut y);
+                let rows = Rows::new(scratch, stride, n_in, part);
+                panels.product_at(rows, &mut y, 0, &mut ahead);
                 for (sums, y) in sums.iter_mut().zip(&y) {
                     sums.add(y);
                 }
@@ -196,11 +198,9 @@ pub fn pointwise_forward<T: Element>(x: &[&[T]], w: &[T], y: Vec<&mut [T]>) -> V
     merge(&moments, n_out)
 }
 
-/// Pieces of the inputs from `start` on, through the ReLU, as rows `stride` apart. What follows is taken to be
-/// wanted next.
+/// Pieces of the inputs from `start` on, through the ReLU, as rows `stride` apart.
 fn read<T: Element>(x: &[&[T]], start: usize, len: usize, rows: &mut [T], stride: usize) {
     for (row, x) in rows.chunks_mut(stride).zip(x) {
-        prefetch(&x[start + len..x.len().min(start + 2 * len)]);
         rectify(&mut row[..len], &x[start..start + len]);
     }
 }
@@ -264,7 +264,8 @@ pub fn pointwise_backward<T: Element>(
     let mut grad_w = vec![vec![0.0; if grads.w { w.len() } else { 0 }]; n_spans];
     let transposed = Panels::new([n_in, n_out], |c, o| w[o * n_in + c], |_| T::zero());
     let stride = row_stride(len);
-    let sources = grad_y.sources();
+    let mut sources = grad_y.sources();
+    sources.extend(x);
     let items = grad_x.into_iter().zip(&mut grad_w).collect();
     for_each(
         items,

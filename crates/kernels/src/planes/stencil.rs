@@ -652,11 +652,7 @@ impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, '_, T, RELU> {
         for row in self.rows {
             let grad = self.grad_y.row(row, width * n);
             for walk in &stencil.forward.walks {
-                let products = Products::<T, RELU> {
-                    walk,
-                    grad,
-                    n,
-                };
+                let products = Products::<T, RELU> { walk, grad, n };
                 let read = |(u, row): (usize, usize)| (u * n_v, x.row(row, source_width * n));
                 let rows = &stencil.forward.rows[row][..];
                 match walk.taps[..] {

@@ -536,7 +536,8 @@ impl<T: Element> Backward<'_, T> {
         let n_taps = stencil.kernel_len().max(1);
         let totals = found.depthwise.chunks_mut(n_taps);
         let sums = totals.zip(taps.chunks_mut(n_taps * LINE));
-        for (channel, ((total, partial), between)) in sums.zip(between.chunks(held_len)).enumerate() {
+        for (channel, ((total, partial), between)) in sums.zip(between.chunks(held_len)).enumerate()
+        {
             let sums = TapSums {
                 partial,
                 is_first,
