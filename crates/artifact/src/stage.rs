@@ -46,7 +46,7 @@ pub struct StageSpec {
 pub const PROFILE: StageSpec = StageSpec {
     name: "profile",
     package: "stage-profile",
-    revision: 10,
+    revision: 11,
     inputs: &[],
     output: Kind::LatencyDataset,
     uses_device: true,
@@ -66,7 +66,7 @@ pub const PREDICTOR: StageSpec = StageSpec {
 pub const SEARCH: StageSpec = StageSpec {
     name: "search",
     package: "stage-search",
-    revision: 15,
+    revision: 16,
     inputs: &[Kind::LatencyModel],
     output: Kind::SearchResult,
     uses_device: true,
@@ -76,7 +76,7 @@ pub const SEARCH: StageSpec = StageSpec {
 pub const EVALUATE: StageSpec = StageSpec {
     name: "evaluate",
     package: "stage-evaluate",
-    revision: 15,
+    revision: 16,
     inputs: &[Kind::SearchResult],
     output: Kind::Evaluation,
     uses_device: true,

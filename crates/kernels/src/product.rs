@@ -445,8 +445,6 @@ impl<T: Vectorised, const MASK: bool> Tile<'_, T, MASK> {
     }
 
     /// Adds what a column of the matrix gives.
-    // By indices that the compiler knows sums stay in registers.
-    #[expect(clippy::needless_range_loop)]
     #[inline(always)]
     fn add<S: Simd, const R: usize, const V: usize>(
         &self,

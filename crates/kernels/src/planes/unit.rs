@@ -112,8 +112,9 @@ impl Unit {
         let group = self.group(n_channels);
         let (half, len) = (self.half(group), group * row_len);
         let (span, height) = (self.span(group), self.stencil.output().h);
-        let is_end =
-            |rows: &Range<usize>| [half, height].contains(&rows.end) || rows.end % span == 0;
+        let is_end = |rows: &Range<usize>| {
+            [half, height].contains(&rows.end) || rows.end.is_multiple_of(span)
+        };
         let stride = row_stride(len);
         let weight = |o: usize, c: usize| pointwise[o * n_channels + c];
         let panels = Panels::new([n_out, n_channels], weight, |_| T::zero());
