@@ -122,7 +122,7 @@ impl<T: Vectorised> Panels<T> {
         self.write::<false>(x, y, start, masks, ahead);
     }
 
-    /// The same behind the ReLU that reads `masks`: the gradient of what it reads.
+    /// The same where a ReLU reads `masks`: writes, or adds, what passes it.
     pub(crate) fn masked_product_at(
         &self,
         x: Rows<'_, T>,
@@ -307,7 +307,7 @@ impl<T: Element> Outer<'_, '_, T> {
     }
 }
 
-/// What a ReLU reads, and what its gradient is written to: zero where that is not positive.
+/// What a ReLU reads whose gradient is written: where that is zero or less, nothing is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Masks<'a, T> {
     /// What it reads, row by row.
@@ -503,8 +503,8 @@ mod tests {
                 }
             }
             // The same behind a ReLU, and added to.
-            let read: Vec<f64> = (0..len + 2).map(|i| (i as f64).cos()).collect();
-            let masks: Vec<&[f64]> = vec![&read; n_out];
+            let read: Vec<f64> = (0..len + 2 + n_out).map(|i| (i as f64).cos()).collect();
+            let masks: Vec<&[f64]> = (0..n_out).map(|o| &read[o..]).collect();
             let before = y.clone();
             for adds in [false, true] {
                 let mut rows: Vec<&mut [f64]> = y.chunks_mut(len.max(1)).collect();
@@ -516,9 +516,10 @@ mod tests {
                 };
                 panels.masked_product_at(x_rows, &mut rows, 0, masks, &mut Ahead::none());
             }
-            for (row, before) in y.chunks(len.max(1)).zip(before.chunks(len.max(1))) {
+            let rows = y.chunks(len.max(1)).zip(before.chunks(len.max(1)));
+            for (o, (row, before)) in rows.enumerate() {
                 for (k, (y, before)) in row.iter().zip(before).enumerate() {
-                    let expected = if read[2 + k] <= 0.0 {
+                    let expected = if read[o + 2 + k] <= 0.0 {
                         0.0
                     } else {
                         2.0 * before

@@ -75,7 +75,7 @@ impl<'a, T: Vectorised> Ahead<'a, T> {
         }
     }
 
-    /// Asks for the next `N` lines of a row, or goes on to the next row.
+    /// Asks for the next `N` lines of a row; or goes on to the next row, if it has no more as many.
     #[inline(always)]
     pub(crate) fn fetch<const N: usize>(&mut self) {
         let line = LINE_BYTES / size_of::<T>();
@@ -300,6 +300,8 @@ pub(crate) fn mask<T: Vectorised, S: Simd, const V: usize>(
 pub(crate) mod tests {
     use pulp::Simd;
 
+    use super::Vectorised;
+
     /// Work that can be done by any instructions.
     pub(crate) trait OnPath {
         /// Does it.
@@ -339,24 +341,55 @@ pub(crate) mod tests {
         );
     }
 
-    /// The ReLU of whole vectors and of a part of one.
     #[test]
-    fn what_is_wanted_next_ends_with_the_rows() {
-        let numbers = [0_f32; 100];
-        let rows = [&numbers[..], &numbers[..40], &[]];
-        for columns in [0..0, 0..100, 30..1000, 90..95, 200..300] {
+    fn what_is_wanted_next_is_asked_for_line_by_line() {
+        let numbers = [0_f64; 100];
+        let rows = [&numbers[..], &numbers[..40]];
+        // Of the first row 90 numbers, two lines of eight at a time; of the second 30.
+        let mut ahead = super::Ahead::new(&rows, 10..1000);
+        for left in [90, 74, 58, 42, 26, 10, 30, 14, 14] {
+            ahead.fetch::<2>();
+            assert_eq!(ahead.row.len(), left);
+        }
+        assert!(ahead.rows.is_empty());
+        for columns in [0..0, 90..95, 200..300] {
             let mut ahead = super::Ahead::new(&rows, columns);
-            for _ in 0..20 {
-                ahead.fetch::<1>();
-                ahead.fetch::<2>();
-            }
-            assert!(ahead.rows.is_empty());
+            (0..20).for_each(|_| ahead.fetch::<1>());
+            assert!(ahead.rows.is_empty() && ahead.row.len() < 8);
         }
     }
 
+    #[test]
+    fn gradients_pass_where_a_relu_reads_what_is_positive_or_no_number() {
+        let (nan, infinite) = (f32::NAN, f32::INFINITY);
+        let x = [1.0, 0.0, -0.0, -1.0, nan, infinite, -infinite];
+        let simd = pulp::Scalar;
+        let passes = x.map(|x| f32::where_positive(simd, x, 2.0));
+        assert_eq!(passes, [2.0, 0.0, 0.0, 0.0, 2.0, 2.0, 0.0]);
+        agrees_on_every_path(&Masked(x), 0.0);
+    }
+
+    struct Masked([f32; 7]);
+
+    impl OnPath for Masked {
+        fn run<S: Simd>(&self, simd: S) -> Vec<f64> {
+            let (x, y) = (self.0.repeat(5), [1.0; 35]);
+            let mut found = Vec::new();
+            for (x, y) in x.chunks(f32::lanes::<S>()).zip(y.chunks(f32::lanes::<S>())) {
+                let twos = [f32::splat(simd, 2.0)];
+                let mut part = vec![0.0; x.len()];
+                let sums = super::mask::<f32, S, 1>(simd, twos, x, y, true);
+                super::store::<f32, S, 1>(simd, &mut part, sums);
+                found.extend(part.into_iter().map(f64::from));
+            }
+            found
+        }
+    }
+
+    /// The ReLU of whole vectors and of a part of one.
     struct Rectified<T>(std::marker::PhantomData<T>);
 
-    impl<T: super::Vectorised + crate::Element> OnPath for Rectified<T> {
+    impl<T: Vectorised + crate::Element> OnPath for Rectified<T> {
         fn run<S: Simd>(&self, simd: S) -> Vec<f64> {
             let mut x = [
                 1.5,

@@ -226,7 +226,7 @@ pub fn average_backward<T: Element>(
             scale_pixels(grad_y, &factors, n);
             let grad_y = Held::new(grad_y, stencil.output().h);
             let onto = Onto::new(grad_x).adding(true);
-            stencil.backward_rows::<T, false>(grad_y, &ones, 0, onto, &mut Ahead::none());
+            stencil.backward_rows(grad_y, &ones, 0, onto, &mut Ahead::none());
         },
     );
 }

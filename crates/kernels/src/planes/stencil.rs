@@ -175,8 +175,8 @@ impl Stencil {
             .gather::<T, RELU, false>(self, x, w, first, onto, ahead);
     }
 
-    /// The gradient of input rows `first..` of one plane that comes from the output's.
-    pub(super) fn backward_rows<T: Element, const RELU: bool>(
+    /// The gradient of input rows `first..` of one plane that comes from the output's, or what of it passes the ReLU in front.
+    pub(super) fn backward_rows<T: Element>(
         &self,
         grad_y: Held<'_, T>,
         w: &[T],
@@ -184,8 +184,11 @@ impl Stencil {
         grad_x: Onto<'_, T>,
         ahead: &mut Ahead<'_, T>,
     ) {
-        self.backward
-            .gather::<T, false, RELU>(self, grad_y, w, first, grad_x, ahead);
+        let direction = &self.backward;
+        match grad_x.masks {
+            [] => direction.gather::<T, false, false>(self, grad_y, w, first, grad_x, ahead),
+            _ => direction.gather::<T, false, true>(self, grad_y, w, first, grad_x, ahead),
+        }
     }
 
     /// Adds to `sums` the products of some output rows' gradients with what each tap read, with `RELU` `max(x, 0)`.
@@ -211,7 +214,7 @@ impl Stencil {
 /// Sums of the products of taps, whose rows come part by part.
 #[derive(Debug)]
 pub(super) struct TapSums<'a, T> {
-    /// Of each tap a vector of partial sums, in a [`LINE`].
+    /// Of each tap a vector of partial sums, side by side; room for one of a cache line each.
     pub(super) partial: &'a mut [T],
     /// Whether these begin with the rows at hand.
     pub(super) is_first: bool,
@@ -364,7 +367,7 @@ impl Direction {
 #[derive(Debug)]
 pub(super) struct Onto<'a, T> {
     rows: &'a mut [T],
-    /// What a ReLU reads, whose gradient they are: where that is not positive, it is zero.
+    /// If what goes there is the gradient of what a ReLU reads, that: where it is zero or less, nothing goes there.
     masks: &'a [T],
     /// Whether the result is added to what is there.
     adds: bool,
@@ -417,7 +420,7 @@ impl<T: Element, const RELU: bool, const MASK: bool> WithSimd for Gather<'_, '_,
             let masks = if MASK {
                 &masks[index * len..][..len]
             } else {
-                masks
+                &[]
             };
             let rows = &direction.rows[self.first + index];
             for walk in &direction.walks {
@@ -448,9 +451,10 @@ impl<T: Element, const RELU: bool, const MASK: bool> WithSimd for Gather<'_, '_,
 /// A walk for one row of the result.
 struct Pass<'a, T, const RELU: bool, const MASK: bool> {
     walk: &'a Walk,
-    /// The taps (u) and the rows that they read, of so many numbers.
+    /// The taps (u) and the rows of the source that they read.
     rows: &'a [(usize, usize)],
     source: Held<'a, T>,
+    /// Numbers of such a row.
     source_len: usize,
     w: &'a [T],
     n_v: usize,
@@ -838,7 +842,7 @@ mod tests {
             });
             // In two parts.
             let mut sums = vec![0.0; w.len()];
-            let mut partial = vec![T::zero(); w.len() * LINE];
+            let mut partial = vec![T::from_f64(f64::NAN); w.len() * LINE];
             for rows in [0..output.h / 2, output.h / 2..output.h] {
                 simd.vectorize(Correlate::<T, true> {
                     stencil: &stencil,

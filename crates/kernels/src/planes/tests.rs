@@ -102,12 +102,12 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
                 // What is there is replaced, then added to.
                 for adds in [false, true] {
                     let onto = Onto::new(&mut *grad_x).adding(adds);
-                    stencil.backward_rows::<_, false>(grad, w, 0, onto, ahead);
+                    stencil.backward_rows(grad, w, 0, onto, ahead);
                 }
                 let mut sums = vec![0.0; n_taps];
                 let rows = 0..window.output()[0];
                 let own = TapSums {
-                    partial: &mut vec![0.0; n_taps * LINE],
+                    partial: &mut vec![f64::NAN; n_taps * LINE],
                     is_first: true,
                     total: &mut sums,
                     is_last: true,
@@ -130,8 +130,12 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
 
 #[test]
 fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
-    for window in windows() {
-        let (n, c, c_out) = (3, 2, 5);
+    // With many images, sums end several times within a half of the rows.
+    let cases = windows()
+        .into_iter()
+        .flat_map(|window| [(window, 3), (window, 80)]);
+    for (window, n) in cases {
+        let (c, c_out) = (2, 5);
         let [in_len, out_len] = [window.input_len(), window.output_len()].map(|len| len * n);
         let raw = numbers(c * in_len, 1);
         let raw = planes(&raw, c);
@@ -153,7 +157,11 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
         // What is behind the ReLU already stays as it is.
         let [expected, found, again] = [sources[0], sources[1], Source::new(&z)].map(|source| {
             let mut y = vec![f64::NAN; c_out * out_len];
-            unit.forward(source, &depthwise, &pointwise, planes_mut(&mut y, c_out));
+            let rows = planes_mut(&mut y, c_out);
+            let found = unit.forward(source, &depthwise, &pointwise, rows);
+            for (found, expected) in found.iter().zip(moments(&planes(&y, c_out))) {
+                assert_close(&[found.mean, found.var], &[expected.mean, expected.var]);
+            }
             y
         });
         assert_close(&found, &expected);
@@ -189,15 +197,35 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
             let w = &depthwise[channel * window.kernel_len()..][..window.kernel_len()];
             let between = Held::new(planes(&between, c)[channel], window.output()[0]);
             let mut grad_z = vec![0.0; in_len];
-            let onto = Onto::new(&mut grad_z);
-            unit.stencil()
-                .backward_rows::<_, false>(between, w, 0, onto, &mut Ahead::none());
+            let (onto, ahead) = (Onto::new(&mut grad_z), &mut Ahead::none());
+            unit.stencil().backward_rows(between, w, 0, onto, ahead);
             let off = grad_z
                 .iter_mut()
                 .zip(z[channel])
                 .filter(|(_, z)| **z <= 0.0);
             off.for_each(|(grad, _)| *grad = 0.0);
             assert_close(planes(&expected, c)[channel], &grad_z);
+            // So are the gradients of the weights.
+            let n_taps = window.kernel_len();
+            let z = Held::new(z[channel], window.input[0]);
+            let (mut d, mut sums) = (vec![0.0; out_len], vec![0.0; n_taps]);
+            unit.stencil()
+                .forward_rows::<_, false>(z, w, 0, &mut d, ahead);
+            let own = TapSums {
+                partial: &mut vec![f64::NAN; n_taps * LINE],
+                is_first: true,
+                total: &mut sums,
+                is_last: true,
+            };
+            let rows = 0..window.output()[0];
+            unit.stencil()
+                .add_tap_products::<_, false>(z, between, rows, own, ahead);
+            let found = of_normalised.weights.as_ref().expect("wanted");
+            assert_close(&found.depthwise[channel * n_taps..][..n_taps], &sums);
+            for (o, grad) in planes(&grad, c_out).into_iter().enumerate() {
+                let sum = grad.iter().zip(&d).map(|(grad, d)| grad * d).sum();
+                assert_close(&[found.pointwise[o * c + channel]], &[sum]);
+            }
         }
         let [expected_weights, weights] =
             [of_normalised.weights, of_raw.weights].map(|weights| weights.expect("wanted"));

@@ -2,7 +2,8 @@
 //! normalisation behind them, without ever storing what lies between.
 //!
 //! Both passes go through the planes once, a few rows of all channels at a time: what these leave for the next ones
-//! (normalised rows, gradients between the two convolutions) is held in rings of rows, which stay in the second-level cache.
+//! (normalised rows, gradients between the two convolutions) is held in rings of rows, most of which stay in the second-level
+//! cache.
 
 use std::ops::Range;
 
@@ -93,10 +94,10 @@ impl Unit {
         (self.stencil.output().h.div_ceil(2)).next_multiple_of(group)
     }
 
-    /// Rows over which sums are taken before they are added up: whole groups.
-    fn span(&self, group: usize) -> usize {
-        let rows = PIECE / self.stencil.output().row_len().max(1);
-        rows.max(1).next_multiple_of(group)
+    /// Whether sums that are taken up to a row are added up there: at the last row, at the half, and after so many groups.
+    fn ends_sums(&self, row: usize, last: usize, group: usize) -> bool {
+        let span = (PIECE / self.stencil.output().row_len().max(1)).max(1);
+        [last, self.half(group)].contains(&row) || row.is_multiple_of(span.next_multiple_of(group))
     }
 
     /// `y[o] = Σ pointwise[o, c] (depthwise[c] * relu(z[c]))`, and the moments of each `y`.
@@ -111,10 +112,7 @@ impl Unit {
         let row_len = self.stencil.output().row_len();
         let group = self.group(n_channels);
         let (half, len) = (self.half(group), group * row_len);
-        let (span, height) = (self.span(group), self.stencil.output().h);
-        let is_end = |rows: &Range<usize>| {
-            [half, height].contains(&rows.end) || rows.end.is_multiple_of(span)
-        };
+        let height = self.stencil.output().h;
         let stride = row_stride(len);
         let weight = |o: usize, c: usize| pointwise[o * n_channels + c];
         let panels = Panels::new([n_out, n_channels], weight, |_| T::zero());
@@ -144,7 +142,7 @@ impl Unit {
                             sums.add(&y[part.clone()]);
                         }
                     }
-                    if is_end(&rows) {
+                    if self.ends_sums(rows.end, height, group) {
                         let ends = sums.iter_mut().map(std::mem::take);
                         moments[number] = ends.map(|sums| sums.end()).collect();
                     }
@@ -281,8 +279,9 @@ struct Reader<'a, T: Element> {
     n_held: usize,
     /// Of a raw source: rows before their ReLU, channel by channel.
     ring: Buffer<T>,
-    /// The first row that has not been provided, and the first that has not been asked for ahead.
+    /// The first row that has not been provided.
     next: usize,
+    /// The first row that has been in no [`ahead`](Self::ahead), which may not have come to its end.
     asked: usize,
 }
 
@@ -457,7 +456,6 @@ impl<T: Element> Backward<'_, T> {
     ) {
         let (stencil, group) = (&self.unit.stencil, self.group);
         let half = self.unit.half(group);
-        let span = self.unit.span(group);
         scratch.reader.restart();
         let targets = inputs.clone().map(|row| stencil.targets(row));
         let outputs = all(targets.chain([own.clone()]));
@@ -467,7 +465,7 @@ impl<T: Element> Backward<'_, T> {
             let rows = first..stencil.output().h.min(first + group);
             let is_second = usize::from(first >= half);
             let wanted = own.contains(&first).then_some(&mut *found[is_second]);
-            let is_end = [own.end, half].contains(&rows.end) || rows.end % span == 0;
+            let is_end = self.unit.ends_sums(rows.end, own.end, group);
             self.between_rows(scratch, rows.clone(), wanted, is_end);
             let ready = (next..inputs.end).take_while(|&row| stencil.targets(row).end <= rows.end);
             let ready = next..next + ready.count();
@@ -477,8 +475,8 @@ impl<T: Element> Backward<'_, T> {
         self.input_rows(scratch, next..inputs.end, inputs.start, grad_z, &mut found);
     }
 
-    /// Output rows of the gradient of what lies between the convolutions; and, if they are wanted and sums are to end here,
-    /// the gradients of the weights that come from these rows and those before.
+    /// Output rows of the gradient of what lies between the convolutions; and if the gradients of the weights are wanted, their
+    /// sums over these rows, too, which are added up where they are to end.
     fn between_rows(
         &self,
         scratch: &mut Scratch<'_, T>,
@@ -576,11 +574,11 @@ impl<T: Element> Backward<'_, T> {
                 let raw = &self.z.planes[channel][row * len..][..len];
                 let Some(affine) = self.z.affine else {
                     let onto = Onto::new(grad_z).adding(self.adds).behind_relu(raw);
-                    stencil.backward_rows::<T, true>(between, w, row, onto, &mut ahead);
+                    stencil.backward_rows(between, w, row, onto, &mut ahead);
                     continue;
                 };
                 let onto = Onto::new(grad_z);
-                stencil.backward_rows::<T, false>(between, w, row, onto, &mut ahead);
+                stencil.backward_rows(between, w, row, onto, &mut ahead);
                 let found = &mut found[usize::from(row >= half)].sums;
                 for (sum, own) in found[2 * channel..][..2].iter_mut().zip(mask_and_dot(
                     grad_z,
