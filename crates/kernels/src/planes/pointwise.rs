@@ -272,7 +272,7 @@ pub fn pointwise_backward<T: Element>(
         || {
             (
                 Buffer::<T>::any(n_out * stride),
-                Buffer::<T>::any(n_in * stride),
+                Buffer::<T>::any(if grads.w { n_in * stride } else { 0 }),
             )
         },
         |(y, rows), index, (mut grad_x, grad_w)| {

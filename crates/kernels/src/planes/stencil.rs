@@ -563,9 +563,7 @@ impl<T: Element, const RELU: bool, const MASK: bool> Pass<'_, T, RELU, MASK> {
             }
         }
     }
-}
 
-impl<T: Element, const RELU: bool, const MASK: bool> Pass<'_, T, RELU, MASK> {
     /// Writes a column of the result.
     #[inline(always)]
     fn store<S: Simd, const V: usize>(
