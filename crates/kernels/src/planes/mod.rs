@@ -16,9 +16,8 @@ mod dense;
 mod pointwise;
 mod pool;
 mod stencil;
+mod stretches;
 mod unit;
-
-use rayon::prelude::*;
 
 pub use buffer::Buffer;
 pub use combine::{
@@ -28,6 +27,7 @@ pub use dense::Dense;
 pub use pointwise::{NormGrad, PointwiseGrads, Target, pointwise_backward, pointwise_forward};
 pub use pool::{MaxPool, average, average_backward, subsample, subsample_backward};
 pub use stencil::Stencil;
+use stretches::Stretches;
 pub use unit::{Source, Unit, UnitGrads, WeightGrads};
 
 /// The size of a plane.
@@ -111,23 +111,19 @@ fn parts_mut<T>(planes: Vec<&mut [T]>, piece: usize) -> Vec<(usize, usize, &mut 
     parts.collect()
 }
 
-/// Calls `work` for each item, on all threads if there are several.
-pub(crate) fn for_each<I: Send, S>(
+/// Calls `work` for each item, on all threads that have nothing else to do.
+pub(crate) fn for_each<I: Send, S: Send>(
     items: Vec<I>,
     scratch: impl Fn() -> S + Sync + Send,
     work: impl Fn(&mut S, usize, I) + Sync + Send,
 ) {
-    if items.len() < 2 || rayon::current_num_threads() == 1 {
-        let mut scratch = scratch();
-        for (index, item) in items.into_iter().enumerate() {
-            work(&mut scratch, index, item);
-        }
-    } else {
-        items
-            .into_par_iter()
-            .enumerate()
-            .for_each_init(scratch, |scratch, (index, item)| work(scratch, index, item));
-    }
+    let stretches = Stretches {
+        begin: &scratch,
+        go_on: &work,
+        end: &drop,
+        border: 0,
+    };
+    stretches.run(items);
 }
 
 #[cfg(test)]

@@ -131,6 +131,11 @@ impl Stencil {
         Grid { h, w, n: self.n }
     }
 
+    /// Input rows or columns from one window to the next.
+    pub(super) fn stride(&self) -> usize {
+        self.window.stride
+    }
+
     /// Taps of a window.
     pub fn kernel_len(&self) -> usize {
         self.window.kernel_len()

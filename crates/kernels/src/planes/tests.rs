@@ -240,6 +240,52 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
 }
 
 #[test]
+fn a_unit_gives_the_same_numbers_whoever_helps_with_its_rows() {
+    for (kernel, stride, dilation) in [(3, 1, 1), (5, 1, 2), (5, 2, 1), (5, 2, 2)] {
+        let geometry = Conv2dGeometry {
+            padding: dilation * (kernel - 1) / 2,
+            stride,
+            dilation,
+        };
+        let window = Window::new("test", [150, 5], [kernel; 2], geometry).unwrap();
+        let (c, n) = (4, 80);
+        let [in_len, out_len] = [window.input_len(), window.output_len()].map(|len| len * n);
+        let (raw, grad) = (numbers(c * in_len, 1), numbers(c * out_len, 4));
+        let affine = [0.3, -0.2, 0.0, 0.1].map(|mean| Affine {
+            mean,
+            factor: 1.5,
+            bias: 0.1,
+        });
+        let depthwise = numbers(c * window.kernel_len(), 2);
+        let pointwise = numbers(c * c, 3);
+        let unit = Unit::new(Stencil::new(window, n));
+        let run = |is_raw: bool| {
+            let planes_of_raw = planes(&raw, c);
+            let source = match is_raw {
+                true => Source::raw(&planes_of_raw, &affine),
+                false => Source::new(&planes_of_raw),
+            };
+            let (mut y, mut grad_z) = (vec![f64::NAN; c * out_len], vec![f64::NAN; c * in_len]);
+            let moments = unit.forward(source, &depthwise, &pointwise, planes_mut(&mut y, c));
+            let target = Target::new(planes_mut(&mut grad_z, c));
+            let grad_y = given(planes(&grad, c));
+            let grads = unit.backward(source, &depthwise, &pointwise, &grad_y, target, true);
+            (y, moments, grad_z, grads)
+        };
+        let on_threads = |n_threads: usize, is_raw: bool| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
+            pool.build().expect("threads").install(|| run(is_raw))
+        };
+        for is_raw in [false, true] {
+            let expected = on_threads(1, is_raw);
+            for n_threads in [2, 3, 5, 2, 3, 5] {
+                assert!(on_threads(n_threads, is_raw) == expected);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_dense_convolution_and_the_gradient_of_its_kernel_are_the_naive_ones() {
     for window in windows().into_iter().filter(|window| window.dilation == 1) {
         for n in [1, 3, 17] {

@@ -5,12 +5,14 @@
 //! (normalised rows, gradients between the two convolutions) is held in rings of rows, most of which stay in the second-level
 //! cache.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::combine::{Affine, MomentSums, PartMoments, mask_and_dot, normalise_part};
-use super::pointwise::{NormGrad, Target, merge, sum};
+use super::pointwise::{NormGrad, Target, merge};
 use super::stencil::{Held, Onto, Stencil, TapSums};
-use super::{Buffer, Moments, PIECE, for_each, pieces_mut};
+use super::stretches::Stretches;
+use super::{Buffer, Moments, PIECE, pieces_mut};
 use crate::Element;
 use crate::product::{LINE, OuterSums, Panels, Rows, row_stride};
 use crate::simd::{Ahead, prefetch};
@@ -89,15 +91,14 @@ impl Unit {
         (GROUP / (n_channels * row_len).max(1)).clamp(1, GROUP_ROWS)
     }
 
-    /// Where the second half of the output rows begins: at a group.
-    fn half(&self, group: usize) -> usize {
-        (self.stencil.output().h.div_ceil(2)).next_multiple_of(group)
-    }
-
-    /// Whether sums that are taken up to a row are added up there: at the last row, at the half, and after so many groups.
-    fn ends_sums(&self, row: usize, last: usize, group: usize) -> bool {
-        let span = (PIECE / self.stencil.output().row_len().max(1)).max(1);
-        [last, self.half(group)].contains(&row) || row.is_multiple_of(span.next_multiple_of(group))
+    /// Output rows over which sums are taken at a time: whole groups, so many that the ends of sums take no time, and no more
+    /// than half of all, so that there is work for two threads.
+    fn span(&self, group: usize) -> usize {
+        let output = self.stencil.output();
+        let rows = (PIECE / output.row_len().max(1)).max(1);
+        rows.min(output.h.div_ceil(2))
+            .max(1)
+            .next_multiple_of(group)
     }
 
     /// `y[o] = Σ pointwise[o, c] (depthwise[c] * relu(z[c]))`, and the moments of each `y`.
@@ -109,46 +110,44 @@ impl Unit {
         y: Vec<&mut [T]>,
     ) -> Vec<Moments> {
         let (n_channels, n_out) = (z.planes.len(), y.len());
-        let row_len = self.stencil.output().row_len();
+        let (h, row_len) = (self.stencil.output().h, self.stencil.output().row_len());
         let group = self.group(n_channels);
-        let (half, len) = (self.half(group), group * row_len);
-        let height = self.stencil.output().h;
-        let stride = row_stride(len);
+        let span = self.span(group);
+        let stride = row_stride(group * row_len);
         let weight = |o: usize, c: usize| pointwise[o * n_channels + c];
         let panels = Panels::new([n_out, n_channels], weight, |_| T::zero());
-        let n_groups = self.stencil.output().h.div_ceil(group);
-        let mut moments = vec![vec![PartMoments::default(); n_out]; n_groups];
-        let pieces = pieces_mut(y, (half * row_len).max(1));
-        let slots = moments.chunks_mut((half / group).max(1));
-        let items = pieces.into_iter().zip(slots).collect();
-        for_each(
-            items,
-            || {
+        let spans = pieces_mut(y, (span * row_len).max(1));
+        let mut moments = vec![vec![PartMoments::default(); n_out]; spans.len()];
+        let stretches = Stretches {
+            begin: &|| {
                 let scratch = Buffer::<T>::any(n_channels * stride);
                 let sums = vec![MomentSums::default(); n_out];
                 (Reader::new(&self.stencil, z, group), scratch, sums)
             },
-            |(reader, scratch, sums), index, (y, moments): (_, &mut [_])| {
-                reader.restart();
-                let groups = pieces_mut(y, len.max(1)).into_iter().enumerate();
-                for (number, mut y) in groups {
-                    let first = index * half + number * group;
-                    let rows = first..self.stencil.output().h.min(first + group);
+            go_on: &|(reader, scratch, sums),
+                     index,
+                     (mut y, moments): (Vec<&mut [T]>, &mut Vec<_>)| {
+                let span = index * span..h.min((index + 1) * span);
+                for first in span.clone().step_by(group) {
+                    let rows = first..span.end.min(first + group);
                     let d = self.depthwise_rows(reader, depthwise, rows.clone(), scratch, stride);
                     let mut ahead = reader.ahead(self.behind(&rows));
-                    for part in chunks(y.first().map_or(0, |y| y.len()), n_channels.max(n_out)) {
-                        panels.product_at(d.columns(part.clone()), &mut y, part.start, &mut ahead);
+                    let place = (first - span.start) * row_len;
+                    for part in chunks(rows.len() * row_len, n_channels.max(n_out)) {
+                        let own = place + part.start..place + part.end;
+                        panels.product_at(d.columns(part), &mut y, own.start, &mut ahead);
                         for (sums, y) in sums.iter_mut().zip(&y) {
-                            sums.add(&y[part.clone()]);
+                            sums.add(&y[own.clone()]);
                         }
                     }
-                    if self.ends_sums(rows.end, height, group) {
-                        let ends = sums.iter_mut().map(std::mem::take);
-                        moments[number] = ends.map(|sums| sums.end()).collect();
-                    }
                 }
+                let ends = sums.iter_mut().map(std::mem::take);
+                *moments = ends.map(|sums| sums.end()).collect();
             },
-        );
+            end: &|_| (),
+            border: 0,
+        };
+        stretches.run(spans.into_iter().zip(&mut moments).collect());
         merge(&moments, n_out)
     }
 
@@ -197,6 +196,11 @@ impl Unit {
         grad_z: Target<'_, T>,
         wants_weights: bool,
     ) -> UnitGrads {
+        assert!(
+            z.affine.is_none() || !grad_z.adds,
+            "of the gradient of a raw source sums are taken as a whole"
+        );
+        let group = self.group(z.planes.len());
         let backward = Backward {
             unit: self,
             z,
@@ -208,65 +212,34 @@ impl Unit {
             ),
             grad_y,
             adds: grad_z.adds,
-            group: self.group(z.planes.len()),
+            wants_weights,
+            group,
+            span: self.span(group),
         };
-        assert!(
-            z.affine.is_none() || !grad_z.adds,
-            "of the gradient of a raw source sums are taken as a whole"
-        );
-        // What comes from each half of the rows is summed for itself, so that two threads can share the work; on one thread
-        // both halves are one piece, for at their border two pieces compute some rows twice.
-        let (input, output) = (self.stencil.input(), self.stencil.output());
-        let half = self.half(backward.group);
-        let halves = [0..half.min(output.h), half.min(output.h)..output.h];
-        let rows = match rayon::current_num_threads() {
-            1 => input.h,
-            _ => input.h.div_ceil(2),
+        let n_weights = match wants_weights {
+            true => [depthwise.len(), pointwise.len()],
+            false => [0; 2],
         };
-        let pieces = pieces_mut(grad_z.planes, (rows * input.row_len()).max(1));
-        let mut found: [PieceGrads; 2] = std::array::from_fn(|_| {
-            let n_depthwise = if wants_weights { depthwise.len() } else { 0 };
-            PieceGrads::new(z, n_depthwise, pointwise.len())
-        });
-        if pieces.len() < 2 {
-            for mut grad_z in pieces {
-                let outputs = if wants_weights { 0..output.h } else { 0..0 };
-                let mut scratch = Scratch::new(&backward);
-                let found = found.each_mut();
-                backward.piece(&mut scratch, 0..input.h, outputs, &mut grad_z, found);
-            }
-        } else {
-            let items = pieces
-                .into_iter()
-                .zip(found.each_mut())
-                .zip(halves)
-                .collect();
-            for_each(
-                items,
-                || Scratch::new(&backward),
-                |scratch, index, ((mut grad_z, found), half)| {
-                    let inputs = index * rows..input.h.min((index + 1) * rows);
-                    let outputs = if wants_weights { half } else { 0..0 };
-                    let mut none = PieceGrads::new(z, 0, 0);
-                    let found = match index {
-                        0 => [found, &mut none],
-                        _ => [&mut none, found],
-                    };
-                    backward.piece(scratch, inputs, outputs, &mut grad_z, found);
-                },
-            );
-        }
-        let total = |of: fn(&PieceGrads) -> &Vec<f64>, len| {
-            let parts: Vec<Vec<f64>> = found.iter().map(|found| of(found).clone()).collect();
-            sum(&parts, len)
+        let none = SpanGrads::new(n_weights, z.affine.map_or(0, |affine| 2 * affine.len()));
+        let mut found = vec![none.clone(); self.stencil.output().h.div_ceil(backward.span)];
+        let stretches = Stretches {
+            begin: &|| Stretch::new(&backward),
+            go_on: &|stretch, _, span| backward.go_on(stretch, span),
+            end: &|stretch| backward.end(stretch),
+            border: backward.border(),
         };
-        let n_sums = z.affine.map_or(0, |affine| 2 * affine.len());
+        stretches.run(backward.spans(grad_z.planes, &mut found));
+        let SpanGrads {
+            depthwise,
+            pointwise,
+            sums,
+        } = found.into_iter().fold(none, SpanGrads::plus);
         UnitGrads {
-            weights: wants_weights.then(|| WeightGrads {
-                depthwise: total(|found| &found.depthwise, depthwise.len()),
-                pointwise: total(|found| &found.pointwise, pointwise.len()),
+            weights: wants_weights.then_some(WeightGrads {
+                depthwise,
+                pointwise,
             }),
-            sums: total(|found| &found.sums, n_sums).as_chunks().0.to_vec(),
+            sums: sums.as_chunks().0.to_vec(),
         }
     }
 }
@@ -311,11 +284,6 @@ impl<'a, T: Element> Reader<'a, T> {
             next: 0,
             asked: 0,
         }
-    }
-
-    /// Begins again with any row.
-    fn restart(&mut self) {
-        (self.next, self.asked) = (0, 0);
     }
 
     /// Sees to it that these rows are there, and says which of them are still to come from memory. They only move on.
@@ -375,20 +343,31 @@ fn all(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
     joined.unwrap_or(0..0)
 }
 
-/// What a piece of the backward pass finds.
-struct PieceGrads {
+/// What a span of the rows gives of the gradients that are sums.
+#[derive(Clone)]
+struct SpanGrads {
     depthwise: Vec<f64>,
     pointwise: Vec<f64>,
     sums: Vec<f64>,
 }
 
-impl PieceGrads {
-    fn new<T>(z: Source<'_, T>, n_depthwise: usize, n_pointwise: usize) -> Self {
+impl SpanGrads {
+    fn new([n_depthwise, n_pointwise]: [usize; 2], n_sums: usize) -> Self {
         Self {
             depthwise: vec![0.0; n_depthwise],
-            pointwise: vec![0.0; if n_depthwise > 0 { n_pointwise } else { 0 }],
-            sums: vec![0.0; z.affine.map_or(0, |affine| 2 * affine.len())],
+            pointwise: vec![0.0; n_pointwise],
+            sums: vec![0.0; n_sums],
         }
+    }
+
+    fn plus(mut self, more: Self) -> Self {
+        let add = |sums: &mut [f64], more: &[f64]| {
+            sums.iter_mut().zip(more).for_each(|(sum, own)| *sum += own);
+        };
+        add(&mut self.depthwise, &more.depthwise);
+        add(&mut self.pointwise, &more.pointwise);
+        add(&mut self.sums, &more.sums);
+        self
     }
 }
 
@@ -400,11 +379,29 @@ struct Backward<'a, T: Element> {
     transposed: Panels<T>,
     grad_y: &'a NormGrad<'a, T>,
     adds: bool,
+    wants_weights: bool,
     group: usize,
+    span: usize,
 }
 
-/// What a thread needs for it.
-struct Scratch<'a, T: Element> {
+/// A span of the rows.
+struct Span<'a, T> {
+    /// The output rows.
+    outputs: Range<usize>,
+    /// The input rows whose gradient belongs to the span and is still to be written.
+    inputs: Range<usize>,
+    /// That gradient, channel by channel, from the row `origin` on.
+    grad_z: Vec<&'a mut [T]>,
+    origin: usize,
+    found: &'a mut SpanGrads,
+}
+
+/// Spans that follow each other, and what a thread needs for them.
+struct Stretch<'a, 'b, T: Element> {
+    /// Those some of whose gradient is still to be written, and the newest.
+    spans: VecDeque<Span<'b, T>>,
+    /// The first output row of which nothing is known yet.
+    next: usize,
     reader: Reader<'a, T>,
     /// Of all channels: a chunk of the gradient of `y`, and output rows of what lies between the convolutions.
     y: Buffer<T>,
@@ -420,17 +417,19 @@ struct Scratch<'a, T: Element> {
     n_held: usize,
 }
 
-impl<'a, T: Element> Scratch<'a, T> {
+impl<'a, T: Element> Stretch<'a, '_, T> {
     fn new(backward: &Backward<'a, T>) -> Self {
         let (stencil, group) = (&backward.unit.stencil, backward.group);
         let n_channels = backward.z.planes.len();
         let row_len = stencil.output().row_len();
         let stride = row_stride(group * row_len);
-        // A row is held until all input rows that its windows reach have their gradient; a group lies in one stretch.
+        // A row is held until all input rows that its windows reach have their gradient; a group lies in one piece.
         let inputs = 0..stencil.input().h;
         let widest = inputs.map(|row| stencil.targets(row).len()).max();
         let n_held = (widest.unwrap_or(0) + group - 1).next_multiple_of(group);
         Self {
+            spans: VecDeque::new(),
+            next: 0,
             reader: Reader::new(stencil, backward.z, group),
             y: Buffer::any(backward.grad_y.len() * stride),
             d: Buffer::any(n_channels * stride),
@@ -444,50 +443,110 @@ impl<'a, T: Element> Scratch<'a, T> {
     }
 }
 
-impl<T: Element> Backward<'_, T> {
-    /// The gradients of some input rows and, of the weights, what comes from some output rows; `found` by halves.
-    fn piece(
-        &self,
-        scratch: &mut Scratch<'_, T>,
-        inputs: Range<usize>,
-        own: Range<usize>,
-        grad_z: &mut [&mut [T]],
-        mut found: [&mut PieceGrads; 2],
-    ) {
-        let (stencil, group) = (&self.unit.stencil, self.group);
-        let half = self.unit.half(group);
-        scratch.reader.restart();
-        let targets = inputs.clone().map(|row| stencil.targets(row));
-        let outputs = all(targets.chain([own.clone()]));
-        let mut next = inputs.start;
-        let first = outputs.start / group * group;
-        for first in (first..outputs.end).step_by(group) {
-            let rows = first..stencil.output().h.min(first + group);
-            let is_second = usize::from(first >= half);
-            let wanted = own.contains(&first).then_some(&mut *found[is_second]);
-            let is_end = self.unit.ends_sums(rows.end, own.end, group);
-            self.between_rows(scratch, rows.clone(), wanted, is_end);
-            let ready = (next..inputs.end).take_while(|&row| stencil.targets(row).end <= rows.end);
-            let ready = next..next + ready.count();
-            next = ready.end;
-            self.input_rows(scratch, ready, inputs.start, grad_z, &mut found);
+impl<'a, T: Element> Backward<'a, T> {
+    /// The spans of the rows: with output rows go the input rows in the same place, as many to each row as the stride tells.
+    fn spans<'b>(&self, grad_z: Vec<&'b mut [T]>, found: &'b mut [SpanGrads]) -> Vec<Span<'b, T>> {
+        let (input, output) = (self.unit.stencil.input(), self.unit.stencil.output());
+        let n_spans = found.len();
+        let per_span = self.span * self.unit.stencil.stride();
+        let mut spans: Vec<Span<'_, T>> = found
+            .iter_mut()
+            .enumerate()
+            .map(|(index, found)| {
+                let origin = input.h.min(index * per_span);
+                let end = match index + 1 == n_spans {
+                    true => input.h,
+                    false => input.h.min(origin + per_span),
+                };
+                Span {
+                    outputs: index * self.span..output.h.min((index + 1) * self.span),
+                    inputs: origin..end,
+                    grad_z: Vec::with_capacity(grad_z.len()),
+                    origin,
+                    found,
+                }
+            })
+            .collect();
+        for mut plane in grad_z {
+            for span in &mut spans {
+                let (rows, behind) = plane.split_at_mut(span.inputs.len() * input.row_len());
+                span.grad_z.push(rows);
+                plane = behind;
+            }
         }
-        self.input_rows(scratch, next..inputs.end, inputs.start, grad_z, &mut found);
+        spans
     }
 
-    /// Output rows of the gradient of what lies between the convolutions; and if the gradients of the weights are wanted, their
-    /// sums over these rows, too, which are added up where they are to end.
+    /// What a stretch takes besides its spans, in the time of a span: of the output rows behind either end, which the windows
+    /// at the border reach, a third of what is computed of its own.
+    fn border(&self) -> usize {
+        let inputs = 0..self.unit.stencil.input().h;
+        let reach = inputs.map(|row| self.unit.stencil.targets(row).len()).max();
+        reach.unwrap_or(0).saturating_sub(1) / (3 * self.span)
+    }
+
+    /// What comes from the output rows of the next span, and the gradients of the input rows that no further ones reach.
+    fn go_on<'b>(&self, stretch: &mut Stretch<'a, 'b, T>, span: Span<'b, T>) {
+        let own = span.outputs.clone();
+        if stretch.spans.is_empty() {
+            let targets = self.targets(span.inputs.clone());
+            let first = all([targets, own.clone()].into_iter()).start;
+            stretch.next = first / self.group * self.group;
+        }
+        stretch.spans.push_back(span);
+        self.advance(stretch, own.start, false);
+        self.advance(stretch, own.end, true);
+    }
+
+    /// The gradients of the input rows that what lies behind the stretch reaches.
+    fn end(&self, mut stretch: Stretch<'a, '_, T>) {
+        let inputs = stretch.spans.iter().map(|span| span.inputs.clone());
+        let end = self.targets(all(inputs)).end;
+        self.advance(&mut stretch, end, false);
+    }
+
+    /// The output rows whose windows reach some input rows.
+    fn targets(&self, inputs: Range<usize>) -> Range<usize> {
+        all(inputs.map(|row| self.unit.stencil.targets(row)))
+    }
+
+    /// Output rows up to `end`, group by group, and all that follows from them; `is_own`: they belong to the newest span.
+    fn advance(&self, stretch: &mut Stretch<'a, '_, T>, end: usize, is_own: bool) {
+        let stencil = &self.unit.stencil;
+        while stretch.next < end {
+            let rows = stretch.next..stencil.output().h.min(stretch.next + self.group);
+            stretch.next = rows.end;
+            self.between_rows(stretch, rows.clone(), is_own, rows.end == end);
+            let is_ready = |&row: &usize| stencil.targets(row).end <= rows.end;
+            for span in &mut stretch.spans {
+                let n_ready = span.inputs.clone().take_while(is_ready).count();
+                let ready = span.inputs.start..span.inputs.start + n_ready;
+                span.inputs.start = ready.end;
+                self.input_rows(&stretch.between, stretch.n_held, ready, span);
+                if !span.inputs.is_empty() {
+                    break;
+                }
+            }
+            while stretch.spans.len() > 1 && stretch.spans[0].inputs.is_empty() {
+                stretch.spans.pop_front();
+            }
+        }
+    }
+
+    /// Output rows of the gradient of what lies between the convolutions; of the newest span's own, if the gradients of the
+    /// weights are wanted, their sums, too, which are added up with the last of its rows.
     fn between_rows(
         &self,
-        scratch: &mut Scratch<'_, T>,
+        stretch: &mut Stretch<'a, '_, T>,
         rows: Range<usize>,
-        wanted: Option<&mut PieceGrads>,
-        is_end: bool,
+        is_own: bool,
+        is_last: bool,
     ) {
         let (unit, stencil) = (self.unit, &self.unit.stencil);
         let row_len = stencil.output().row_len();
         let len = rows.len() * row_len;
-        let Scratch {
+        let Stretch {
+            spans,
             reader,
             y,
             d,
@@ -497,13 +556,15 @@ impl<T: Element> Backward<'_, T> {
             taps_begun,
             between,
             n_held,
-        } = scratch;
+            ..
+        } = stretch;
         let (place, held_len) = (rows.start % *n_held * row_len, (*n_held * row_len).max(1));
         let planes = between.chunks_mut(held_len);
         let mut parts: Vec<&mut [T]> = planes.map(|plane| &mut plane[place..][..len]).collect();
-        let mut wanted = wanted.map(|found| {
+        let newest = spans.back_mut();
+        let mut wanted = newest.filter(|_| is_own && self.wants_weights).map(|span| {
             let d = unit.depthwise_rows(reader, self.depthwise, rows.clone(), d, *stride);
-            (found, d)
+            (&mut *span.found, d)
         });
         let n_out = self.grad_y.len();
         let sources = self.grad_y.sources();
@@ -517,20 +578,15 @@ impl<T: Element> Backward<'_, T> {
             self.transposed
                 .product_at(y, &mut parts, part.start, &mut ahead);
             if let Some((found, d)) = &mut wanted {
-                let is_last = is_end && part.end == len;
-                products.add(
-                    &mut found.pointwise,
-                    y,
-                    d.columns(part),
-                    is_last,
-                    &mut ahead,
-                );
+                let ends = is_last && part.end == len;
+                let d = d.columns(part);
+                products.add(&mut found.pointwise, y, d, ends, &mut ahead);
             }
         }
         let Some((found, ..)) = wanted else {
             return;
         };
-        let is_first = !std::mem::replace(taps_begun, !is_end);
+        let is_first = !std::mem::replace(taps_begun, !is_last);
         let mut ahead = reader.ahead(unit.behind(&rows));
         let n_taps = stencil.kernel_len().max(1);
         let totals = found.depthwise.chunks_mut(n_taps);
@@ -541,35 +597,26 @@ impl<T: Element> Backward<'_, T> {
                 partial,
                 is_first,
                 total,
-                is_last: is_end,
+                is_last,
             };
             let (z, between) = (reader.plane(channel), Held::new(between, *n_held));
             stencil.add_tap_products::<T, true>(z, between, rows.clone(), sums, &mut ahead);
         }
     }
 
-    /// The gradients of some input rows; `grad_z` begins with the row `origin`.
-    fn input_rows(
-        &self,
-        scratch: &mut Scratch<'_, T>,
-        rows: Range<usize>,
-        origin: usize,
-        grad_z: &mut [&mut [T]],
-        found: &mut [&mut PieceGrads; 2],
-    ) {
+    /// The gradients of some input rows of a span, from `n_held` rows of each channel of what lies between.
+    fn input_rows(&self, between: &[T], n_held: usize, rows: Range<usize>, span: &mut Span<'_, T>) {
         let stencil = &self.unit.stencil;
         let (len, n_taps) = (stencil.input().row_len(), stencil.kernel_len());
-        let held_len = scratch.n_held * stencil.output().row_len();
-        let half = stencil.input().h.div_ceil(2);
-        for channel in 0..grad_z.len() {
-            let own = (rows.start - origin) * len..(rows.end - origin) * len;
-            let (before, behind) = grad_z.split_at_mut(channel + 1);
+        let held_len = n_held * stencil.output().row_len();
+        for channel in 0..span.grad_z.len() {
+            let own = (rows.start - span.origin) * len..(rows.end - span.origin) * len;
+            let (before, behind) = span.grad_z.split_at_mut(channel + 1);
             let next: Option<&[T]> = behind.first().map(|next| &next[..]);
             let mut ahead = Ahead::new(next.as_slice(), own.clone());
             let grad_z = &mut before[channel][own];
             let w = &self.depthwise[channel * n_taps..][..n_taps];
-            let between = &scratch.between[channel * held_len..][..held_len];
-            let between = Held::new(between, scratch.n_held.max(1));
+            let between = Held::new(&between[channel * held_len..][..held_len], n_held.max(1));
             for (row, grad_z) in rows.clone().zip(grad_z.chunks_mut(len.max(1))) {
                 let raw = &self.z.planes[channel][row * len..][..len];
                 let Some(affine) = self.z.affine else {
@@ -579,14 +626,9 @@ impl<T: Element> Backward<'_, T> {
                 };
                 let onto = Onto::new(grad_z);
                 stencil.backward_rows(between, w, row, onto, &mut ahead);
-                let found = &mut found[usize::from(row >= half)].sums;
-                for (sum, own) in found[2 * channel..][..2].iter_mut().zip(mask_and_dot(
-                    grad_z,
-                    raw,
-                    affine[channel],
-                )) {
-                    *sum += own;
-                }
+                let sums = span.found.sums[2 * channel..][..2].iter_mut();
+                let found = mask_and_dot(grad_z, raw, affine[channel]);
+                sums.zip(found).for_each(|(sum, own)| *sum += own);
             }
         }
     }
