@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, Layout, Result, Tensor, Var};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, Var};
 use collective::Share;
 use kernels::pieces::{SgdPiece, SgdStep, pack, sgd, sum_of_squares};
 
@@ -56,24 +56,13 @@ impl Gradients {
 
     /// The L2 norm of all gradients as one vector.
     pub fn global_norm(&self) -> Result<f64> {
-        // Read back once, not for every gradient: each reading waits for the device.
-        self.norm_there()?.map_or(Ok(0.0), |norm| norm.to_scalar())
-    }
-
-    /// [`global_norm`](Self::global_norm), a scalar `f64` where the gradients are; `None` without any.
-    fn norm_there(&self) -> Result<Option<Tensor>> {
         if self.is_on_cuda() {
-            return self.norm_in_one()?.map(|norm| norm.reshape(())).transpose();
+            // Read back once, not for every gradient: each reading waits for the device.
+            let norm = self.norm_in_one()?;
+            return norm.map_or(Ok(0.0), |norm| norm.reshape(())?.to_scalar());
         }
-        let mut sum: Option<Tensor> = None;
-        for gradient in self.by_name.values() {
-            let square = squared_norm(gradient)?;
-            sum = Some(match sum {
-                Some(sum) => (sum + square)?,
-                None => square,
-            });
-        }
-        sum.map(|sum| sum.sqrt()).transpose()
+        let squares = self.by_name.values().map(squared_norm);
+        Ok(squares.sum::<Result<f64>>()?.sqrt())
     }
 
     /// The factor that brings the global norm down to `max_norm`, at most 1: PyTorch's
@@ -191,9 +180,30 @@ impl Gradients {
     }
 }
 
-/// A tensor without axes.
-fn squared_norm(x: &Tensor) -> Result<Tensor> {
-    x.flatten_all()?.to_dtype(DType::F64)?.sqr()?.sum_all()
+/// The sum of the squares of all numbers of a tensor on the CPU.
+fn squared_norm(x: &Tensor) -> Result<f64> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let range = range("squared-norm", layout)?;
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(x)) => Ok(sum_of_squares_of(&x[range])),
+        Storage::Cpu(CpuStorage::F64(x)) => Ok(sum_of_squares_of(&x[range])),
+        _ => candle_core::bail!("squared-norm: gradients must be f32 or f64, on the CPU"),
+    }
+}
+
+fn sum_of_squares_of<T: Copy + Into<f64>>(x: &[T]) -> f64 {
+    let (blocks, rest) = x.as_chunks::<8>();
+    // So that additions need not wait for each other.
+    let mut sums = [0.0; 8];
+    for block in blocks {
+        for (sum, &x) in sums.iter_mut().zip(block) {
+            let x: f64 = x.into();
+            *sum += x * x;
+        }
+    }
+    let rest = rest.iter().map(|&x| x.into() * x.into());
+    sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
 /// Stochastic gradient descent with momentum and L2 weight decay.

@@ -512,7 +512,7 @@ fn subsampling_and_its_gradient_pick_every_second_pixel() {
     let grid = Grid { h: 3, w: 4, n: 2 };
     let x: Vec<f64> = (0..grid.len()).map(|i| i as f64).collect();
     let mut y = vec![9.0; grid.halved().len()];
-    subsample(grid, 1, &x, &mut y);
+    subsample(grid, 1, &[&x], vec![&mut y]);
     // Row 1, columns 1 and 3; row 3 is beyond the plane.
     assert_eq!(y, [10.0, 11.0, 14.0, 15.0, 0.0, 0.0, 0.0, 0.0]);
     let grads: [&[&[f64]]; 2] = [&[&[2.0; 8]], &[&[1.0; 8]]];

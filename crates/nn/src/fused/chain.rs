@@ -689,7 +689,8 @@ impl<T: Element> ChainOp<T> {
 fn pixel_means<T: Element>(planes: &[&[T]], grid: Grid) -> Vec<T> {
     let scale = T::from_f64(1.0 / (grid.h * grid.w) as f64);
     let mut means = vec![T::zero(); planes.len() * grid.n];
-    for (means, plane) in means.chunks_exact_mut(grid.n.max(1)).zip(planes) {
+    let of_planes = means.par_chunks_exact_mut(grid.n.max(1)).zip(planes);
+    of_planes.for_each(|(means, plane)| {
         for pixel in plane.chunks_exact(grid.n.max(1)) {
             for (mean, &x) in means.iter_mut().zip(pixel) {
                 *mean += x;
@@ -698,7 +699,7 @@ fn pixel_means<T: Element>(planes: &[&[T]], grid: Grid) -> Vec<T> {
         for mean in means {
             *mean *= scale;
         }
-    }
+    });
     means
 }
 

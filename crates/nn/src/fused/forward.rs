@@ -132,9 +132,7 @@ pub(super) fn halves<T: Element>(x: &[&[T]], grid: Grid) -> [Buffer<T>; 2] {
     [0, 1].map(|offset| {
         let len = grid.halved().len();
         let mut y = Buffer::any(x.len() * len);
-        for (x, y) in x.iter().zip(planes_mut(&mut y, len)) {
-            subsample(grid, offset, x, y);
-        }
+        subsample(grid, offset, x, planes_mut(&mut y, len));
         y
     })
 }
