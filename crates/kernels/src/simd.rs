@@ -27,16 +27,8 @@ fn lanes_of<S: Simd>(_: S) -> usize {
     S::F32_LANES
 }
 
-/// Asks for numbers to be brought into the second-level cache while other work goes on. Done on x86-64 alone; elsewhere they
-/// come when they are needed.
-#[inline(always)]
-pub(crate) fn prefetch<T: Vectorised>(numbers: &[T]) {
-    for line in numbers.chunks(LINE_BYTES / size_of::<T>()) {
-        prefetch_line(line);
-    }
-}
-
-/// [`prefetch`] of the line of the cache in which a slice begins.
+/// Asks for the line of the cache in which a slice begins to be brought into the second-level cache while other work goes on.
+/// Done on x86-64 alone; elsewhere it comes when it is needed.
 #[inline(always)]
 pub(crate) fn prefetch_line<T: Vectorised>(numbers: &[T]) {
     #[cfg(target_arch = "x86_64")]

@@ -116,16 +116,20 @@ pub fn dots<T: Element>(grads: &[&[T]], sources: &[Vec<&[T]>]) -> Vec<Dots> {
     add_dots(answers, sources)
 }
 
-/// Masks the gradient of a ReLU that reads `affine` of `raw`; and the sum of what is left, and its scalar product with
+/// Masks the gradient of a ReLU that reads `affine`, [folded](Affine::folded), of `raw`; and the sum of what is left, and its scalar product with
 /// `raw`.
 #[multiversion(targets = "simd")]
-pub(super) fn mask_and_dot<T: Element>(grad: &mut [T], raw: &[T], affine: Affine<T>) -> [f64; 2] {
+pub(super) fn mask_and_dot<T: Element>(
+    grad: &mut [T],
+    raw: &[T],
+    [factor, shift]: [T; 2],
+) -> [f64; 2] {
     let (blocks, rest) = grad.as_chunks_mut::<BLOCK>();
     let (raw_blocks, raw_rest) = raw.as_chunks::<BLOCK>();
     let (mut sums, mut products) = ([T::zero(); BLOCK], [T::zero(); BLOCK]);
     for (grad, raw) in blocks.iter_mut().zip(raw_blocks) {
         for lane in 0..BLOCK {
-            let is_off = affine.of(raw[lane]) <= T::zero();
+            let is_off = factor * raw[lane] + shift <= T::zero();
             let masked = if is_off { T::zero() } else { grad[lane] };
             grad[lane] = masked;
             sums[lane] += masked;
@@ -135,7 +139,7 @@ pub(super) fn mask_and_dot<T: Element>(grad: &mut [T], raw: &[T], affine: Affine
     let total = |lanes: [T; BLOCK]| lanes.iter().map(|lane| lane.to_f64()).sum::<f64>();
     let mut answer = [total(sums), total(products)];
     for (grad, &raw) in rest.iter_mut().zip(raw_rest) {
-        if affine.of(raw) <= T::zero() {
+        if factor * raw + shift <= T::zero() {
             *grad = T::zero();
         }
         answer[0] += grad.to_f64();
@@ -252,6 +256,12 @@ impl<T: Element> Affine<T> {
     fn of(&self, x: T) -> T {
         self.factor * (x - self.mean) + self.bias
     }
+
+    /// Factor and shift that make the same of a number, but for what is lost where the mean is much larger than what numbers
+    /// differ by.
+    pub(super) fn folded(&self) -> [T; 2] {
+        [self.factor, self.bias - self.factor * self.mean]
+    }
 }
 
 impl Affine<f64> {
@@ -319,7 +329,7 @@ fn drop_pixel<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>, mask: &[T]) {
 
 /// [`normalise`] of a part of a plane.
 #[multiversion(targets = "simd")]
-pub(super) fn normalise_part<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>) {
+fn normalise_part<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>) {
     for (y, &x) in y.iter_mut().zip(x) {
         *y = affine.of(x);
     }

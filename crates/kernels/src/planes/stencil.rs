@@ -21,6 +21,11 @@ const MOST_TAPS: usize = 5;
 /// Rows of taps, at most.
 const MOST_ROWS: usize = 8;
 
+/// How a source is read: as it is, through a ReLU, or through what a batch normalisation and the ReLU behind it make of it.
+const AS_IS: u8 = 0;
+const RECTIFIED: u8 = 1;
+const NORMALISED: u8 = 2;
+
 /// A window over planes of `n` images, prepared as walks over columns.
 #[derive(Debug, Clone)]
 pub struct Stencil {
@@ -166,7 +171,8 @@ impl Stencil {
         reach(&self.backward.rows[row])
     }
 
-    /// Output rows `first..` of one plane: `y = Σ w[u, v] x[…]`, with `RELU` of `max(x, 0)`. `y` holds whole rows.
+    /// Output rows `first..` of one plane: `y = Σ w[u, v] x[…]`, with `RELU` of `max(x, 0)`, or of what a normalisation that `x`
+    /// [is held behind](Held::behind) makes of it. `y` holds whole rows.
     pub(super) fn forward_rows<T: Element, const RELU: bool>(
         &self,
         x: Held<'_, T>,
@@ -175,9 +181,14 @@ impl Stencil {
         y: &mut [T],
         ahead: &mut Ahead<'_, T>,
     ) {
-        let onto = Onto::new(y);
-        self.forward
-            .gather::<T, RELU, false>(self, x, w, first, onto, ahead);
+        let (onto, direction) = (Onto::new(y), &self.forward);
+        match (RELU, x.affine) {
+            (false, _) => direction.gather::<T, AS_IS, false>(self, x, w, first, onto, ahead),
+            (true, None) => direction.gather::<T, RECTIFIED, false>(self, x, w, first, onto, ahead),
+            (true, Some(_)) => {
+                direction.gather::<T, NORMALISED, false>(self, x, w, first, onto, ahead);
+            }
+        }
     }
 
     /// The gradient of input rows `first..` of one plane that comes from the output's, or what of it passes the ReLU in front.
@@ -191,12 +202,13 @@ impl Stencil {
     ) {
         let direction = &self.backward;
         match grad_x.masks {
-            [] => direction.gather::<T, false, false>(self, grad_y, w, first, grad_x, ahead),
-            _ => direction.gather::<T, false, true>(self, grad_y, w, first, grad_x, ahead),
+            [] => direction.gather::<T, AS_IS, false>(self, grad_y, w, first, grad_x, ahead),
+            _ => direction.gather::<T, AS_IS, true>(self, grad_y, w, first, grad_x, ahead),
         }
     }
 
-    /// Adds to `sums` the products of some output rows' gradients with what each tap read, with `RELU` `max(x, 0)`.
+    /// Adds to `sums` the products of some output rows' gradients with what each tap read, with `RELU` what passes it, as
+    /// in [`forward_rows`](Self::forward_rows).
     pub(super) fn add_tap_products<T: Element, const RELU: bool>(
         &self,
         x: Held<'_, T>,
@@ -205,14 +217,24 @@ impl Stencil {
         sums: TapSums<'_, T>,
         ahead: &mut Ahead<'_, T>,
     ) {
-        Arch::new().dispatch(Correlate::<T, RELU> {
-            stencil: self,
-            x,
-            grad_y,
-            rows,
-            sums,
-            ahead,
-        });
+        let arch = Arch::new();
+        macro_rules! correlate {
+            ($read:ident) => {
+                arch.dispatch(Correlate::<T, $read> {
+                    stencil: self,
+                    x,
+                    grad_y,
+                    rows,
+                    sums,
+                    ahead,
+                })
+            };
+        }
+        match (RELU, x.affine) {
+            (false, _) => correlate!(AS_IS),
+            (true, None) => correlate!(RECTIFIED),
+            (true, Some(_)) => correlate!(NORMALISED),
+        }
     }
 }
 
@@ -234,12 +256,26 @@ pub(super) struct TapSums<'a, T> {
 pub(super) struct Held<'a, T> {
     numbers: &'a [T],
     n: usize,
+    /// What a ReLU in front reads is the first of these times a number, plus the second.
+    affine: Option<[T; 2]>,
 }
 
 impl<'a, T> Held<'a, T> {
     /// `n` rows.
     pub(super) fn new(numbers: &'a [T], n: usize) -> Self {
-        Self { numbers, n }
+        Self {
+            numbers,
+            n,
+            affine: None,
+        }
+    }
+
+    /// Rows whose batch normalisation is still to come.
+    pub(super) fn behind(self, affine: [T; 2]) -> Self {
+        Self {
+            affine: Some(affine),
+            ..self
+        }
     }
 
     /// One row.
@@ -347,7 +383,7 @@ impl Walk {
 }
 
 impl Direction {
-    fn gather<T: Element, const RELU: bool, const MASK: bool>(
+    fn gather<T: Element, const READ: u8, const MASK: bool>(
         &self,
         stencil: &Stencil,
         source: Held<'_, T>,
@@ -356,7 +392,7 @@ impl Direction {
         onto: Onto<'_, T>,
         ahead: &mut Ahead<'_, T>,
     ) {
-        Arch::new().dispatch(Gather::<T, RELU, MASK> {
+        Arch::new().dispatch(Gather::<T, READ, MASK> {
             direction: self,
             stencil,
             source,
@@ -401,7 +437,7 @@ impl<'a, T> Onto<'a, T> {
 }
 
 /// [`Direction::gather`]; with `MASK` masked.
-struct Gather<'a, 'b, T, const RELU: bool, const MASK: bool> {
+struct Gather<'a, 'b, T, const READ: u8, const MASK: bool> {
     direction: &'a Direction,
     stencil: &'a Stencil,
     source: Held<'a, T>,
@@ -411,7 +447,7 @@ struct Gather<'a, 'b, T, const RELU: bool, const MASK: bool> {
     ahead: &'a mut Ahead<'b, T>,
 }
 
-impl<T: Element, const RELU: bool, const MASK: bool> WithSimd for Gather<'_, '_, T, RELU, MASK> {
+impl<T: Element, const READ: u8, const MASK: bool> WithSimd for Gather<'_, '_, T, READ, MASK> {
     type Output = ();
 
     #[inline(always)]
@@ -429,7 +465,7 @@ impl<T: Element, const RELU: bool, const MASK: bool> WithSimd for Gather<'_, '_,
             };
             let rows = &direction.rows[self.first + index];
             for walk in &direction.walks {
-                let pass = Pass::<T, RELU, MASK> {
+                let pass = Pass::<T, READ, MASK> {
                     walk,
                     rows,
                     source: self.source,
@@ -454,7 +490,7 @@ impl<T: Element, const RELU: bool, const MASK: bool> WithSimd for Gather<'_, '_,
 }
 
 /// A walk for one row of the result.
-struct Pass<'a, T, const RELU: bool, const MASK: bool> {
+struct Pass<'a, T, const READ: u8, const MASK: bool> {
     walk: &'a Walk,
     /// The taps (u) and the rows of the source that they read.
     rows: &'a [(usize, usize)],
@@ -468,7 +504,7 @@ struct Pass<'a, T, const RELU: bool, const MASK: bool> {
     adds: bool,
 }
 
-impl<T: Element, const RELU: bool, const MASK: bool> Pass<'_, T, RELU, MASK> {
+impl<T: Element, const READ: u8, const MASK: bool> Pass<'_, T, READ, MASK> {
     /// All images, as many at a time as sums fit the registers.
     #[inline(always)]
     fn walk<S: Simd, const K: usize>(
@@ -520,6 +556,7 @@ impl<T: Element, const RELU: bool, const MASK: bool> Pass<'_, T, RELU, MASK> {
     ) {
         let walk = self.walk;
         let steps = walk.steps.clone();
+        let affine = self.source.affine_vectors(simd);
         // What is masked is added to when it has been masked.
         let count = if self.adds && !MASK { walk.count } else { 0 };
         let zero = [T::splat(simd, T::zero()); V];
@@ -535,7 +572,7 @@ impl<T: Element, const RELU: bool, const MASK: bool> Pass<'_, T, RELU, MASK> {
             let at = column + images.start..column + images.end;
             ahead.fetch::<V>();
             for (row, weights) in rows {
-                let x = read::<T, S, RELU, V>(simd, &row[at.clone()]);
+                let x = read::<T, S, READ, V>(simd, &row[at.clone()], affine);
                 for k in 0..K {
                     let weight = T::splat(simd, weights[k]);
                     for v in 0..V {
@@ -618,15 +655,28 @@ impl Walk {
     }
 }
 
-/// [`load`], with `RELU` of `max(x, 0)`.
+impl<T: Element> Held<'_, T> {
+    /// Factor and shift of what is read [`NORMALISED`].
+    #[inline(always)]
+    fn affine_vectors<S: Simd>(&self, simd: S) -> [T::Vector<S>; 2] {
+        let [factor, shift] = self.affine.unwrap_or([T::zero(); 2]);
+        [T::splat(simd, factor), T::splat(simd, shift)]
+    }
+}
+
+/// [`load`], and what is made of it.
 #[inline(always)]
-fn read<T: Element, S: Simd, const RELU: bool, const V: usize>(
+fn read<T: Element, S: Simd, const READ: u8, const V: usize>(
     simd: S,
     x: &[T],
+    [factor, shift]: [T::Vector<S>; 2],
 ) -> [T::Vector<S>; V] {
     let mut vectors = load::<T, S, V>(simd, x);
-    if RELU {
-        for v in 0..V {
+    for v in 0..V {
+        if READ == NORMALISED {
+            vectors[v] = T::mul_add(simd, factor, vectors[v], shift);
+        }
+        if READ != AS_IS {
             vectors[v] = T::relu(simd, vectors[v]);
         }
     }
@@ -634,7 +684,7 @@ fn read<T: Element, S: Simd, const RELU: bool, const V: usize>(
 }
 
 /// [`Stencil::add_tap_products`].
-struct Correlate<'a, 'b, T, const RELU: bool> {
+struct Correlate<'a, 'b, T, const READ: u8> {
     stencil: &'a Stencil,
     x: Held<'a, T>,
     grad_y: Held<'a, T>,
@@ -643,7 +693,7 @@ struct Correlate<'a, 'b, T, const RELU: bool> {
     ahead: &'a mut Ahead<'b, T>,
 }
 
-impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, '_, T, RELU> {
+impl<T: Element, const READ: u8> WithSimd for Correlate<'_, '_, T, READ> {
     type Output = ();
 
     #[inline(always)]
@@ -659,7 +709,12 @@ impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, '_, T, RELU> {
         for row in self.rows {
             let grad = self.grad_y.row(row, width * n);
             for walk in &stencil.forward.walks {
-                let products = Products::<T, RELU> { walk, grad, n };
+                let products = Products::<T, READ> {
+                    walk,
+                    source: x,
+                    grad,
+                    n,
+                };
                 let read = |(u, row): (usize, usize)| (u * n_v, x.row(row, source_width * n));
                 let rows = &stencil.forward.rows[row][..];
                 match walk.taps[..] {
@@ -685,13 +740,14 @@ impl<T: Element, const RELU: bool> WithSimd for Correlate<'_, '_, T, RELU> {
 }
 
 /// The products of a row's gradient with what taps read under a walk.
-struct Products<'a, T, const RELU: bool> {
+struct Products<'a, T, const READ: u8> {
     walk: &'a Walk,
+    source: Held<'a, T>,
     grad: &'a [T],
     n: usize,
 }
 
-impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
+impl<T: Element, const READ: u8> Products<'_, T, READ> {
     /// As many rows at a time as sums fit the registers. `read`: where the sums of a row's taps begin, and what it holds.
     #[inline(always)]
     fn add<'b, S: Simd, const K: usize>(
@@ -774,6 +830,7 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
     ) {
         let Self { walk, grad, .. } = self;
         let steps = walk.steps.clone();
+        let affine = self.source.affine_vectors(simd);
         let zero = [T::splat(simd, T::zero()); V];
         // Of column `step - t` of the result.
         let mut grads = [zero; K];
@@ -788,7 +845,7 @@ impl<T: Element, const RELU: bool> Products<'_, T, RELU> {
             let at = column + images.start..column + images.end;
             ahead.fetch::<V>();
             for r in 0..R {
-                let x = read::<T, S, RELU, V>(simd, &rows[r].1[at.clone()]);
+                let x = read::<T, S, READ, V>(simd, &rows[r].1[at.clone()], affine);
                 for v in 0..V {
                     for t in 0..K {
                         all[r][t] = T::mul_add(simd, grads[t][v], x[v], all[r][t]);
@@ -825,7 +882,18 @@ mod tests {
             let [x, grad_y] = [(&x, input.h), (&grad, output.h)].map(|(x, h)| Held::new(x, h));
             let (mut y, mut grad_x) = (numbers(output.len(), 1.0), numbers(input.len(), 2.0));
             let masks = numbers(input.len(), 0.75);
-            simd.vectorize(Gather::<T, true, false> {
+            let normalised = x.behind([1.5, 0.05].map(T::from_f64));
+            let mut of_normalised = numbers(output.len(), 3.0);
+            simd.vectorize(Gather::<T, NORMALISED, false> {
+                direction: &stencil.forward,
+                stencil: &stencil,
+                source: normalised,
+                w: &w,
+                first: 0,
+                onto: Onto::new(&mut of_normalised),
+                ahead: &mut Ahead::none(),
+            });
+            simd.vectorize(Gather::<T, RECTIFIED, false> {
                 direction: &stencil.forward,
                 stencil: &stencil,
                 source: x,
@@ -834,7 +902,7 @@ mod tests {
                 onto: Onto::new(&mut y),
                 ahead: &mut Ahead::none(),
             });
-            simd.vectorize(Gather::<T, false, true> {
+            simd.vectorize(Gather::<T, AS_IS, true> {
                 direction: &stencil.backward,
                 stencil: &stencil,
                 source: grad_y,
@@ -847,9 +915,9 @@ mod tests {
             let mut sums = vec![0.0; w.len()];
             let mut partial = vec![T::from_f64(f64::NAN); w.len() * LINE];
             for rows in [0..output.h / 2, output.h / 2..output.h] {
-                simd.vectorize(Correlate::<T, true> {
+                simd.vectorize(Correlate::<T, NORMALISED> {
                     stencil: &stencil,
-                    x,
+                    x: normalised,
                     grad_y,
                     sums: TapSums {
                         partial: &mut partial,
@@ -861,7 +929,8 @@ mod tests {
                     ahead: &mut Ahead::none(),
                 });
             }
-            let found = y.iter().chain(&grad_x).map(|number| number.to_f64());
+            let found = y.iter().chain(&of_normalised).chain(&grad_x);
+            let found = found.map(|number| number.to_f64());
             found.chain(sums).collect()
         }
     }

@@ -492,7 +492,7 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         bias: 1.0,
     };
     // The ReLU reads 2 (x - 0.5) + 1 = 2 x.
-    let [sum_left, product] = combine::mask_and_dot(&mut grad, &b, affine);
+    let [sum_left, product] = combine::mask_and_dot(&mut grad, &b, affine.folded());
     assert_eq!(grad, masked);
     let expected: f64 = masked.iter().zip(&b).map(|(x, y)| x * y).sum();
     assert_close(&[sum_left, product], &[masked.iter().sum(), expected]);

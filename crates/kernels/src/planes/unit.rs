@@ -8,14 +8,14 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::combine::{Affine, MomentSums, PartMoments, mask_and_dot, normalise_part};
+use super::combine::{Affine, MomentSums, PartMoments, mask_and_dot};
 use super::pointwise::{NormGrad, Target, merge};
 use super::stencil::{Held, Onto, Stencil, TapSums};
 use super::stretches::Stretches;
 use super::{Buffer, Moments, PIECE, pieces_mut};
 use crate::Element;
 use crate::product::{LINE, OuterSums, Panels, Rows, row_stride};
-use crate::simd::{Ahead, prefetch};
+use crate::simd::Ahead;
 
 /// Numbers that are worked on at a time, all channels together.
 const GROUP: usize = 1 << 16;
@@ -122,7 +122,7 @@ impl Unit {
             begin: &|| {
                 let scratch = Buffer::<T>::any(n_channels * stride);
                 let sums = vec![MomentSums::default(); n_out];
-                (Reader::new(&self.stencil, z, group), scratch, sums)
+                (Reader::new(&self.stencil, z), scratch, sums)
             },
             go_on: &|(reader, scratch, sums),
                      index,
@@ -170,7 +170,7 @@ impl Unit {
         scratch: &'a mut [T],
         stride: usize,
     ) -> Rows<'a, T> {
-        let unasked = reader.provide(self.sources(rows.clone()));
+        let unasked = reader.go_on(self.sources(rows.clone()));
         let columns = unasked.start * reader.row_len..unasked.end * reader.row_len;
         let mut ahead = Ahead::new(reader.source.planes.get(1..).unwrap_or_default(), columns);
         let n_taps = self.stencil.kernel_len();
@@ -248,65 +248,30 @@ impl Unit {
 struct Reader<'a, T: Element> {
     source: Source<'a, T>,
     row_len: usize,
-    /// Rows of a plane that are held.
-    n_held: usize,
-    /// Of a raw source: rows before their ReLU, channel by channel.
-    ring: Buffer<T>,
-    /// The first row that has not been provided.
+    /// Rows of a plane.
+    height: usize,
+    /// The first row that has not been read.
     next: usize,
     /// The first row that has been in no [`ahead`](Self::ahead), which may not have come to its end.
     asked: usize,
 }
 
 impl<'a, T: Element> Reader<'a, T> {
-    fn new(stencil: &Stencil, source: Source<'a, T>, group: usize) -> Self {
-        let row_len = stencil.input().row_len();
-        let n_held = match source.affine {
-            None => stencil.input().h,
-            Some(_) => {
-                let rows = 0..stencil.output().h;
-                let groups = rows.step_by(group).map(|first| {
-                    let rows = first..stencil.output().h.min(first + group);
-                    all(rows.map(|row| stencil.sources(row)))
-                });
-                groups.map(|rows| rows.len()).max().unwrap_or(0)
-            }
-        };
-        let n_ring = match source.affine {
-            None => 0,
-            Some(affine) => affine.len() * n_held * row_len,
-        };
+    fn new(stencil: &Stencil, source: Source<'a, T>) -> Self {
         Self {
             source,
-            row_len,
-            n_held: n_held.max(1),
-            ring: Buffer::any(n_ring),
+            row_len: stencil.input().row_len(),
+            height: stencil.input().h,
             next: 0,
             asked: 0,
         }
     }
 
-    /// Sees to it that these rows are there, and says which of them are still to come from memory. They only move on.
-    fn provide(&mut self, rows: Range<usize>) -> Range<usize> {
+    /// Goes on to these rows, and says which of them are still to come from memory. They only move on.
+    fn go_on(&mut self, rows: Range<usize>) -> Range<usize> {
         let new = self.next.max(rows.start)..self.next.max(rows.end);
         self.next = new.end;
-        let (Some(affine), sources) = (self.source.affine, self.source.planes) else {
-            return new.start.max(self.asked)..new.end.max(self.asked);
-        };
-        for row in new.clone() {
-            let range = row * self.row_len..(row + 1) * self.row_len;
-            let planes = self.ring.chunks_mut((self.n_held * self.row_len).max(1));
-            for (channel, ((ring, plane), &affine)) in planes.zip(sources).zip(affine).enumerate() {
-                if row >= self.asked
-                    && let Some(next) = sources.get(channel + 1)
-                {
-                    prefetch(&next[range.clone()]);
-                }
-                let held = &mut ring[row % self.n_held * self.row_len..][..self.row_len];
-                normalise_part(held, &plane[range.clone()], affine);
-            }
-        }
-        0..0
+        new.start.max(self.asked)..new.end.max(self.asked)
     }
 
     /// What is to come of these rows, of all channels, while other work goes on.
@@ -317,13 +282,11 @@ impl<'a, T: Element> Reader<'a, T> {
         Ahead::new(self.source.planes, columns)
     }
 
-    fn plane(&self, channel: usize) -> Held<'_, T> {
+    fn plane(&self, channel: usize) -> Held<'a, T> {
+        let rows = Held::new(self.source.planes[channel], self.height);
         match self.source.affine {
-            None => Held::new(self.source.planes[channel], self.n_held),
-            Some(_) => {
-                let len = self.n_held * self.row_len;
-                Held::new(&self.ring[channel * len..][..len], self.n_held)
-            }
+            None => rows,
+            Some(affine) => rows.behind(affine[channel].folded()),
         }
     }
 }
@@ -430,7 +393,7 @@ impl<'a, T: Element> Stretch<'a, '_, T> {
         Self {
             spans: VecDeque::new(),
             next: 0,
-            reader: Reader::new(stencil, backward.z, group),
+            reader: Reader::new(stencil, backward.z),
             y: Buffer::any(backward.grad_y.len() * stride),
             d: Buffer::any(n_channels * stride),
             stride,
@@ -627,7 +590,7 @@ impl<'a, T: Element> Backward<'a, T> {
                 let onto = Onto::new(grad_z);
                 stencil.backward_rows(between, w, row, onto, &mut ahead);
                 let sums = span.found.sums[2 * channel..][..2].iter_mut();
-                let found = mask_and_dot(grad_z, raw, affine[channel]);
+                let found = mask_and_dot(grad_z, raw, affine[channel].folded());
                 sums.zip(found).for_each(|(sum, own)| *sum += own);
             }
         }
