@@ -18,7 +18,7 @@ use crate::product::{LINE, OuterSums, Panels, Rows, row_stride};
 use crate::simd::Ahead;
 
 /// Numbers that are worked on at a time, all channels together.
-const GROUP: usize = 1 << 16;
+const GROUP: usize = 1 << 15;
 
 /// The most rows of a group: so many rows of a plane stay in the nearest cache.
 const GROUP_ROWS: usize = 4;
