@@ -352,7 +352,7 @@ pub fn accumulate<T: Element>(y: Vec<&mut [T]>, grads: &[&[T]]) {
 
 /// `y += grad`.
 #[multiversion(targets = "simd")]
-fn add<T: Element>(y: &mut [T], grad: &[T]) {
+pub(super) fn add<T: Element>(y: &mut [T], grad: &[T]) {
     for (y, &grad) in y.iter_mut().zip(grad) {
         *y += grad;
     }

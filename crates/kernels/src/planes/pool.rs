@@ -2,6 +2,7 @@
 
 use multiversion::multiversion;
 
+use super::combine::add;
 use super::stencil::{Held, Onto};
 use super::{Grid, Stencil, for_each, parts_mut};
 use crate::simd::Ahead;
@@ -183,17 +184,19 @@ pub fn subsample_backward<T: Element>(
         parts_mut(grad_x, row_len),
         || (),
         |(), _, (channel, start, grad_x)| {
-            if !adds {
-                grad_x.fill(T::zero());
-            }
             let row = start / row_len;
             // Even rows have even pixels that were kept, odd rows odd ones.
             let offset = row % 2;
             let out_len = grid.halved().row_len();
             let grad_y = &grads[offset][channel][row / 2 * out_len..][..out_len];
-            let kept = grad_x.chunks_exact_mut(n.max(1)).skip(offset).step_by(2);
-            for (grad_x, grad_y) in kept.zip(grad_y.chunks_exact(n.max(1))) {
-                grad_x.iter_mut().zip(grad_y).for_each(|(x, &y)| *x += y);
+            for (column, grad_x) in grad_x.chunks_exact_mut(n.max(1)).enumerate() {
+                let grad_y = &grad_y[column / 2 * n..][..n];
+                match (column % 2 == offset, adds) {
+                    (true, true) => add(grad_x, grad_y),
+                    (true, false) => grad_x.copy_from_slice(grad_y),
+                    (false, true) => {}
+                    (false, false) => grad_x.fill(T::zero()),
+                }
             }
         },
     );
