@@ -186,13 +186,13 @@ fn squared_norm(x: &Tensor) -> Result<f64> {
     let (storage, layout) = x.storage_and_layout();
     let range = range("squared-norm", layout)?;
     match &*storage {
-        Storage::Cpu(CpuStorage::F32(x)) => Ok(sum_of_squares_of(&x[range])),
-        Storage::Cpu(CpuStorage::F64(x)) => Ok(sum_of_squares_of(&x[range])),
+        Storage::Cpu(CpuStorage::F32(x)) => Ok(squares_of(&x[range])),
+        Storage::Cpu(CpuStorage::F64(x)) => Ok(squares_of(&x[range])),
         _ => candle_core::bail!("squared-norm: gradients must be f32 or f64, on the CPU"),
     }
 }
 
-fn sum_of_squares_of<T: Copy + Into<f64>>(x: &[T]) -> f64 {
+fn squares_of<T: Copy + Into<f64>>(x: &[T]) -> f64 {
     let (blocks, rest) = x.as_chunks::<8>();
     // So that additions need not wait for each other.
     let mut sums = [0.0; 8];
@@ -601,6 +601,26 @@ mod tests {
             value(&var)
         };
         assert_eq!(run(false), run(true));
+    }
+
+    #[test]
+    fn the_norm_is_that_of_all_numbers() -> Result<()> {
+        for dtype in [DType::F32, DType::F64] {
+            let all = Tensor::arange(0_f32, 57.0, &Device::Cpu)?.to_dtype(dtype)?;
+            let by_name = [
+                ("a".to_string(), all.narrow(0, 0, 19)?),
+                (
+                    "b".to_string(),
+                    all.narrow(0, 19, 38)?.reshape((2, 19))?.t()?,
+                ),
+            ];
+            let gradients = Gradients {
+                by_name: by_name.into(),
+            };
+            let expected: f64 = (0..57).map(|x| f64::from(x * x)).sum();
+            assert!((gradients.global_norm()? - expected.sqrt()).abs() < 1e-9);
+        }
+        Ok(())
     }
 
     #[test]

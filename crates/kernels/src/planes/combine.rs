@@ -116,7 +116,7 @@ pub fn dots<T: Element>(grads: &[&[T]], sources: &[Vec<&[T]>]) -> Vec<Dots> {
     add_dots(answers, sources)
 }
 
-/// Masks the gradient of a ReLU that reads `affine`, [folded](Affine::folded), of `raw`; and the sum of what is left, and its scalar product with
+/// Masks the gradient of a ReLU that reads `factor * raw + shift`; and the sum of what is left, and its scalar product with
 /// `raw`.
 #[multiversion(targets = "simd")]
 pub(super) fn mask_and_dot<T: Element>(
@@ -258,7 +258,7 @@ impl<T: Element> Affine<T> {
     }
 
     /// Factor and shift that make the same of a number, but for what is lost where the mean is much larger than what numbers
-    /// differ by.
+    /// differ by. Whoever multiplies and adds in one instruction may find another sign within a rounding of zero.
     pub(super) fn folded(&self) -> [T; 2] {
         [self.factor, self.bias - self.factor * self.mean]
     }

@@ -114,8 +114,8 @@ fn parts_mut<T>(planes: Vec<&mut [T]>, piece: usize) -> Vec<(usize, usize, &mut 
 /// Calls `work` for each item, on all threads that have nothing else to do.
 pub(crate) fn for_each<I: Send, S: Send>(
     items: Vec<I>,
-    scratch: impl Fn() -> S + Sync + Send,
-    work: impl Fn(&mut S, usize, I) + Sync + Send,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, usize, I) + Sync,
 ) {
     let stretches = Stretches {
         begin: &scratch,

@@ -182,6 +182,7 @@ impl Stencil {
         ahead: &mut Ahead<'_, T>,
     ) {
         let (onto, direction) = (Onto::new(y), &self.forward);
+        debug_assert!(RELU || x.affine.is_none());
         match (RELU, x.affine) {
             (false, _) => direction.gather::<T, AS_IS, false>(self, x, w, first, onto, ahead),
             (true, None) => direction.gather::<T, RECTIFIED, false>(self, x, w, first, onto, ahead),
@@ -218,6 +219,7 @@ impl Stencil {
         ahead: &mut Ahead<'_, T>,
     ) {
         let arch = Arch::new();
+        debug_assert!(RELU || x.affine.is_none());
         macro_rules! correlate {
             ($read:ident) => {
                 arch.dispatch(Correlate::<T, $read> {
@@ -913,6 +915,7 @@ mod tests {
             });
             // In two parts.
             let mut sums = vec![0.0; w.len()];
+            let mut of_rectified = vec![0.0; w.len()];
             let mut partial = vec![T::from_f64(f64::NAN); w.len() * LINE];
             for rows in [0..output.h / 2, output.h / 2..output.h] {
                 simd.vectorize(Correlate::<T, NORMALISED> {
@@ -929,9 +932,22 @@ mod tests {
                     ahead: &mut Ahead::none(),
                 });
             }
+            simd.vectorize(Correlate::<T, RECTIFIED> {
+                stencil: &stencil,
+                x,
+                grad_y,
+                sums: TapSums {
+                    partial: &mut partial,
+                    is_first: true,
+                    total: &mut of_rectified,
+                    is_last: true,
+                },
+                rows: 0..output.h,
+                ahead: &mut Ahead::none(),
+            });
             let found = y.iter().chain(&of_normalised).chain(&grad_x);
             let found = found.map(|number| number.to_f64());
-            found.chain(sums).collect()
+            found.chain(sums).chain(of_rectified).collect()
         }
     }
 

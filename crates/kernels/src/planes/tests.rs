@@ -241,21 +241,28 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
 
 #[test]
 fn a_unit_gives_the_same_numbers_whoever_helps_with_its_rows() {
-    for (kernel, stride, dilation) in [(3, 1, 1), (5, 1, 2), (5, 2, 1), (5, 2, 2)] {
+    let windows = [(3, 1, 1), (5, 1, 2), (5, 2, 1), (5, 2, 2), (2, 2, 3)];
+    // Groups of four rows, of one and of three; and so few rows that all are one group.
+    let sizes = [(150, 80, 4), (20, 1000, 8), (21, 1000, 2), (4, 3, 4)];
+    let cases = windows
+        .into_iter()
+        .flat_map(|window| sizes.map(|size| (window, size)));
+    for ((kernel, stride, dilation), (h, n, c)) in cases {
         let geometry = Conv2dGeometry {
-            padding: dilation * (kernel - 1) / 2,
+            padding: dilation * kernel / 2,
             stride,
             dilation,
         };
-        let window = Window::new("test", [150, 5], [kernel; 2], geometry).unwrap();
-        let (c, n) = (4, 80);
+        let window = Window::new("test", [h, 5], [kernel; 2], geometry).unwrap();
         let [in_len, out_len] = [window.input_len(), window.output_len()].map(|len| len * n);
         let (raw, grad) = (numbers(c * in_len, 1), numbers(c * out_len, 4));
-        let affine = [0.3, -0.2, 0.0, 0.1].map(|mean| Affine {
-            mean,
-            factor: 1.5,
-            bias: 0.1,
-        });
+        let affine: Vec<Affine<f64>> = (0..c)
+            .map(|channel| Affine {
+                mean: 0.1 * channel as f64,
+                factor: 1.5,
+                bias: 0.1,
+            })
+            .collect();
         let depthwise = numbers(c * window.kernel_len(), 2);
         let pointwise = numbers(c * c, 3);
         let unit = Unit::new(Stencil::new(window, n));
@@ -270,7 +277,13 @@ fn a_unit_gives_the_same_numbers_whoever_helps_with_its_rows() {
             let target = Target::new(planes_mut(&mut grad_z, c));
             let grad_y = given(planes(&grad, c));
             let grads = unit.backward(source, &depthwise, &pointwise, &grad_y, target, true);
-            (y, moments, grad_z, grads)
+            let mut sum = grad_z.clone();
+            let target = Target {
+                planes: planes_mut(&mut sum, c),
+                adds: !is_raw,
+            };
+            unit.backward(source, &depthwise, &pointwise, &grad_y, target, false);
+            (y, moments, grad_z, grads, sum)
         };
         let on_threads = |n_threads: usize, is_raw: bool| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
@@ -278,9 +291,13 @@ fn a_unit_gives_the_same_numbers_whoever_helps_with_its_rows() {
         };
         for is_raw in [false, true] {
             let expected = on_threads(1, is_raw);
-            for n_threads in [2, 3, 5, 2, 3, 5] {
+            for n_threads in [2, 3, 5] {
                 assert!(on_threads(n_threads, is_raw) == expected);
             }
+            // As if somebody took every span.
+            stretches::APART.set(true);
+            assert!(run(is_raw) == expected);
+            stretches::APART.set(false);
         }
     }
 }
@@ -511,8 +528,12 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
 fn subsampling_and_its_gradient_pick_every_second_pixel() {
     let grid = Grid { h: 3, w: 4, n: 2 };
     let x: Vec<f64> = (0..grid.len()).map(|i| i as f64).collect();
+    let negative: Vec<f64> = x.iter().map(|x| -x).collect();
     let mut y = vec![9.0; grid.halved().len()];
-    subsample(grid, 1, &[&x], vec![&mut y]);
+    let mut of_negative = y.clone();
+    let both = vec![&mut y[..], &mut of_negative[..]];
+    subsample(grid, 1, &[&x, &negative], both);
+    assert_eq!(y, of_negative.iter().map(|y| -y).collect::<Vec<f64>>());
     // Row 1, columns 1 and 3; row 3 is beyond the plane.
     assert_eq!(y, [10.0, 11.0, 14.0, 15.0, 0.0, 0.0, 0.0, 0.0]);
     let grads: [&[&[f64]]; 2] = [&[&[2.0; 8]], &[&[1.0; 8]]];

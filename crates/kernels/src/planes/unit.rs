@@ -1,9 +1,8 @@
 //! The unit of every convolution of the search space: depthwise, pointwise, and the statistics of the batch
 //! normalisation behind them, without ever storing what lies between.
 //!
-//! Both passes go through the planes once, a few rows of all channels at a time: what these leave for the next ones
-//! (normalised rows, gradients between the two convolutions) is held in rings of rows, most of which stay in the second-level
-//! cache.
+//! Both passes go through the planes once, a few rows of all channels at a time: the gradients between the two convolutions,
+//! which these leave for the next ones, are held in a ring of rows that stays in the second-level cache.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -92,7 +91,7 @@ impl Unit {
     }
 
     /// Output rows over which sums are taken at a time: whole groups, so many that the ends of sums take no time, and no more
-    /// than half of all, so that there is work for two threads.
+    /// than half of all need, so that there is work for two threads.
     fn span(&self, group: usize) -> usize {
         let output = self.stencil.output();
         let rows = (PIECE / output.row_len().max(1)).max(1);
@@ -117,7 +116,7 @@ impl Unit {
         let weight = |o: usize, c: usize| pointwise[o * n_channels + c];
         let panels = Panels::new([n_out, n_channels], weight, |_| T::zero());
         let spans = pieces_mut(y, (span * row_len).max(1));
-        let mut moments = vec![vec![PartMoments::default(); n_out]; spans.len()];
+        let mut moments: Vec<Vec<PartMoments>> = vec![Vec::new(); spans.len()];
         let stretches = Stretches {
             begin: &|| {
                 let scratch = Buffer::<T>::any(n_channels * stride);
@@ -161,6 +160,22 @@ impl Unit {
         self.sources(rows.end..self.stencil.output().h.min(rows.end + rows.len()))
     }
 
+    /// Output rows from the first that an input row needs to the last that it waits for, itself or behind another; at least 1.
+    fn reach(&self) -> usize {
+        let mut end = 0;
+        let inputs = 0..self.stencil.input().h;
+        let reach = inputs.map(|row| {
+            let targets = self.stencil.targets(row);
+            end = end.max(targets.end);
+            if targets.is_empty() {
+                0
+            } else {
+                end - targets.start
+            }
+        });
+        reach.fold(1, usize::max)
+    }
+
     /// What lies between the two convolutions in some output rows, in rows of `scratch`, one per channel.
     fn depthwise_rows<'a, T: Element>(
         &self,
@@ -170,7 +185,7 @@ impl Unit {
         scratch: &'a mut [T],
         stride: usize,
     ) -> Rows<'a, T> {
-        let unasked = reader.go_on(self.sources(rows.clone()));
+        let unasked = reader.advance_to(self.sources(rows.clone()));
         let columns = unasked.start * reader.row_len..unasked.end * reader.row_len;
         let mut ahead = Ahead::new(reader.source.planes.get(1..).unwrap_or_default(), columns);
         let n_taps = self.stencil.kernel_len();
@@ -215,6 +230,7 @@ impl Unit {
             wants_weights,
             group,
             span: self.span(group),
+            reach: self.reach(),
         };
         let n_weights = match wants_weights {
             true => [depthwise.len(), pointwise.len()],
@@ -267,8 +283,8 @@ impl<'a, T: Element> Reader<'a, T> {
         }
     }
 
-    /// Goes on to these rows, and says which of them are still to come from memory. They only move on.
-    fn go_on(&mut self, rows: Range<usize>) -> Range<usize> {
+    /// Moves on to these rows, and says which of them are still to come from memory. They only move on.
+    fn advance_to(&mut self, rows: Range<usize>) -> Range<usize> {
         let new = self.next.max(rows.start)..self.next.max(rows.end);
         self.next = new.end;
         new.start.max(self.asked)..new.end.max(self.asked)
@@ -345,6 +361,7 @@ struct Backward<'a, T: Element> {
     wants_weights: bool,
     group: usize,
     span: usize,
+    reach: usize,
 }
 
 /// A span of the rows.
@@ -377,6 +394,7 @@ struct Stretch<'a, 'b, T: Element> {
     taps_begun: bool,
     /// Output rows of the gradient of what lies between the convolutions, channel by channel.
     between: Buffer<T>,
+    /// Rows of each channel that it holds.
     n_held: usize,
 }
 
@@ -387,9 +405,7 @@ impl<'a, T: Element> Stretch<'a, '_, T> {
         let row_len = stencil.output().row_len();
         let stride = row_stride(group * row_len);
         // A row is held until all input rows that its windows reach have their gradient; a group lies in one piece.
-        let inputs = 0..stencil.input().h;
-        let widest = inputs.map(|row| stencil.targets(row).len()).max();
-        let n_held = (widest.unwrap_or(0) + group - 1).next_multiple_of(group);
+        let n_held = (backward.reach + group - 1).next_multiple_of(group);
         Self {
             spans: VecDeque::new(),
             next: 0,
@@ -443,9 +459,7 @@ impl<'a, T: Element> Backward<'a, T> {
     /// What a stretch takes besides its spans, in the time of a span: of the output rows behind either end, which the windows
     /// at the border reach, a third of what is computed of its own.
     fn border(&self) -> usize {
-        let inputs = 0..self.unit.stencil.input().h;
-        let reach = inputs.map(|row| self.unit.stencil.targets(row).len()).max();
-        reach.unwrap_or(0).saturating_sub(1) / (3 * self.span)
+        (self.reach - 1) / (3 * self.span)
     }
 
     /// What comes from the output rows of the next span, and the gradients of the input rows that no further ones reach.
@@ -479,7 +493,7 @@ impl<'a, T: Element> Backward<'a, T> {
         while stretch.next < end {
             let rows = stretch.next..stencil.output().h.min(stretch.next + self.group);
             stretch.next = rows.end;
-            self.between_rows(stretch, rows.clone(), is_own, rows.end == end);
+            self.between_rows(stretch, rows.clone(), is_own, is_own && rows.end == end);
             let is_ready = |&row: &usize| stencil.targets(row).end <= rows.end;
             for span in &mut stretch.spans {
                 let n_ready = span.inputs.clone().take_while(is_ready).count();
@@ -579,7 +593,7 @@ impl<'a, T: Element> Backward<'a, T> {
             let mut ahead = Ahead::new(next.as_slice(), own.clone());
             let grad_z = &mut before[channel][own];
             let w = &self.depthwise[channel * n_taps..][..n_taps];
-            let between = Held::new(&between[channel * held_len..][..held_len], n_held.max(1));
+            let between = Held::new(&between[channel * held_len..][..held_len], n_held);
             for (row, grad_z) in rows.clone().zip(grad_z.chunks_mut(len.max(1))) {
                 let raw = &self.z.planes[channel][row * len..][..len];
                 let Some(affine) = self.z.affine else {
