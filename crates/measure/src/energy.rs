@@ -157,13 +157,18 @@ fn read(path: &Path) -> Result<u64, NoEnergy> {
 mod tests {
     use super::*;
 
+    /// What a counter shows at first, and where it begins anew, in microjoules.
+    const FIRST: u64 = 999_999_000;
+    const RANGE: u64 = 1_000_000_000;
+
     /// A folder as the kernel shows it, with two packages and a part of one.
     fn powercap(name: &str) -> PathBuf {
         let root = std::env::temp_dir().join(format!("powercap-{}-{name}", std::process::id()));
         for zone in ["intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1"] {
             std::fs::create_dir_all(root.join(zone)).unwrap();
-            std::fs::write(root.join(zone).join("energy_uj"), "999000000\n").unwrap();
-            std::fs::write(root.join(zone).join("max_energy_range_uj"), "1000000000\n").unwrap();
+            std::fs::write(root.join(zone).join("energy_uj"), format!("{FIRST}\n")).unwrap();
+            let range = root.join(zone).join("max_energy_range_uj");
+            std::fs::write(range, format!("{RANGE}\n")).unwrap();
         }
         root
     }
@@ -173,19 +178,20 @@ mod tests {
         let root = powercap("sum");
         let meter = EnergyMeter::open(&root).unwrap();
         let counter = |zone: &str| root.join(zone).join("energy_uj");
+        // So little that no counter overflows twice, however many calls fit into the span.
         let (mut n_calls, mut micros) = (0u32, 0u64);
         let joules = meter.joules(|| {
             n_calls += 1;
-            micros += 500_000;
-            std::fs::write(counter("intel-rapl:0"), format!("{}", 999_000_000 + micros)).unwrap();
-            // The second one overflows with the third call.
-            let wrapped = (999_000_000 + micros) % 1_000_000_000;
+            micros += 500;
+            std::fs::write(counter("intel-rapl:0"), (FIRST + micros).to_string()).unwrap();
+            // The second one overflows with the second call.
+            let wrapped = (FIRST + micros) % RANGE;
             std::fs::write(counter("intel-rapl:1"), wrapped.to_string()).unwrap();
             Ok::<(), NoEnergy>(())
         });
         assert!(n_calls > 3);
         let joules = joules.unwrap();
-        assert!((joules - 1.0).abs() < 1e-9, "{joules}");
+        assert!((joules - 1e-3).abs() < 1e-12, "{joules}");
         std::fs::remove_dir_all(root).unwrap();
     }
 
