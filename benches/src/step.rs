@@ -82,7 +82,7 @@ pub(crate) fn run(args: &StepArgs) -> Result<()> {
         Network::PcDarts => supernet(args, 4),
         Network::Darts => supernet(args, 1),
     })?;
-    let peak_rss_bytes = measure::peak_rss_bytes().unwrap_or(0);
+    let peak_rss_bytes = measure::peak_rss_bytes();
     let (alpha_secs, weight_secs) = (median_secs(&alpha), median_secs(&weight));
     if args.json {
         let answer = json!({
@@ -98,7 +98,9 @@ pub(crate) fn run(args: &StepArgs) -> Result<()> {
             println!("alpha step   {alpha_secs:.4} s");
         }
         println!("weight step  {weight_secs:.4} s");
-        println!("peak memory  {} MiB", peak_rss_bytes >> 20);
+        if let Some(bytes) = peak_rss_bytes {
+            println!("peak memory  {} MiB", bytes >> 20);
+        }
     }
     Ok(())
 }

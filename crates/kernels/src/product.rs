@@ -190,7 +190,7 @@ impl<T: Element> OuterSums<T> {
         assert_eq!((grad_w.len(), grad_y.len), (grad_y.n * x.n, x.len));
         if !is_last && self.sums.is_empty() {
             // No vector holds more than a cache line.
-            self.sums = Buffer::any(grad_w.len() * LINE);
+            self.sums = Buffer::scratch(grad_w.len() * LINE);
         }
         Arch::new().dispatch(Outer {
             grad_w,

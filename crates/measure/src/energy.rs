@@ -189,7 +189,7 @@ mod tests {
             std::fs::write(counter("intel-rapl:1"), wrapped.to_string()).unwrap();
             Ok::<(), NoEnergy>(())
         });
-        assert!(n_calls > 3);
+        assert!(n_calls >= 2);
         let joules = joules.unwrap();
         assert!((joules - 1e-3).abs() < 1e-12, "{joules}");
         std::fs::remove_dir_all(root).unwrap();

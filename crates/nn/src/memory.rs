@@ -33,14 +33,30 @@ impl Path {
             Self::Operations
         }
     }
+
+    /// What a step takes beyond what is counted, as a ratio of it: measured, not derived, where cells are fused, for the other
+    /// ways a guess that is meant to be safe.
+    fn overhead(self) -> f64 {
+        match self {
+            Self::Fused => 0.12,
+            Self::Grouped | Self::Operations => 0.25,
+        }
+    }
+
+    /// How often a step holds as many numbers as there are weights: these, their gradients and their momentum; where cells are
+    /// fused eight times, by measurement: also the weights side by side, the sums of their gradients in `f64`, these side by side
+    /// and one by one, and what the allocator holds back of it all.
+    fn n_copies(self) -> usize {
+        match self {
+            Self::Fused => 8,
+            Self::Grouped | Self::Operations => 3,
+        }
+    }
 }
 
-/// What a step takes beyond what is counted, as a ratio of it: copies in passing, the gradients of the stem, memory that the
-/// allocator holds back. Measured, not derived: with it, the peaks of the runs in `docs/gpu.md` are foretold between 8 % too low and 26 % too high.
-pub const OVERHEAD: f64 = 0.25;
-
-/// What a program takes before it does anything, with its latency model and what the allocator holds back: fitted to the same runs.
-pub const PROGRAM_BYTES: u64 = 112 << 20;
+/// What a program takes besides, with its latency model, what is worked in on every thread and what the allocator holds back:
+/// measured, on the CPU, on one thread and two.
+pub const PROGRAM_BYTES: u64 = 92 << 20;
 
 /// Bytes of an `f32`.
 const F32: u64 = 4;
@@ -52,18 +68,21 @@ pub struct StepMemory {
     pub activations_bytes: u64,
     /// Gradients under way.
     pub gradients_bytes: u64,
-    /// Weights and buffers, the gradients of the weights, and an optimiser's momentum.
+    /// What is not counted: copies in passing, the gradients of the stem, gaps between buffers.
+    pub copies_bytes: u64,
+    /// Weights and buffers, an optimiser's momentum, and all copies of the weights' gradients.
     pub parameters_bytes: u64,
+    /// Of these what stays between two steps: no gradients.
+    pub lasting_bytes: u64,
 }
 
 impl StepMemory {
-    /// Each with its name, and what [`OVERHEAD`] makes of them.
+    /// Each with its name.
     pub fn parts(&self) -> [(&'static str, u64); 4] {
-        let counted = self.activations_bytes + self.gradients_bytes;
         [
             ("activations", self.activations_bytes),
             ("gradients under way", self.gradients_bytes),
-            ("copies and gaps", (OVERHEAD * counted as f64) as u64),
+            ("copies and gaps", self.copies_bytes),
             ("weights and optimiser", self.parameters_bytes),
         ]
     }
@@ -105,11 +124,15 @@ pub(crate) fn step<'a>(
         }
     }
     let n_images = n_images as u64;
+    let (activations_bytes, gradients_bytes) = (F32 * n_images * kept, F32 * n_images * under_way);
+    let counted = (activations_bytes + gradients_bytes) as f64;
     let n_buffers: usize = parameters.buffers().values().map(|b| b.elem_count()).sum();
     StepMemory {
-        activations_bytes: F32 * n_images * kept,
-        gradients_bytes: F32 * n_images * under_way,
-        parameters_bytes: F32 * (3 * parameters.n_weights() + n_buffers) as u64,
+        activations_bytes,
+        gradients_bytes,
+        copies_bytes: (path.overhead() * counted) as u64,
+        parameters_bytes: F32 * (path.n_copies() * parameters.n_weights() + n_buffers) as u64,
+        lasting_bytes: F32 * (2 * parameters.n_weights() + n_buffers) as u64,
     }
 }
 

@@ -350,7 +350,7 @@ fn plan_for(
     let mut candidate = None;
     if config.n_candidates() > 1 {
         let mut own = short_training.memory(n_images, path)?;
-        own.parameters_bytes += supernet.map_or(0, |supernet| supernet.parameters_bytes);
+        own.parameters_bytes += supernet.map_or(0, |supernet| supernet.lasting_bytes);
         candidate = Some(own);
     }
     let steps = supernet.into_iter().chain(candidate);

@@ -23,7 +23,7 @@ impl Maps {
     /// Planes whose numbers are of no account.
     pub fn any(c: usize, h: usize, w: usize) -> Self {
         Self {
-            numbers: Buffer::any(c * row_stride(h * w)),
+            numbers: Buffer::scratch(c * row_stride(h * w)),
             c,
             h,
             w,
@@ -185,7 +185,7 @@ impl PaddedMaps {
             plane_stride: 0,
         };
         padded.plane_stride = row_stride((x.h + 2 * pad) * padded.pitch() + pad + SLACK);
-        padded.numbers = Buffer::any(x.c * padded.plane_stride);
+        padded.numbers = Buffer::scratch(x.c * padded.plane_stride);
         padded
     }
 

@@ -111,7 +111,7 @@ impl Unit {
         let pieces = pieces_mut(y.planes_mut(0..n_out).collect(), n_rows * w);
         for_each(
             pieces,
-            || Buffer::any(n_in * row_stride + Windows::SLACK),
+            || Buffer::scratch(n_in * row_stride + Windows::SLACK),
             |between, index, mut y| {
                 let len = y.first().map_or(0, |y| y.len());
                 let windows = Windows {

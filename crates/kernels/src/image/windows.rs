@@ -251,7 +251,7 @@ mod tests {
             let mut all = vec![Vec::<f32>::new(); N_PLANES];
             for part in [0..n_rows / 2, n_rows / 2..n_rows] {
                 let y_stride = row_stride(part.len() * n_columns);
-                let mut y = Buffer::any(N_PLANES * y_stride + Windows::SLACK);
+                let mut y = Buffer::scratch(N_PLANES * y_stride + Windows::SLACK);
                 y.fill(f32::NAN);
                 simd.vectorize(Windows {
                     x: &x,

@@ -9,13 +9,22 @@ use crate::Element;
 use crate::product::LINE;
 
 /// Numbers of a region from which buffers are cut: they lie side by side, so that none of the large pages of the
-/// system is touched for half of what it holds.
-const REGION: usize = 1 << 24;
+/// system is touched for half of what it holds. No more than that: all of a region is touched where the allocator had its memory before.
+const REGION: usize = 1 << 22;
+
+/// What a buffer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Purpose {
+    /// What is worked on again and again at one size: the room that was worked in last is still in the caches.
+    Scratch,
+    /// What goes through memory. A last batch of more than half as many images goes where whole ones were.
+    Storage,
+}
 
 /// What nobody uses.
 struct Pool<T: 'static> {
-    /// Buffers, by length.
-    buffers: BTreeMap<usize, Vec<&'static mut [T]>>,
+    /// Rooms by purpose and length.
+    rooms: BTreeMap<(Purpose, usize), Vec<&'static mut [T]>>,
     /// What is left of the last region.
     region: &'static mut [T],
 }
@@ -23,16 +32,23 @@ struct Pool<T: 'static> {
 impl<T: Element> Default for Pool<T> {
     fn default() -> Self {
         Self {
-            buffers: BTreeMap::new(),
+            rooms: BTreeMap::new(),
             region: &mut [],
         }
     }
 }
 
 impl<T: Element> Pool<T> {
-    fn take(&mut self, len: usize) -> &'static mut [T] {
-        if let Some(buffer) = self.buffers.get_mut(&len).and_then(Vec::pop) {
-            return buffer;
+    /// Room for so many numbers; in storage for less than twice as many. Of storage there are never more rooms of a length than
+    /// buffers of that length, or of more than half of it, were in use at once.
+    fn take(&mut self, purpose: Purpose, len: usize) -> &'static mut [T] {
+        let end = match purpose {
+            Purpose::Scratch => len + 1,
+            Purpose::Storage => 2 * len,
+        };
+        let mut fitting = self.rooms.range_mut((purpose, len)..(purpose, end));
+        if let Some(room) = fitting.find_map(|(_, rooms)| rooms.pop()) {
+            return room;
         }
         // From line to line of the cache.
         let padded = len.next_multiple_of(LINE);
@@ -62,15 +78,29 @@ fn with_pool<T: Element, A>(work: impl FnOnce(&mut Pool<T>) -> A) -> A {
 /// A buffer that goes back to a pool when it is dropped, instead of to the system, which would have to
 /// clear its pages again for the next step.
 #[derive(Debug)]
-pub struct Buffer<T: Element>(&'static mut [T]);
+pub struct Buffer<T: Element> {
+    room: &'static mut [T],
+    len: usize,
+    purpose: Purpose,
+}
 
 impl<T: Element> Buffer<T> {
     /// A buffer whose elements are of no account: those of whoever used it last.
     pub fn any(len: usize) -> Self {
-        if len == 0 {
-            return Self::default();
-        }
-        Self(with_pool(|pool| pool.take(len)))
+        Self::new(Purpose::Storage, len)
+    }
+
+    /// The same at exactly this size, for work in the caches.
+    pub fn scratch(len: usize) -> Self {
+        Self::new(Purpose::Scratch, len)
+    }
+
+    fn new(purpose: Purpose, len: usize) -> Self {
+        let room = match len {
+            0 => &mut [],
+            _ => with_pool(|pool| pool.take(purpose, len)),
+        };
+        Self { room, len, purpose }
     }
 
     /// A buffer of zeros.
@@ -83,20 +113,16 @@ impl<T: Element> Buffer<T> {
 
 impl<T: Element> Default for Buffer<T> {
     fn default() -> Self {
-        Self(&mut [])
+        Self::any(0)
     }
 }
 
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
-        let elements = std::mem::take(&mut self.0);
-        if !elements.is_empty() {
-            with_pool::<T, _>(|pool| {
-                pool.buffers
-                    .entry(elements.len())
-                    .or_default()
-                    .push(elements)
-            });
+        let room = std::mem::take(&mut self.room);
+        if !room.is_empty() {
+            let key = (self.purpose, room.len());
+            with_pool::<T, _>(|pool| pool.rooms.entry(key).or_default().push(room));
         }
     }
 }
@@ -105,13 +131,13 @@ impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        self.0
+        &self.room[..self.len]
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        self.0
+        &mut self.room[..self.len]
     }
 }
 
@@ -121,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_used_again_and_zeros_are_zeros() {
-        // A length that no other test uses.
+        // No other test stores buffers of more than half and less than twice this length.
         const LEN: usize = 1_000_003;
         let mut buffer = Buffer::<f32>::any(LEN);
         buffer.fill(7.0);
@@ -130,6 +156,12 @@ mod tests {
         let again = Buffer::<f32>::any(LEN);
         assert_eq!(again.as_ptr(), place);
         drop(again);
+        let smaller = Buffer::<f32>::any(LEN / 2 + 1);
+        assert_eq!((smaller.as_ptr(), smaller.len()), (place, LEN / 2 + 1));
+        drop(smaller);
+        assert_ne!(Buffer::<f32>::any(LEN / 2).as_ptr(), place);
+        assert_ne!(Buffer::<f32>::scratch(LEN).as_ptr(), place);
+        assert_eq!(Buffer::<f32>::any(LEN).as_ptr(), place);
         assert!(Buffer::<f32>::zeros(LEN).iter().all(|&x| x == 0.0));
         assert!(Buffer::<f64>::any(0).is_empty());
     }

@@ -31,6 +31,11 @@ impl<'a, T: Element> Term<'a, T> {
             plane,
         }
     }
+
+    /// The plane, if it is what is added.
+    pub fn unchanged(&self) -> Option<&'a [T]> {
+        (self.factor == T::one() && self.mean == T::zero()).then_some(self.plane)
+    }
 }
 
 /// Calls `write` for each piece of each plane, with its channel and the place of its first number.

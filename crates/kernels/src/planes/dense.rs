@@ -43,7 +43,7 @@ impl Dense {
         let items = rows.into_iter().zip(&mut moments).collect();
         for_each(
             items,
-            || Buffer::<T>::any(n_taps * stride),
+            || Buffer::<T>::scratch(n_taps * stride),
             |scratch, row, (mut y, moments)| {
                 panels.product(self.taps(x, row, scratch, stride), &mut y);
                 for (moments, y) in moments.iter_mut().zip(&y) {
@@ -64,7 +64,7 @@ impl Dense {
         for_each(
             parts.iter_mut().collect(),
             || {
-                let rows = |n: usize| Buffer::<T>::any(n * stride);
+                let rows = |n: usize| Buffer::<T>::scratch(n * stride);
                 (rows(n_out), rows(n_taps))
             },
             |(y, taps), row, grad_w: &mut Vec<f64>| {

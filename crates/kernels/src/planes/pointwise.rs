@@ -177,7 +177,7 @@ pub fn pointwise_forward<T: Element>(x: &[&[T]], w: &[T], y: Vec<&mut [T]>) -> V
         items,
         || {
             let sums = vec![MomentSums::default(); n_out];
-            (Buffer::<T>::any(n_in * stride), sums)
+            (Buffer::<T>::scratch(n_in * stride), sums)
         },
         |(scratch, sums), index, (y, moments)| {
             sums.fill(MomentSums::default());
@@ -271,8 +271,8 @@ pub fn pointwise_backward<T: Element>(
         items,
         || {
             (
-                Buffer::<T>::any(n_out * stride),
-                Buffer::<T>::any(if grads.w { n_in * stride } else { 0 }),
+                Buffer::<T>::scratch(n_out * stride),
+                Buffer::<T>::scratch(if grads.w { n_in * stride } else { 0 }),
             )
         },
         |(y, rows), index, (mut grad_x, grad_w)| {

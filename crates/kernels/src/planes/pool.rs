@@ -4,7 +4,7 @@ use multiversion::multiversion;
 
 use super::combine::add;
 use super::stencil::{Held, Onto};
-use super::{Grid, Stencil, for_each, parts_mut};
+use super::{Buffer, Grid, Stencil, for_each, parts_mut};
 use crate::simd::Ahead;
 use crate::{Element, Window};
 
@@ -219,24 +219,19 @@ pub fn average<T: Element>(stencil: &Stencil, x: &[&[T]], y: Vec<&mut [T]>) {
     );
 }
 
-/// Adds the gradient of [`average`] to that of its input. The gradient of the output is used up.
-pub fn average_backward<T: Element>(
-    stencil: &Stencil,
-    grad_y: Vec<&mut [T]>,
-    grad_x: Vec<&mut [T]>,
-) {
+/// Adds the gradient of [`average`] to that of its input.
+pub fn average_backward<T: Element>(stencil: &Stencil, grad_y: &[&[T]], grad_x: Vec<&mut [T]>) {
     let ones = vec![T::one(); stencil.kernel_len()];
     let factors = stencil.inverse_counts();
-    let n = stencil.output().n;
-    let items = grad_x.into_iter().zip(grad_y).collect();
+    let Grid { h, n, .. } = stencil.output();
     for_each(
-        items,
-        || (),
-        |(), _, (grad_x, grad_y): (&mut [T], &mut [T])| {
-            scale_pixels(grad_y, &factors, n);
-            let grad_y = Held::new(grad_y, stencil.output().h);
+        grad_x,
+        || Buffer::scratch(stencil.output().len()),
+        |scaled, channel, grad_x| {
+            scaled.copy_from_slice(grad_y[channel]);
+            scale_pixels(scaled, &factors, n);
             let onto = Onto::new(grad_x).adding(true);
-            stencil.backward_rows(grad_y, &ones, 0, onto, &mut Ahead::none());
+            stencil.backward_rows(Held::new(scaled, h), &ones, 0, onto, &mut Ahead::none());
         },
     );
 }

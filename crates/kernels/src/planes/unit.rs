@@ -119,7 +119,7 @@ impl Unit {
         let mut moments: Vec<Vec<PartMoments>> = vec![Vec::new(); spans.len()];
         let stretches = Stretches {
             begin: &|| {
-                let scratch = Buffer::<T>::any(n_channels * stride);
+                let scratch = Buffer::<T>::scratch(n_channels * stride);
                 let sums = vec![MomentSums::default(); n_out];
                 (Reader::new(&self.stencil, z), scratch, sums)
             },
@@ -410,13 +410,13 @@ impl<'a, T: Element> Stretch<'a, '_, T> {
             spans: VecDeque::new(),
             next: 0,
             reader: Reader::new(stencil, backward.z),
-            y: Buffer::any(backward.grad_y.len() * stride),
-            d: Buffer::any(n_channels * stride),
+            y: Buffer::scratch(backward.grad_y.len() * stride),
+            d: Buffer::scratch(n_channels * stride),
             stride,
             products: OuterSums::default(),
-            taps: Buffer::any(n_channels * stencil.kernel_len() * LINE),
+            taps: Buffer::scratch(n_channels * stencil.kernel_len() * LINE),
             taps_begun: false,
-            between: Buffer::any(n_channels * n_held * row_len),
+            between: Buffer::scratch(n_channels * n_held * row_len),
             n_held,
         }
     }

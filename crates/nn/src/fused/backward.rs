@@ -272,13 +272,28 @@ impl<'a, T: Element> Backward<'a, T> {
         for kind in [PoolKind::Max, PoolKind::Average] {
             let terms = &pooled[kind as usize];
             if let Some(raw) = &saved.pooled[kind as usize] {
-                let mut grad = Buffer::any(raw.len());
-                let sum = planes_mut(&mut grad, node_len);
-                combine(sum, terms, &no_bias[..n_partial]);
-                let grad =
-                    self.unnormalise_pool(state, kind, raw, grad, &pooled_sums[kind as usize]);
+                let own;
+                let alone = terms.iter().map(|terms| match &terms[..] {
+                    [term] => term.unchanged(),
+                    _ => None,
+                });
+                let grads = match alone.collect::<Option<Vec<&[T]>>>() {
+                    Some(planes) => planes,
+                    None => {
+                        let mut sum = Buffer::any(raw.len());
+                        combine(planes_mut(&mut sum, node_len), terms, &no_bias[..n_partial]);
+                        own = sum;
+                        planes(&own, node_len)
+                    }
+                };
+                let sums = &pooled_sums[kind as usize];
+                let unnormalised = self.unnormalise_pool(state, kind, raw, &grads, sums);
+                let grads = match &unnormalised {
+                    Some(grad) => planes(grad, node_len),
+                    None => grads,
+                };
                 let partial = planes_mut(&mut grad_x[..n_partial * grid.len()], grid.len());
-                self.unpool(kind, state, &x[..n_partial], raw, grad, partial);
+                self.unpool(kind, state, &x[..n_partial], raw, &grads, partial);
             }
         }
         if let Some(raw) = &saved.bypass {
@@ -310,15 +325,15 @@ impl<'a, T: Element> Backward<'a, T> {
         Some(dropped)
     }
 
-    /// The gradient of a pooling from that of its normalisation, which all edges share.
+    /// The gradient of a pooling from that of its normalisation, which all edges share, if it has one.
     fn unnormalise_pool(
         &self,
         state: usize,
         kind: PoolKind,
         raw: &[T],
-        grad: Buffer<T>,
+        grads: &[&[T]],
         sums: &[[f64; 2]],
-    ) -> Buffer<T> {
+    ) -> Option<Buffer<T>> {
         let norm = self
             .plan()
             .edges
@@ -328,15 +343,12 @@ impl<'a, T: Element> Backward<'a, T> {
             .find_map(|operation| match &operation.kind {
                 OperationKind::Pool { kind: other, norm } if *other == kind => norm.as_ref(),
                 _ => None,
-            });
-        let Some(norm) = norm else {
-            return grad;
-        };
+            })?;
         let len = self.run.sizes.node.len();
         let moments = &self.run.saved.statistics[norm.index].moments;
         let ones = vec![1.0; moments.len()];
         let chain = NormGrad::new(
-            planes(&grad, len),
+            grads.to_vec(),
             planes(raw, len),
             moments,
             BATCH_NORM_EPS,
@@ -345,7 +357,7 @@ impl<'a, T: Element> Backward<'a, T> {
         );
         let mut grad_raw = Buffer::any(raw.len());
         chain.write_to(planes_mut(&mut grad_raw, len));
-        grad_raw
+        Some(grad_raw)
     }
 
     fn unpool(
@@ -354,23 +366,19 @@ impl<'a, T: Element> Backward<'a, T> {
         state: usize,
         x: &[&[T]],
         y: &[T],
-        mut grad_y: Buffer<T>,
+        grad_y: &[&[T]],
         grad_x: Vec<&mut [T]>,
     ) {
         let (grid, len) = (self.grid(state), self.run.sizes.node.len());
         let window = self.plan().pool_window(self.plan().stride(state), grid);
         match kind {
-            PoolKind::Max => MaxPool::new(window, grid.n).add_backward(
-                x,
-                &planes(y, len),
-                &planes(&grad_y, len),
-                grad_x,
-            ),
-            PoolKind::Average => average_backward(
-                &Stencil::new(window, grid.n),
-                planes_mut(&mut grad_y, len),
-                grad_x,
-            ),
+            PoolKind::Max => {
+                let y = planes(y, len);
+                MaxPool::new(window, grid.n).add_backward(x, &y, grad_y, grad_x);
+            }
+            PoolKind::Average => {
+                average_backward(&Stencil::new(window, grid.n), grad_y, grad_x);
+            }
         }
     }
 
