@@ -44,8 +44,9 @@ fn more_images_take_as_much_more_as_is_foretold() {
                 return;
             };
             let ratio = (many[0] - few[0]) / (many[1] - few[1]);
+            // A region of buffers more or less is up to a tenth of that.
             assert!(
-                (0.85..1.25).contains(&ratio),
+                (0.8..1.25).contains(&ratio),
                 "{network}, {n_threads} threads: counted and kept {few:?}, {many:?}, {ratio}"
             );
         }
