@@ -8,7 +8,7 @@ use std::time::Duration;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use kernels::image::{self, Maps, PaddedMaps};
-use kernels::planes::{Buffer, NormGrad, Source, Stencil, Target, Unit, dots};
+use kernels::planes::{Buffer, NormGrad, Source, Stencil, Target, Unit, UnitWants, dots};
 use kernels::{Conv2dGeometry, Pool2dGeometry, Window};
 
 #[global_allocator]
@@ -261,7 +261,10 @@ fn fused_unit(criterion: &mut Criterion, c: usize, size: usize, kernel: usize) {
                 &pointwise,
                 &chain,
                 target,
-                true,
+                UnitWants {
+                    weights: true,
+                    sums: false,
+                },
             )
         })
     });

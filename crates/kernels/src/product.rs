@@ -438,6 +438,7 @@ impl<T: Vectorised, const MASK: bool> Tile<'_, T, MASK> {
             let y = &mut y[first + r][self.columns.clone()];
             if MASK {
                 let x = &self.masks.rows[first + r][self.masks.start..][..y.len()];
+                let x = load::<T, S, V>(simd, x);
                 sums[r] = mask::<T, S, V>(simd, sums[r], x, y, self.masks.adds);
             }
             store::<T, S, V>(simd, y, sums[r]);

@@ -271,11 +271,10 @@ pub(crate) fn store<T: Vectorised, S: Simd, const V: usize>(
 pub(crate) fn mask<T: Vectorised, S: Simd, const V: usize>(
     simd: S,
     mut grads: [T::Vector<S>; V],
-    x: &[T],
+    x: [T::Vector<S>; V],
     y: &[T],
     adds: bool,
 ) -> [T::Vector<S>; V] {
-    let x = load::<T, S, V>(simd, x);
     for v in 0..V {
         grads[v] = T::where_positive(simd, x[v], grads[v]);
     }
@@ -370,6 +369,7 @@ pub(crate) mod tests {
             for (x, y) in x.chunks(f32::lanes::<S>()).zip(y.chunks(f32::lanes::<S>())) {
                 let twos = [f32::splat(simd, 2.0)];
                 let mut part = vec![0.0; x.len()];
+                let x = super::load::<f32, S, 1>(simd, x);
                 let sums = super::mask::<f32, S, 1>(simd, twos, x, y, true);
                 super::store::<f32, S, 1>(simd, &mut part, sums);
                 found.extend(part.into_iter().map(f64::from));

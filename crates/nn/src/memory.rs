@@ -193,10 +193,10 @@ impl<'a> Cell<'a> {
                 kept += channels * len / 2;
             }
             // Normalisations of a supernet have no factors, so that what they give tells what they were given.
-            let of_input = if !self.weighs() && self.plan.is_read(index) {
-                2
-            } else {
+            let of_input = if self.weighs() || self.plan.is_raw(index) {
                 1
+            } else {
+                2
             };
             kept += of_input * self.channels * self.input_len;
         }

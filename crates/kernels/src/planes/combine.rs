@@ -121,38 +121,6 @@ pub fn dots<T: Element>(grads: &[&[T]], sources: &[Vec<&[T]>]) -> Vec<Dots> {
     add_dots(answers, sources)
 }
 
-/// Masks the gradient of a ReLU that reads `factor * raw + shift`; and the sum of what is left, and its scalar product with
-/// `raw`.
-#[multiversion(targets = "simd")]
-pub(super) fn mask_and_dot<T: Element>(
-    grad: &mut [T],
-    raw: &[T],
-    [factor, shift]: [T; 2],
-) -> [f64; 2] {
-    let (blocks, rest) = grad.as_chunks_mut::<BLOCK>();
-    let (raw_blocks, raw_rest) = raw.as_chunks::<BLOCK>();
-    let (mut sums, mut products) = ([T::zero(); BLOCK], [T::zero(); BLOCK]);
-    for (grad, raw) in blocks.iter_mut().zip(raw_blocks) {
-        for lane in 0..BLOCK {
-            let is_off = factor * raw[lane] + shift <= T::zero();
-            let masked = if is_off { T::zero() } else { grad[lane] };
-            grad[lane] = masked;
-            sums[lane] += masked;
-            products[lane] += masked * raw[lane];
-        }
-    }
-    let total = |lanes: [T; BLOCK]| lanes.iter().map(|lane| lane.to_f64()).sum::<f64>();
-    let mut answer = [total(sums), total(products)];
-    for (grad, &raw) in rest.iter_mut().zip(raw_rest) {
-        if factor * raw + shift <= T::zero() {
-            *grad = T::zero();
-        }
-        answer[0] += grad.to_f64();
-        answer[1] += (*grad * raw).to_f64();
-    }
-    answer
-}
-
 fn dots_of<'a, T: Element>(grad: &[T], sources: &[&'a [T]], start: usize) -> Dots {
     let part = |source: &'a [T]| &source[start..][..grad.len()];
     let (mut sum, mut products) = (None, Vec::with_capacity(sources.len()));
@@ -195,7 +163,7 @@ fn add_dots<T>(answers: Vec<Vec<Dots>>, sources: &[Vec<&[T]>]) -> Vec<Dots> {
     clippy::needless_range_loop,
     reason = "iterators over arrays of sums keep these in memory"
 )]
-fn sum_and_dots<T: Element, const N: usize>(a: &[T], others: [&[T]; N]) -> (f64, [f64; N]) {
+pub(super) fn sum_and_dots<T: Element, const N: usize>(a: &[T], others: [&[T]; N]) -> (f64, [f64; N]) {
     let (a_blocks, a_rest) = a.as_chunks::<LANES>();
     let others = others.map(|other| other.as_chunks::<LANES>());
     let (mut sums, mut products) = ([T::zero(); LANES], [[T::zero(); LANES]; N]);

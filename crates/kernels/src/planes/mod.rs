@@ -28,7 +28,7 @@ pub use pointwise::{NormGrad, PointwiseGrads, Target, pointwise_backward, pointw
 pub use pool::{MaxPool, average, average_backward, subsample, subsample_backward};
 pub use stencil::Stencil;
 use stretches::Stretches;
-pub use unit::{Source, Unit, UnitGrads, WeightGrads};
+pub use unit::{Source, Unit, UnitGrads, UnitWants, WeightGrads};
 
 /// The size of a plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

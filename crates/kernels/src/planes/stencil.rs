@@ -21,7 +21,7 @@ const MOST_TAPS: usize = 5;
 /// Rows of taps, at most.
 const MOST_ROWS: usize = 8;
 
-/// How a source is read: as it is, through a ReLU, or through what a batch normalisation and the ReLU behind it make of it.
+/// How planes are read: as they are, through a ReLU, or through a batch normalisation and the ReLU behind it.
 const AS_IS: u8 = 0;
 const RECTIFIED: u8 = 1;
 const NORMALISED: u8 = 2;
@@ -184,15 +184,16 @@ impl Stencil {
         let (onto, direction) = (Onto::new(y), &self.forward);
         debug_assert!(RELU || x.affine.is_none());
         match (RELU, x.affine) {
-            (false, _) => direction.gather::<T, AS_IS, false>(self, x, w, first, onto, ahead),
-            (true, None) => direction.gather::<T, RECTIFIED, false>(self, x, w, first, onto, ahead),
+            (false, _) => direction.gather::<T, AS_IS, AS_IS>(self, x, w, first, onto, ahead),
+            (true, None) => direction.gather::<T, RECTIFIED, AS_IS>(self, x, w, first, onto, ahead),
             (true, Some(_)) => {
-                direction.gather::<T, NORMALISED, false>(self, x, w, first, onto, ahead);
+                direction.gather::<T, NORMALISED, AS_IS>(self, x, w, first, onto, ahead);
             }
         }
     }
 
-    /// The gradient of input rows `first..` of one plane that comes from the output's, or what of it passes the ReLU in front.
+    /// The gradient of input rows `first..` of one plane that comes from the output's, or what of it passes the
+    /// [ReLU in front](Onto::behind_relu).
     pub(super) fn backward_rows<T: Element>(
         &self,
         grad_y: Held<'_, T>,
@@ -202,9 +203,14 @@ impl Stencil {
         ahead: &mut Ahead<'_, T>,
     ) {
         let direction = &self.backward;
-        match grad_x.masks {
-            [] => direction.gather::<T, AS_IS, false>(self, grad_y, w, first, grad_x, ahead),
-            _ => direction.gather::<T, AS_IS, true>(self, grad_y, w, first, grad_x, ahead),
+        match (grad_x.masks, grad_x.affine) {
+            ([], _) => direction.gather::<T, AS_IS, AS_IS>(self, grad_y, w, first, grad_x, ahead),
+            (_, None) => {
+                direction.gather::<T, AS_IS, RECTIFIED>(self, grad_y, w, first, grad_x, ahead);
+            }
+            (_, Some(_)) => {
+                direction.gather::<T, AS_IS, NORMALISED>(self, grad_y, w, first, grad_x, ahead);
+            }
         }
     }
 
@@ -385,7 +391,7 @@ impl Walk {
 }
 
 impl Direction {
-    fn gather<T: Element, const READ: u8, const MASK: bool>(
+    fn gather<T: Element, const READ: u8, const MASK: u8>(
         &self,
         stencil: &Stencil,
         source: Held<'_, T>,
@@ -410,8 +416,10 @@ impl Direction {
 #[derive(Debug)]
 pub(super) struct Onto<'a, T> {
     rows: &'a mut [T],
-    /// If what goes there is the gradient of what a ReLU reads, that: where it is zero or less, nothing goes there.
+    /// If what goes there is the gradient in front of a ReLU, what that reads: where it is zero or less, nothing goes there.
     masks: &'a [T],
+    /// Factor and shift that make of `masks` what the ReLU reads.
+    affine: Option<[T; 2]>,
     /// Whether the result is added to what is there.
     adds: bool,
 }
@@ -422,6 +430,7 @@ impl<'a, T> Onto<'a, T> {
         Self {
             rows,
             masks: &[],
+            affine: None,
             adds: false,
         }
     }
@@ -431,15 +440,19 @@ impl<'a, T> Onto<'a, T> {
         Self { adds, ..self }
     }
 
-    /// Rows for the gradient of a ReLU that reads `masks`.
-    pub(super) fn behind_relu(self, masks: &'a [T]) -> Self {
+    /// Rows for the gradient in front of a ReLU that reads `masks`, or these times the first of `affine`, plus the second.
+    pub(super) fn behind_relu(self, masks: &'a [T], affine: Option<[T; 2]>) -> Self {
         assert_eq!(masks.len(), self.rows.len());
-        Self { masks, ..self }
+        Self {
+            masks,
+            affine,
+            ..self
+        }
     }
 }
 
-/// [`Direction::gather`]; with `MASK` masked.
-struct Gather<'a, 'b, T, const READ: u8, const MASK: bool> {
+/// [`Direction::gather`]; `MASK`: how a ReLU reads what masks the result, [`AS_IS`] if nothing does.
+struct Gather<'a, 'b, T, const READ: u8, const MASK: u8> {
     direction: &'a Direction,
     stencil: &'a Stencil,
     source: Held<'a, T>,
@@ -449,7 +462,7 @@ struct Gather<'a, 'b, T, const READ: u8, const MASK: bool> {
     ahead: &'a mut Ahead<'b, T>,
 }
 
-impl<T: Element, const READ: u8, const MASK: bool> WithSimd for Gather<'_, '_, T, READ, MASK> {
+impl<T: Element, const READ: u8, const MASK: u8> WithSimd for Gather<'_, '_, T, READ, MASK> {
     type Output = ();
 
     #[inline(always)]
@@ -457,13 +470,17 @@ impl<T: Element, const READ: u8, const MASK: bool> WithSimd for Gather<'_, '_, T
         let direction = self.direction;
         let n = self.stencil.n;
         let [source_width, width] = direction.widths;
-        let Onto { rows, masks, adds } = self.onto;
+        let Onto {
+            rows,
+            masks,
+            affine,
+            adds,
+        } = self.onto;
         let len = (width * n).max(1);
         for (index, y) in rows.chunks_mut(len).enumerate() {
-            let masks = if MASK {
-                &masks[index * len..][..len]
-            } else {
-                &[]
+            let masks = match MASK {
+                AS_IS => &[],
+                _ => &masks[index * len..][..len],
             };
             let rows = &direction.rows[self.first + index];
             for walk in &direction.walks {
@@ -475,6 +492,7 @@ impl<T: Element, const READ: u8, const MASK: bool> WithSimd for Gather<'_, '_, T
                     w: self.w,
                     n_v: self.stencil.window.kernel[1],
                     masks,
+                    affine,
                     n,
                     adds: adds || walk.adds,
                 };
@@ -492,7 +510,7 @@ impl<T: Element, const READ: u8, const MASK: bool> WithSimd for Gather<'_, '_, T
 }
 
 /// A walk for one row of the result.
-struct Pass<'a, T, const READ: u8, const MASK: bool> {
+struct Pass<'a, T, const READ: u8, const MASK: u8> {
     walk: &'a Walk,
     /// The taps (u) and the rows of the source that they read.
     rows: &'a [(usize, usize)],
@@ -502,11 +520,12 @@ struct Pass<'a, T, const READ: u8, const MASK: bool> {
     w: &'a [T],
     n_v: usize,
     masks: &'a [T],
+    affine: Option<[T; 2]>,
     n: usize,
     adds: bool,
 }
 
-impl<T: Element, const READ: u8, const MASK: bool> Pass<'_, T, READ, MASK> {
+impl<T: Element, const READ: u8, const MASK: u8> Pass<'_, T, READ, MASK> {
     /// All images, as many at a time as sums fit the registers.
     #[inline(always)]
     fn walk<S: Simd, const K: usize>(
@@ -558,9 +577,13 @@ impl<T: Element, const READ: u8, const MASK: bool> Pass<'_, T, READ, MASK> {
     ) {
         let walk = self.walk;
         let steps = walk.steps.clone();
-        let affine = self.source.affine_vectors(simd);
+        let affine = affine_vectors(simd, self.source.affine);
+        let mask_affine = affine_vectors(simd, self.affine);
         // What is masked is added to when it has been masked.
-        let count = if self.adds && !MASK { walk.count } else { 0 };
+        let count = match MASK {
+            AS_IS if self.adds => walk.count,
+            _ => 0,
+        };
         let zero = [T::splat(simd, T::zero()); V];
         // Of column `step + 1 + k - K` of the result.
         let mut sums = [zero; K];
@@ -583,7 +606,8 @@ impl<T: Element, const READ: u8, const MASK: bool> Pass<'_, T, READ, MASK> {
                 }
             }
             if K > 0 && step + 1 >= K {
-                self.store::<S, V>(simd, y, walk.place(step + 1 - K, &images), sums[0]);
+                let place = walk.place(step + 1 - K, &images);
+                self.store::<S, V>(simd, y, place, sums[0], mask_affine);
             }
             for k in 1..K {
                 sums[k - 1] = sums[k];
@@ -597,7 +621,8 @@ impl<T: Element, const READ: u8, const MASK: bool> Pass<'_, T, READ, MASK> {
             if let Some(index) = (steps.end + 1 + k).checked_sub(K)
                 && index < walk.count
             {
-                self.store::<S, V>(simd, y, walk.place(index, &images), sums[k]);
+                let place = walk.place(index, &images);
+                self.store::<S, V>(simd, y, place, sums[k], mask_affine);
             }
         }
         if !self.adds {
@@ -616,10 +641,12 @@ impl<T: Element, const READ: u8, const MASK: bool> Pass<'_, T, READ, MASK> {
         y: &mut [T],
         place: Range<usize>,
         mut sums: [T::Vector<S>; V],
+        affine: [T::Vector<S>; 2],
     ) {
         let y = &mut y[place.clone()];
-        if MASK {
-            sums = mask::<T, S, V>(simd, sums, &self.masks[place], y, self.adds);
+        if MASK != AS_IS {
+            let x = normalised::<T, S, MASK, V>(simd, &self.masks[place], affine);
+            sums = mask::<T, S, V>(simd, sums, x, y, self.adds);
         }
         store::<T, S, V>(simd, y, sums);
     }
@@ -657,13 +684,27 @@ impl Walk {
     }
 }
 
-impl<T: Element> Held<'_, T> {
-    /// Factor and shift of what is read [`NORMALISED`].
-    #[inline(always)]
-    fn affine_vectors<S: Simd>(&self, simd: S) -> [T::Vector<S>; 2] {
-        let [factor, shift] = self.affine.unwrap_or([T::zero(); 2]);
-        [T::splat(simd, factor), T::splat(simd, shift)]
+/// Factor and shift of what is read [`NORMALISED`].
+#[inline(always)]
+fn affine_vectors<T: Element, S: Simd>(simd: S, affine: Option<[T; 2]>) -> [T::Vector<S>; 2] {
+    let [factor, shift] = affine.unwrap_or([T::zero(); 2]);
+    [T::splat(simd, factor), T::splat(simd, shift)]
+}
+
+/// [`load`], and what a ReLU reads of it.
+#[inline(always)]
+fn normalised<T: Element, S: Simd, const READ: u8, const V: usize>(
+    simd: S,
+    x: &[T],
+    [factor, shift]: [T::Vector<S>; 2],
+) -> [T::Vector<S>; V] {
+    let mut vectors = load::<T, S, V>(simd, x);
+    if READ == NORMALISED {
+        for v in 0..V {
+            vectors[v] = T::mul_add(simd, factor, vectors[v], shift);
+        }
     }
+    vectors
 }
 
 /// [`load`], and what is made of it.
@@ -671,14 +712,11 @@ impl<T: Element> Held<'_, T> {
 fn read<T: Element, S: Simd, const READ: u8, const V: usize>(
     simd: S,
     x: &[T],
-    [factor, shift]: [T::Vector<S>; 2],
+    affine: [T::Vector<S>; 2],
 ) -> [T::Vector<S>; V] {
-    let mut vectors = load::<T, S, V>(simd, x);
-    for v in 0..V {
-        if READ == NORMALISED {
-            vectors[v] = T::mul_add(simd, factor, vectors[v], shift);
-        }
-        if READ != AS_IS {
+    let mut vectors = normalised::<T, S, READ, V>(simd, x, affine);
+    if READ != AS_IS {
+        for v in 0..V {
             vectors[v] = T::relu(simd, vectors[v]);
         }
     }
@@ -832,7 +870,7 @@ impl<T: Element, const READ: u8> Products<'_, T, READ> {
     ) {
         let Self { walk, grad, .. } = self;
         let steps = walk.steps.clone();
-        let affine = self.source.affine_vectors(simd);
+        let affine = affine_vectors(simd, self.source.affine);
         let zero = [T::splat(simd, T::zero()); V];
         // Of column `step - t` of the result.
         let mut grads = [zero; K];
@@ -886,7 +924,7 @@ mod tests {
             let masks = numbers(input.len(), 0.75);
             let normalised = x.behind([1.5, 0.05].map(T::from_f64));
             let mut of_normalised = numbers(output.len(), 3.0);
-            simd.vectorize(Gather::<T, NORMALISED, false> {
+            simd.vectorize(Gather::<T, NORMALISED, AS_IS> {
                 direction: &stencil.forward,
                 stencil: &stencil,
                 source: normalised,
@@ -895,7 +933,7 @@ mod tests {
                 onto: Onto::new(&mut of_normalised),
                 ahead: &mut Ahead::none(),
             });
-            simd.vectorize(Gather::<T, RECTIFIED, false> {
+            simd.vectorize(Gather::<T, RECTIFIED, AS_IS> {
                 direction: &stencil.forward,
                 stencil: &stencil,
                 source: x,
@@ -904,13 +942,24 @@ mod tests {
                 onto: Onto::new(&mut y),
                 ahead: &mut Ahead::none(),
             });
-            simd.vectorize(Gather::<T, AS_IS, true> {
+            let onto = Onto::new(&mut grad_x).adding(true);
+            simd.vectorize(Gather::<T, AS_IS, RECTIFIED> {
                 direction: &stencil.backward,
                 stencil: &stencil,
                 source: grad_y,
                 w: &w,
                 first: 0,
-                onto: Onto::new(&mut grad_x).adding(true).behind_relu(&masks),
+                onto: onto.behind_relu(&masks, None),
+                ahead: &mut Ahead::none(),
+            });
+            let onto = Onto::new(&mut grad_x).adding(true);
+            simd.vectorize(Gather::<T, AS_IS, NORMALISED> {
+                direction: &stencil.backward,
+                stencil: &stencil,
+                source: grad_y,
+                w: &w,
+                first: 0,
+                onto: onto.behind_relu(&masks, normalised.affine),
                 ahead: &mut Ahead::none(),
             });
             // In two parts.

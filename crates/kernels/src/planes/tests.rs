@@ -171,20 +171,31 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
             let mut grad_z = vec![f64::NAN; c * in_len];
             let target = Target::new(planes_mut(&mut grad_z, c));
             let grad_y = given(planes(&grad, c_out));
-            let grads = unit.backward(source, &depthwise, &pointwise, &grad_y, target, true);
+            let wants = UnitWants {
+                weights: true,
+                sums: true,
+            };
+            let grads = unit.backward(source, &depthwise, &pointwise, &grad_y, target, wants);
             (grad_z, grads)
         });
         assert_close(&found, &expected);
         // Added to what is there, the gradient is there twice.
-        let mut twice = expected.clone();
-        let target = Target {
-            planes: planes_mut(&mut twice, c),
-            adds: true,
-        };
-        let grad_y = given(planes(&grad, c_out));
-        unit.backward(sources[0], &depthwise, &pointwise, &grad_y, target, false);
         let doubled: Vec<f64> = expected.iter().map(|grad| 2.0 * grad).collect();
-        assert_close(&twice, &doubled);
+        for source in sources {
+            let mut twice = expected.clone();
+            let target = Target {
+                planes: planes_mut(&mut twice, c),
+                adds: true,
+            };
+            let grad_y = given(planes(&grad, c_out));
+            let wants = UnitWants {
+                weights: false,
+                sums: false,
+            };
+            let grads = unit.backward(source, &depthwise, &pointwise, &grad_y, target, wants);
+            assert_eq!(grads, UnitGrads::default());
+            assert_close(&twice, &doubled);
+        }
         // And it is that of the convolutions one by one, where the ReLU lets it through.
         let mut between = vec![0.0; c * out_len];
         for (channel, between) in planes_mut(&mut between, c).into_iter().enumerate() {
@@ -276,13 +287,18 @@ fn a_unit_gives_the_same_numbers_whoever_helps_with_its_rows() {
             let moments = unit.forward(source, &depthwise, &pointwise, planes_mut(&mut y, c));
             let target = Target::new(planes_mut(&mut grad_z, c));
             let grad_y = given(planes(&grad, c));
-            let grads = unit.backward(source, &depthwise, &pointwise, &grad_y, target, true);
+            let mut wants = UnitWants {
+                weights: true,
+                sums: is_raw,
+            };
+            let grads = unit.backward(source, &depthwise, &pointwise, &grad_y, target, wants);
             let mut sum = grad_z.clone();
             let target = Target {
                 planes: planes_mut(&mut sum, c),
-                adds: !is_raw,
+                adds: true,
             };
-            unit.backward(source, &depthwise, &pointwise, &grad_y, target, false);
+            (wants.weights, wants.sums) = (false, false);
+            unit.backward(source, &depthwise, &pointwise, &grad_y, target, wants);
             (y, moments, grad_z, grads, sum)
         };
         let on_threads = |n_threads: usize, is_raw: bool| {
@@ -498,17 +514,6 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         .zip(&b)
         .map(|(a, b)| if *b <= 0.0 { 0.0 } else { *a })
         .collect();
-    let mut grad = a.clone();
-    let affine = Affine {
-        mean: 0.5,
-        factor: 2.0,
-        bias: 1.0,
-    };
-    // The ReLU reads 2 (x - 0.5) + 1 = 2 x.
-    let [sum_left, product] = combine::mask_and_dot(&mut grad, &b, affine.folded());
-    assert_eq!(grad, masked);
-    let expected: f64 = masked.iter().zip(&b).map(|(x, y)| x * y).sum();
-    assert_close(&[sum_left, product], &[masked.iter().sum(), expected]);
     let mut y = b.clone();
     accumulate(vec![&mut y], &[&masked]);
     let expected: Vec<f64> = b.iter().zip(&masked).map(|(x, y)| x + y).collect();

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::combine::{Affine, MomentSums, PartMoments, mask_and_dot};
+use super::combine::{Affine, MomentSums, PartMoments, sum_and_dots};
 use super::pointwise::{NormGrad, Target, merge};
 use super::stencil::{Held, Onto, Stencil, TapSums};
 use super::stretches::Stretches;
@@ -54,13 +54,21 @@ impl<'a, T> Source<'a, T> {
     }
 }
 
+/// What [`Unit::backward`] is to find, besides the gradient of its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnitWants {
+    /// The gradients of the weights.
+    pub weights: bool,
+    /// What the gradient of the batch normalisation in front of a raw source follows from.
+    pub sums: bool,
+}
+
 /// The gradients that [`Unit::backward`] finds, besides that of its input.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct UnitGrads {
     /// Those of the weights, if they are wanted.
     pub weights: Option<WeightGrads>,
-    /// Of a raw source, per channel: the sum of the gradient behind the batch normalisation, and its scalar product with the
-    /// source.
+    /// Per channel, if they are wanted: the sum of the gradient in front of the ReLU, and its scalar product with the source.
     pub sums: Vec<[f64; 2]>,
 }
 
@@ -200,8 +208,11 @@ impl Unit {
         Rows::new(scratch, stride, n_channels, len)
     }
 
-    /// Writes the gradient of what the ReLU in front reads to `grad_z`, of a raw source behind its batch normalisation; the
-    /// gradients of the weights are returned if they are wanted.
+    /// Writes the gradient of what the ReLU in front reads to `grad_z`, of a raw source behind its batch normalisation, or
+    /// adds it to what is there.
+    ///
+    /// # Panics
+    /// If sums are wanted of a gradient that is added to another.
     pub fn backward<T: Element>(
         &self,
         z: Source<'_, T>,
@@ -209,11 +220,11 @@ impl Unit {
         pointwise: &[T],
         grad_y: &NormGrad<'_, T>,
         grad_z: Target<'_, T>,
-        wants_weights: bool,
+        wants: UnitWants,
     ) -> UnitGrads {
         assert!(
-            z.affine.is_none() || !grad_z.adds,
-            "of the gradient of a raw source sums are taken as a whole"
+            !(wants.sums && grad_z.adds),
+            "sums are taken of the whole gradient"
         );
         let group = self.group(z.planes.len());
         let backward = Backward {
@@ -227,16 +238,17 @@ impl Unit {
             ),
             grad_y,
             adds: grad_z.adds,
-            wants_weights,
+            wants,
             group,
             span: self.span(group),
             reach: self.reach(),
         };
-        let n_weights = match wants_weights {
+        let n_weights = match wants.weights {
             true => [depthwise.len(), pointwise.len()],
             false => [0; 2],
         };
-        let none = SpanGrads::new(n_weights, z.affine.map_or(0, |affine| 2 * affine.len()));
+        let n_sums = if wants.sums { 2 * z.planes.len() } else { 0 };
+        let none = SpanGrads::new(n_weights, n_sums);
         let mut found = vec![none.clone(); self.stencil.output().h.div_ceil(backward.span)];
         let stretches = Stretches {
             begin: &|| Stretch::new(&backward),
@@ -251,7 +263,7 @@ impl Unit {
             sums,
         } = found.into_iter().fold(none, SpanGrads::plus);
         UnitGrads {
-            weights: wants_weights.then_some(WeightGrads {
+            weights: wants.weights.then_some(WeightGrads {
                 depthwise,
                 pointwise,
             }),
@@ -358,7 +370,7 @@ struct Backward<'a, T: Element> {
     transposed: Panels<T>,
     grad_y: &'a NormGrad<'a, T>,
     adds: bool,
-    wants_weights: bool,
+    wants: UnitWants,
     group: usize,
     span: usize,
     reach: usize,
@@ -539,7 +551,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let planes = between.chunks_mut(held_len);
         let mut parts: Vec<&mut [T]> = planes.map(|plane| &mut plane[place..][..len]).collect();
         let newest = spans.back_mut();
-        let mut wanted = newest.filter(|_| is_own && self.wants_weights).map(|span| {
+        let mut wanted = newest.filter(|_| is_own && self.wants.weights).map(|span| {
             let d = unit.depthwise_rows(reader, self.depthwise, rows.clone(), d, *stride);
             (&mut *span.found, d)
         });
@@ -595,17 +607,15 @@ impl<'a, T: Element> Backward<'a, T> {
             let w = &self.depthwise[channel * n_taps..][..n_taps];
             let between = Held::new(&between[channel * held_len..][..held_len], n_held);
             for (row, grad_z) in rows.clone().zip(grad_z.chunks_mut(len.max(1))) {
-                let raw = &self.z.planes[channel][row * len..][..len];
-                let Some(affine) = self.z.affine else {
-                    let onto = Onto::new(grad_z).adding(self.adds).behind_relu(raw);
-                    stencil.backward_rows(between, w, row, onto, &mut ahead);
-                    continue;
-                };
-                let onto = Onto::new(grad_z);
+                let z = &self.z.planes[channel][row * len..][..len];
+                let affine = self.z.affine.map(|affine| affine[channel].folded());
+                let onto = Onto::new(grad_z).adding(self.adds).behind_relu(z, affine);
                 stencil.backward_rows(between, w, row, onto, &mut ahead);
-                let sums = span.found.sums[2 * channel..][..2].iter_mut();
-                let found = mask_and_dot(grad_z, raw, affine[channel].folded());
-                sums.zip(found).for_each(|(sum, own)| *sum += own);
+                if self.wants.sums {
+                    let (sum, [product]) = sum_and_dots(grad_z, [z]);
+                    span.found.sums[2 * channel] += sum;
+                    span.found.sums[2 * channel + 1] += product;
+                }
             }
         }
     }

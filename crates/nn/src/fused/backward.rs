@@ -5,11 +5,11 @@ use std::ops::{Deref, Range};
 use kernels::Element;
 use kernels::planes::{
     Affine, Buffer, Grid, MaxPool, Moments, NormGrad, PointwiseGrads, Source, Stencil, Target,
-    Term, Unit, accumulate, average_backward, combine, dots, drop_images, pointwise_backward,
+    Term, Unit, UnitWants, accumulate, average_backward, combine, dots, drop_images, pointwise_backward,
     subsample_backward,
 };
 
-use super::forward::{Raw, Saved, SavedInput, SavedState, affine, norm_weights, source_of};
+use super::forward::{Raw, Saved, SavedInput, SavedState, affine, norm_weights, source, source_of};
 use super::plan::{Norm, OperationKind, OperationPlan, Plan, UnitPlan};
 use super::{CellRun, planes, planes_mut};
 use crate::candidate::PoolKind;
@@ -130,7 +130,7 @@ impl<'a, T: Element> Backward<'a, T> {
     fn x(&self, state: usize) -> Vec<&'a [T]> {
         let saved: &'a Saved<T> = self.run.saved;
         match state {
-            0 | 1 => planes(&saved.inputs[state].x, self.run.sizes.input.len()),
+            0 | 1 => planes(saved.inputs[state].read(), self.run.sizes.input.len()),
             _ => {
                 let len = self.plan().channels * self.run.sizes.node.len();
                 let nodes: &'a [T] = self.run.nodes;
@@ -517,14 +517,20 @@ impl<'a, T: Element> Backward<'a, T> {
         found: &mut Found,
     ) {
         let plan = self.plan();
-        let source = self.grid(plan.edges[edge].source);
+        let state = plan.edges[edge].source;
+        let x_grid = self.grid(state);
+        let before: Option<Vec<Affine<T>>> = self
+            .run
+            .op
+            .affine_of_state(state, self.run.parameters, &self.run.saved.statistics)
+            .map(|affine| affine.iter().map(Affine::cast).collect());
+        let x = source(x, before.as_deref());
         let saved: &'a Raw<T> = &self.run.saved.edges[edge][number];
         let sums = &self.sums[edge][number];
         let (first, second) = match units {
             [only] => {
                 let chain = self.chain(&only.norm, grads, &saved.output, sums, weight);
-                let x = Source::new(x);
-                self.unit(only, source, x, &chain, grad_x, found);
+                self.unit(only, x_grid, x, &chain, grad_x, false, found);
                 return;
             }
             [first, second] => (first, second),
@@ -538,8 +544,8 @@ impl<'a, T: Element> Backward<'a, T> {
         // What the second unit read.
         let again = (!plan.keeps_hidden()).then(|| {
             let mut raw = Buffer::any(plan.n_partial() * grid.len());
-            Unit::new(plan.stencil(first.geometry, first.kernel, source)).forward(
-                Source::new(x),
+            Unit::new(plan.stencil(first.geometry, first.kernel, x_grid)).forward(
+                x,
                 &self.run.parameters[first.depthwise.clone()],
                 &self.run.parameters[first.pointwise.clone()],
                 planes_mut(&mut raw, grid.len()),
@@ -551,14 +557,15 @@ impl<'a, T: Element> Backward<'a, T> {
         let hidden = planes(raw, grid.len());
         let target = Target::new(planes_mut(&mut grad_hidden, grid.len()));
         let hidden = Source::raw(&hidden, &affine);
-        let sums = self.unit(second, grid, hidden, &chain, target, found);
+        let sums = self.unit(second, grid, hidden, &chain, target, true, found);
         self.affine_grads(&first.norm, &sums, 1.0, found);
         let grad_hidden = planes(&grad_hidden, grid.len());
         let chain = self.chain(&first.norm, &grad_hidden, raw, &sums, 1.0);
-        self.unit(first, source, Source::new(x), &chain, grad_x, found);
+        self.unit(first, x_grid, x, &chain, grad_x, false, found);
     }
 
-    /// Backward through a unit; the [sums](kernels::planes::UnitGrads::sums) of a raw source are returned.
+    /// Backward through a unit; the [sums](kernels::planes::UnitGrads::sums) are returned if they are wanted.
+    #[expect(clippy::too_many_arguments, reason = "one caller")]
     fn unit(
         &self,
         plan: &UnitPlan,
@@ -566,6 +573,7 @@ impl<'a, T: Element> Backward<'a, T> {
         z: Source<'_, T>,
         grad_y: &NormGrad<'_, T>,
         grad_z: Target<'_, T>,
+        sums: bool,
         found: &mut Found,
     ) -> Vec<[f64; 2]> {
         let unit = Unit::new(self.plan().stencil(plan.geometry, plan.kernel, grid));
@@ -575,7 +583,10 @@ impl<'a, T: Element> Backward<'a, T> {
             &self.run.parameters[plan.pointwise.clone()],
             grad_y,
             grad_z,
-            self.run.op.wants.weights,
+            UnitWants {
+                weights: self.run.op.wants.weights,
+                sums,
+            },
         );
         if let Some(weights) = grads.weights {
             found.push(plan.depthwise.start, weights.depthwise);
@@ -703,14 +714,11 @@ impl<'a, T: Element> Backward<'a, T> {
                 self.add(found);
             }
             if self.run.op.wants.mixing && plan.n_primitives > 0 {
-                let affine = match norm {
-                    Some(norm) => affine(
-                        norm,
-                        self.run.parameters,
-                        &self.run.saved.statistics[norm.index].moments,
-                    ),
-                    None => vec![Affine::identity(); n_partial],
-                };
+                let statistics = &self.run.saved.statistics;
+                let affine =
+                    self.run
+                        .op
+                        .affine_of(edge.source, norm, self.run.parameters, statistics);
                 self.grad_mixing[edge.row * plan.n_primitives + operation.column] += sums
                     .iter()
                     .zip(affine)

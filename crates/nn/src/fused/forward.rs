@@ -61,21 +61,27 @@ impl Statistics {
 pub(super) struct SavedInput<T: Element> {
     /// The even and the odd pixels, where the input is halved.
     pub(super) halves: Option<[Buffer<T>; 2]>,
-    /// Before its batch normalisation, if that has factors: without them [`x`](Self::x) tells as much.
-    pub(super) raw: Option<Buffer<T>>,
-    /// Behind it; nothing, if [`raw`](Self::raw) is kept and no edge reads it.
-    pub(super) x: Buffer<T>,
+    /// Before its batch normalisation, if that has factors: without them `x` tells as much.
+    raw: Option<Buffer<T>>,
+    /// Behind it, unless edges read what [is stored before it](Plan::is_raw).
+    x: Option<Buffer<T>>,
 }
 
 impl<T: Element> SavedInput<T> {
     /// What tells of each channel as it was before its batch normalisation.
     pub(super) fn seen(&self) -> &[T] {
-        self.raw.as_ref().unwrap_or(&self.x)
+        let seen = self.raw.as_ref().or(self.x.as_ref());
+        seen.expect("one of them is stored")
     }
 
     /// The same, without the rest.
     pub(super) fn into_seen(self) -> Buffer<T> {
-        self.raw.unwrap_or(self.x)
+        self.raw.or(self.x).expect("one of them is stored")
+    }
+
+    /// What edges read.
+    pub(super) fn read(&self) -> &[T] {
+        self.x.as_deref().unwrap_or_else(|| self.seen())
     }
 }
 
@@ -208,19 +214,21 @@ impl CellOp<'_> {
             (None, _) => unreachable!("what is not halved is preprocessed by the chain"),
         };
         let moments = self.settle(&plan.norm, moments);
-        let affine = affine(&plan.norm, parameters, &moments);
-        let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
+        let affine = || -> Vec<Affine<T>> {
+            let affine = affine(&plan.norm, parameters, &moments);
+            affine.iter().map(Affine::cast).collect()
+        };
         let (raw, x) = if plan.norm.affine.is_none() {
             let mut x = raw;
-            normalise_in_place(planes_mut(&mut x, grid.len()), &affine);
-            (None, x)
-        } else if self.plan.is_read(index) {
+            normalise_in_place(planes_mut(&mut x, grid.len()), &affine());
+            (None, Some(x))
+        } else if self.plan.is_raw(index) {
+            (Some(raw), None)
+        } else {
             let mut x = Buffer::any(raw.len());
             let y = planes_mut(&mut x, grid.len());
-            normalise(y, &planes(&raw, grid.len()), &affine);
-            (Some(raw), x)
-        } else {
-            (Some(raw), Buffer::default())
+            normalise(y, &planes(&raw, grid.len()), &affine());
+            (Some(raw), Some(x))
         };
         statistics[plan.norm.index] = Statistics {
             moments,
@@ -237,16 +245,33 @@ impl CellOp<'_> {
         }
     }
 
-    /// What a batch normalisation does, or none.
-    fn affine_of<T: Element>(
+    /// The batch normalisation that is still to come where a state is read, if one is.
+    pub(super) fn affine_of_state<T: Element>(
         &self,
+        state: usize,
+        parameters: &[T],
+        statistics: &[Statistics],
+    ) -> Option<Vec<Affine<f64>>> {
+        (state < 2 && self.plan.is_raw(state)).then(|| {
+            let norm = &self.plan.inputs[state].norm;
+            affine(norm, parameters, &statistics[norm.index].moments)
+        })
+    }
+
+    /// What is done to what an operation puts into a sum: its batch normalisation, or else the one that is still to come
+    /// where it reads its state.
+    pub(super) fn affine_of<T: Element>(
+        &self,
+        state: usize,
         norm: Option<&Norm>,
         parameters: &[T],
         statistics: &[Statistics],
     ) -> Vec<Affine<f64>> {
         match norm {
             Some(norm) => affine(norm, parameters, &statistics[norm.index].moments),
-            None => vec![Affine::identity(); self.plan.n_partial()],
+            None => self
+                .affine_of_state(state, parameters, statistics)
+                .unwrap_or_else(|| vec![Affine::identity(); self.plan.n_partial()]),
         }
     }
 
@@ -315,12 +340,13 @@ impl CellOp<'_> {
         }
     }
 
-    /// What an operation gives, and what its batch normalisations saw.
+    /// What an operation gives, and what its batch normalisations saw. `before`: what is still to be done to what it reads.
     fn operation<T: Element>(
         &self,
         operation: &OperationPlan,
         state: &SavedState<T>,
         x: &[&[T]],
+        mut before: Option<Vec<Affine<T>>>,
         grid: Grid,
         parameters: &[T],
     ) -> (Raw<T>, Vec<(usize, Statistics)>) {
@@ -340,15 +366,14 @@ impl CellOp<'_> {
             OperationKind::Conv(units) => {
                 let (mut grid, mut raw) = (grid, Raw::new(Buffer::default()));
                 let mut found: Vec<(usize, Statistics)> = Vec::with_capacity(units.len());
-                // What the normalisation of the unit before does.
-                let mut before: Option<Vec<Affine<T>>> = None;
-                for plan in units {
+                for (index, plan) in units.iter().enumerate() {
                     let unit = Unit::new(self.plan.stencil(plan.geometry, plan.kernel, grid));
                     let hidden = planes(&raw.output, grid.len());
-                    let source = match &before {
-                        None => Source::new(&x[..self.plan.n_partial()]),
-                        Some(affine) => Source::raw(&hidden, affine),
+                    let read = match index {
+                        0 => &x[..self.plan.n_partial()],
+                        _ => &hidden,
                     };
+                    let source = source(read, before.as_deref());
                     let count = unit.stencil().output().len();
                     let mut y = Buffer::any(self.plan.n_partial() * count);
                     let moments = unit.forward(
@@ -391,7 +416,7 @@ impl CellOp<'_> {
         let mut out = Buffer::any(plan.n_nodes * plan.channels * node_len);
         let mut states: Vec<SavedState<T>> = Vec::with_capacity(plan.n_states());
         for (index, input) in inputs.iter().enumerate() {
-            let x = planes(&input.x, sizes.input.len());
+            let x = planes(input.read(), sizes.input.len());
             states.push(self.state(index, &x, sizes, &mut statistics));
         }
         let mut edges: Vec<Vec<Raw<T>>> = Vec::with_capacity(plan.edges.len());
@@ -409,7 +434,7 @@ impl CellOp<'_> {
             let own = &mut rest[..plan.channels * node_len];
             let x_of = |state: usize| -> Vec<&[T]> {
                 match state {
-                    0 | 1 => planes(&inputs[state].x, sizes.input.len()),
+                    0 | 1 => planes(inputs[state].read(), sizes.input.len()),
                     _ => planes(
                         &before[(state - 2) * plan.channels * node_len..]
                             [..plan.channels * node_len],
@@ -426,7 +451,11 @@ impl CellOp<'_> {
                         _ => sizes.node,
                     };
                     let x = x_of(edge.source);
-                    self.operation(operation, &states[edge.source], &x, grid, parameters)
+                    let before = self
+                        .affine_of_state(edge.source, parameters, &statistics)
+                        .map(|affine| affine.iter().map(Affine::cast).collect());
+                    let state = &states[edge.source];
+                    self.operation(operation, state, &x, before, grid, parameters)
                 })
                 .collect();
             let mut outputs = outputs.into_iter();
@@ -454,7 +483,7 @@ impl CellOp<'_> {
                     };
                     let (state, x) = (&states[edge.source], x_of(edge.source));
                     let (source, norm) = source_of(operation, output, state, &x, node_len);
-                    let affine = self.affine_of(norm, parameters, &statistics);
+                    let affine = self.affine_of(edge.source, norm, parameters, &statistics);
                     let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
                     let mut y = Buffer::any(source.len() * node_len);
                     drop_images(planes_mut(&mut y, node_len), &source, &affine, &mask);
@@ -476,7 +505,8 @@ impl CellOp<'_> {
                         (planes(y, node_len), identity.clone())
                     } else {
                         let (source, norm) = source_of(operation, output, state, &x, node_len);
-                        (source, self.affine_of(norm, parameters, &statistics))
+                        let affine = self.affine_of(edge.source, norm, parameters, &statistics);
+                        (source, affine)
                     };
                     for (channel, (plane, affine)) in source.into_iter().zip(affine).enumerate() {
                         let at = plan.operation_plane(channel);
@@ -512,6 +542,14 @@ impl CellOp<'_> {
             statistics,
         };
         (out, saved)
+    }
+}
+
+/// Planes that a unit reads, with what is still to be done to them.
+pub(super) fn source<'a, T>(planes: &'a [&'a [T]], affine: Option<&'a [Affine<T>]>) -> Source<'a, T> {
+    match affine {
+        None => Source::new(planes),
+        Some(affine) => Source::raw(planes, affine),
     }
 }
 

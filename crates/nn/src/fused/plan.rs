@@ -285,9 +285,16 @@ impl Plan {
         }
     }
 
-    /// Whether any edge that leaves a state reads it: where channels are partial, the others go by all operations.
-    pub(crate) fn is_read(&self, state: usize) -> bool {
-        self.ratio > 1 || self.reads(state, |_| true)
+    /// Whether an input is stored before its batch normalisation alone. Whoever reads it normalises as it reads: convolutions
+    /// and sums can, and an average is the same of what is normalised behind it.
+    pub(crate) fn is_raw(&self, input: usize) -> bool {
+        let needs_normalised = |kind: &OperationKind| match kind {
+            OperationKind::Conv(_) | OperationKind::Identity => false,
+            OperationKind::Pool { kind, norm } => *kind == PoolKind::Max || norm.is_some(),
+            OperationKind::Halve { .. } => true,
+        };
+        let has_factors = self.inputs[input].norm.affine.is_some();
+        has_factors && self.ratio == 1 && !self.reads(input, needs_normalised)
     }
 
     /// Whether any edge that leaves a state has such an operation.
