@@ -382,8 +382,9 @@ impl<'a> Cell<'a> {
     }
 }
 
-/// The numbers that a stem keeps of an image: per convolution its result and the normalisation, a ReLU between two of
-/// them, the image itself; and of ImageNet's the two states in the layout of fused cells, to which a single one leads by itself.
+/// The numbers that a stem keeps of an image: per convolution its result and the normalisation (of a single one in front of
+/// fused cells the result alone, which these normalise as they read), a ReLU between two of them, the image itself; and of
+/// ImageNet's the two states in the layout of fused cells, to which a single one leads by itself.
 pub(crate) fn of_stem(spec: &space::NetworkSpec, path: Path) -> u64 {
     let size = spec.image_size;
     let square = |size: usize| (size * size) as u64;
@@ -393,7 +394,11 @@ pub(crate) fn of_stem(spec: &space::NetworkSpec, path: Path) -> u64 {
         Path::Fused | Path::Grouped => 1,
         Path::Operations => 0,
     };
-    let single = |size: usize| 2 * 3 * c * square(size);
+    let n_kept = match path {
+        Path::Fused => 1,
+        Path::Grouped | Path::Operations => 2,
+    };
+    let single = |size: usize| n_kept * 3 * c * square(size);
     image
         + match spec.stem {
             space::Stem::Conv3x3 => single(size),

@@ -58,14 +58,6 @@ pub fn combine<T: Element>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bi
     });
 }
 
-/// `z = max(x, 0)`; what is no number goes on.
-#[multiversion(targets = "simd")]
-pub(super) fn rectify<T: Element>(z: &mut [T], x: &[T]) {
-    for (z, &x) in z.iter_mut().zip(x) {
-        *z = if x <= T::zero() { T::zero() } else { x };
-    }
-}
-
 #[multiversion(targets = "simd")]
 fn weighted_sum<T: Element>(y: &mut [T], terms: &[Term<'_, T>], start: usize, bias: T) {
     let len = y.len();
@@ -163,7 +155,10 @@ fn add_dots<T>(answers: Vec<Vec<Dots>>, sources: &[Vec<&[T]>]) -> Vec<Dots> {
     clippy::needless_range_loop,
     reason = "iterators over arrays of sums keep these in memory"
 )]
-pub(super) fn sum_and_dots<T: Element, const N: usize>(a: &[T], others: [&[T]; N]) -> (f64, [f64; N]) {
+pub(super) fn sum_and_dots<T: Element, const N: usize>(
+    a: &[T],
+    others: [&[T]; N],
+) -> (f64, [f64; N]) {
     let (a_blocks, a_rest) = a.as_chunks::<LANES>();
     let others = others.map(|other| other.as_chunks::<LANES>());
     let (mut sums, mut products) = ([T::zero(); LANES], [[T::zero(); LANES]; N]);
@@ -254,6 +249,72 @@ impl Affine<f64> {
             factor: T::from_f64(self.factor),
             bias: T::from_f64(self.bias),
         }
+    }
+}
+
+/// What a convolution reads through a ReLU.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a, T> {
+    pub(super) planes: &'a [&'a [T]],
+    pub(super) affine: Option<&'a [Affine<T>]>,
+}
+
+impl<'a, T> Source<'a, T> {
+    /// Planes as they are: `relu(x)` is what is read.
+    pub fn new(planes: &'a [&'a [T]]) -> Self {
+        Self {
+            planes,
+            affine: None,
+        }
+    }
+
+    /// Planes whose batch normalisation is still to come: `relu(factor * (x - mean) + bias)` is what is read.
+    pub fn raw(planes: &'a [&'a [T]], affine: &'a [Affine<T>]) -> Self {
+        assert_eq!(planes.len(), affine.len());
+        Self {
+            planes,
+            affine: Some(affine),
+        }
+    }
+
+    /// Number of planes.
+    pub fn n_planes(&self) -> usize {
+        self.planes.len()
+    }
+
+    /// Numbers of a plane.
+    pub fn plane_len(&self) -> usize {
+        self.planes.first().map_or(0, |plane| plane.len())
+    }
+}
+
+impl<T: Element> Source<'_, T> {
+    /// What is read of all planes from `start` on, in rows of `len` numbers, `stride` apart.
+    pub(super) fn fill(&self, start: usize, len: usize, rows: &mut [T], stride: usize) {
+        for (channel, (row, x)) in rows.chunks_mut(stride).zip(self.planes).enumerate() {
+            let (row, x) = (&mut row[..len], &x[start..start + len]);
+            match self.affine {
+                None => rectify(row, x),
+                Some(affine) => rectify_normalised(row, x, affine[channel]),
+            }
+        }
+    }
+}
+
+/// `z = max(x, 0)`; what is no number goes on.
+#[multiversion(targets = "simd")]
+fn rectify<T: Element>(z: &mut [T], x: &[T]) {
+    for (z, &x) in z.iter_mut().zip(x) {
+        *z = if x <= T::zero() { T::zero() } else { x };
+    }
+}
+
+/// The same of what a batch normalisation makes of `x`.
+#[multiversion(targets = "simd")]
+fn rectify_normalised<T: Element>(z: &mut [T], x: &[T], affine: Affine<T>) {
+    for (z, &x) in z.iter_mut().zip(x) {
+        let x = affine.of(x);
+        *z = if x <= T::zero() { T::zero() } else { x };
     }
 }
 

@@ -21,14 +21,15 @@ mod unit;
 
 pub use buffer::Buffer;
 pub use combine::{
-    Affine, Term, accumulate, combine, dots, drop_images, moments, normalise, normalise_in_place,
+    Affine, Source, Term, accumulate, combine, dots, drop_images, moments, normalise,
+    normalise_in_place,
 };
 pub use dense::Dense;
 pub use pointwise::{NormGrad, PointwiseGrads, Target, pointwise_backward, pointwise_forward};
 pub use pool::{MaxPool, average, average_backward, subsample, subsample_backward};
 pub use stencil::Stencil;
 use stretches::Stretches;
-pub use unit::{Source, Unit, UnitGrads, UnitWants, WeightGrads};
+pub use unit::{Unit, UnitGrads, UnitWants, WeightGrads};
 
 /// The size of a plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

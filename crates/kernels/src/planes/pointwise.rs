@@ -1,8 +1,8 @@
 //! Pointwise convolutions of planes, with the batch normalisation behind them.
 
-use super::combine::{MomentSums, PartMoments, rectify};
 use multiversion::multiversion;
 
+use super::combine::{MomentSums, PartMoments, Source};
 use super::{Buffer, Moments, PIECE, for_each, parts_mut, pieces_mut};
 use crate::Element;
 use crate::product::{Masks, OuterSums, Panels, Rows, row_stride};
@@ -164,12 +164,12 @@ fn span_len(plane_len: usize, piece: usize) -> usize {
 }
 
 /// `y[o] = Σ w[o, c] relu(x[c])`, and the moments of each `y`.
-pub fn pointwise_forward<T: Element>(x: &[&[T]], w: &[T], y: Vec<&mut [T]>) -> Vec<Moments> {
-    let (n_in, n_out, len) = (x.len(), y.len(), piece_len(x.len()));
+pub fn pointwise_forward<T: Element>(x: Source<'_, T>, w: &[T], y: Vec<&mut [T]>) -> Vec<Moments> {
+    let (n_in, n_out, len) = (x.n_planes(), y.len(), piece_len(x.n_planes()));
     assert_eq!(w.len(), n_in * n_out);
     let panels = Panels::new([n_out, n_in], |o, c| w[o * n_in + c], |_| T::zero());
     let stride = row_stride(len);
-    let span = span_len(x.first().map_or(0, |x| x.len()), len);
+    let span = span_len(x.plane_len(), len);
     let spans = pieces_mut(y, span);
     let mut moments = vec![vec![PartMoments::default(); n_out]; spans.len()];
     let items = spans.into_iter().zip(&mut moments).collect();
@@ -184,8 +184,8 @@ pub fn pointwise_forward<T: Element>(x: &[&[T]], w: &[T], y: Vec<&mut [T]>) -> V
             for (number, mut y) in pieces_mut(y, len).into_iter().enumerate() {
                 let part = y.first().map_or(0, |y| y.len());
                 let start = index * span + number * len;
-                let mut ahead = Ahead::new(x, start + part..start + part + len);
-                read(x, start, part, scratch, stride);
+                let mut ahead = Ahead::new(x.planes, start + part..start + part + len);
+                x.fill(start, part, scratch, stride);
                 let rows = Rows::new(scratch, stride, n_in, part);
                 panels.product_at(rows, &mut y, 0, &mut ahead);
                 for (sums, y) in sums.iter_mut().zip(&y) {
@@ -196,13 +196,6 @@ pub fn pointwise_forward<T: Element>(x: &[&[T]], w: &[T], y: Vec<&mut [T]>) -> V
         },
     );
     merge(&moments, n_out)
-}
-
-/// Pieces of the inputs from `start` on, through the ReLU, as rows `stride` apart.
-fn read<T: Element>(x: &[&[T]], start: usize, len: usize, rows: &mut [T], stride: usize) {
-    for (row, x) in rows.chunks_mut(stride).zip(x) {
-        rectify(&mut row[..len], &x[start..start + len]);
-    }
 }
 
 /// The moments of each channel from those of its pieces.
@@ -235,7 +228,7 @@ impl<'a, T> Target<'a, T> {
 
 /// What [`pointwise_backward`] is to compute.
 pub struct PointwiseGrads<'a, T> {
-    /// Where the input's gradient is wanted.
+    /// Where the input's gradient is wanted, of a raw source behind its batch normalisation.
     pub x: Option<Target<'a, T>>,
     /// Whether the gradient of the weights is wanted.
     pub w: bool,
@@ -243,12 +236,12 @@ pub struct PointwiseGrads<'a, T> {
 
 /// The gradients of [`pointwise_forward`] and the batch normalisation behind it; that of `w` is returned.
 pub fn pointwise_backward<T: Element>(
-    x: &[&[T]],
+    x: Source<'_, T>,
     w: &[T],
     grad_y: &NormGrad<'_, T>,
     grads: PointwiseGrads<'_, T>,
 ) -> Option<Vec<f64>> {
-    let (n_in, n_out) = (x.len(), grad_y.len());
+    let (n_in, n_out) = (x.n_planes(), grad_y.len());
     let len = piece_len(n_in.max(n_out));
     let plane_len = grad_y.plane_len();
     let span = span_len(plane_len, len);
@@ -265,14 +258,16 @@ pub fn pointwise_backward<T: Element>(
     let transposed = Panels::new([n_in, n_out], |c, o| w[o * n_in + c], |_| T::zero());
     let stride = row_stride(len);
     let mut sources = grad_y.sources();
-    sources.extend(x);
+    sources.extend(x.planes);
+    // What masks a gradient is what is read, unless that can be told from the planes themselves.
+    let reads = grads.w || x.affine.is_some();
     let items = grad_x.into_iter().zip(&mut grad_w).collect();
     for_each(
         items,
         || {
             (
                 Buffer::<T>::scratch(n_out * stride),
-                Buffer::<T>::scratch(if grads.w { n_in * stride } else { 0 }),
+                Buffer::<T>::scratch(if reads { n_in * stride } else { 0 }),
             )
         },
         |(y, rows), index, (mut grad_x, grad_w)| {
@@ -283,17 +278,27 @@ pub fn pointwise_backward<T: Element>(
                 let mut ahead = Ahead::new(&sources, start + part..start + part + len);
                 grad_y.fill(start, part, y, stride);
                 let y = Rows::new(y, stride, n_out, part);
+                if reads {
+                    x.fill(start, part, rows, stride);
+                }
                 if !grad_w.is_empty() {
-                    read(x, start, part, rows, stride);
                     let rows = Rows::new(rows, stride, n_in, part);
                     sums.add(grad_w, y, rows, start + part == end, &mut ahead);
                 }
                 let Some(grad_x) = &mut grad_x else {
                     continue;
                 };
+                let read: Vec<&[T]>;
+                let (rows, start_of_rows) = match x.affine {
+                    None => (x.planes, start),
+                    Some(_) => {
+                        read = rows.chunks(stride).collect();
+                        (&read[..n_in], 0)
+                    }
+                };
                 let masks = Masks {
-                    rows: x,
-                    start,
+                    rows,
+                    start: start_of_rows,
                     adds,
                 };
                 let own = start - index * span;

@@ -355,12 +355,28 @@ fn a_dense_convolution_and_the_gradient_of_its_kernel_are_the_naive_ones() {
 #[test]
 fn a_pointwise_convolution_and_its_gradients_are_the_plain_loops() {
     for ([n_in, n_out], len) in [([3, 2], 7), ([40, 5], 1000), ([40, 33], 9001)] {
-        let (x, w) = (numbers(n_in * len, 1), numbers(n_out * n_in, 2));
+        let (raw, w) = (numbers(n_in * len, 1), numbers(n_out * n_in, 2));
         let (grad, before) = (numbers(n_out * len, 3), numbers(n_in * len, 4));
+        let raw = planes(&raw, n_in);
+        // What is read raw is normalised to the same.
+        let affine: Vec<Affine<f64>> = (0..n_in)
+            .map(|channel| Affine {
+                mean: 0.1 * channel as f64,
+                factor: [0.5, -2.0][channel % 2],
+                bias: 0.25,
+            })
+            .collect();
+        let mut x = vec![0.0; n_in * len];
+        normalise(planes_mut(&mut x, n_in), &raw, &affine);
         let z: Vec<f64> = x.iter().map(|x| x.max(0.0)).collect();
-        for adds in [true, false] {
+        for (adds, is_raw) in [(true, false), (false, false), (true, true), (false, true)] {
+            let x_planes = planes(&x, n_in);
+            let source = match is_raw {
+                false => Source::new(&x_planes),
+                true => Source::raw(&raw, &affine),
+            };
             let mut y = vec![f64::NAN; n_out * len];
-            let found = pointwise_forward(&planes(&x, n_in), &w, planes_mut(&mut y, n_out));
+            let found = pointwise_forward(source, &w, planes_mut(&mut y, n_out));
             let mut expected = vec![0.0; n_out * len];
             let mut expected_x = vec![0.0; n_in * len];
             let mut expected_w = vec![0.0; n_out * n_in];
@@ -397,12 +413,23 @@ fn a_pointwise_convolution_and_its_gradients_are_the_plain_loops() {
             let grads = planes(&grad, n_out);
             let (first, second) = grads.split_at(n_out / 2);
             let grad_y = given(first.to_vec()).and(given(second.to_vec()));
-            let found = pointwise_backward(&planes(&x, n_in), &w, &grad_y, wanted);
+            let found = pointwise_backward(source, &w, &grad_y, wanted);
             assert_close(&grad_x, &expected_x);
             assert_close(&found.unwrap(), &expected_w);
+            // Without the gradient of the weights that of the input is the same.
+            let mut again = before.clone();
+            let target = Target {
+                planes: planes_mut(&mut again, n_in),
+                adds,
+            };
+            let alone = PointwiseGrads {
+                x: Some(target),
+                w: false,
+            };
+            assert_eq!(pointwise_backward(source, &w, &grad_y, alone), None);
+            assert_eq!(again, grad_x);
             let none = PointwiseGrads { x: None, w: false };
-            let found = pointwise_backward(&planes(&x, n_in), &w, &grad_y, none);
-            assert_eq!(found, None);
+            assert_eq!(pointwise_backward(source, &w, &grad_y, none), None);
         }
     }
 }
@@ -570,7 +597,7 @@ fn what_is_no_number_goes_on_to_the_loss() {
         assert!(y[1].is_nan());
     }
     let mut y = [0.0; 4];
-    pointwise_forward(&[&x], &[1.0], vec![&mut y]);
+    pointwise_forward(Source::new(&[&x]), &[1.0], vec![&mut y]);
     assert!(y[1].is_nan() && y[2] == 3.0);
     let mut y = [0.0];
     let pool = MaxPool::halving(Grid { h: 2, w: 2, n: 1 });

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::combine::{Affine, MomentSums, PartMoments, sum_and_dots};
+use super::combine::{MomentSums, PartMoments, Source, sum_and_dots};
 use super::pointwise::{NormGrad, Target, merge};
 use super::stencil::{Held, Onto, Stencil, TapSums};
 use super::stretches::Stretches;
@@ -26,32 +26,6 @@ const GROUP_ROWS: usize = 4;
 #[derive(Debug, Clone)]
 pub struct Unit {
     stencil: Stencil,
-}
-
-/// What a unit reads.
-#[derive(Debug, Clone, Copy)]
-pub struct Source<'a, T> {
-    planes: &'a [&'a [T]],
-    affine: Option<&'a [Affine<T>]>,
-}
-
-impl<'a, T> Source<'a, T> {
-    /// Planes as they are: `relu(x)` is what is read.
-    pub fn new(planes: &'a [&'a [T]]) -> Self {
-        Self {
-            planes,
-            affine: None,
-        }
-    }
-
-    /// Planes whose batch normalisation is still to come: `relu(factor * (x - mean) + bias)` is what is read.
-    pub fn raw(planes: &'a [&'a [T]], affine: &'a [Affine<T>]) -> Self {
-        assert_eq!(planes.len(), affine.len());
-        Self {
-            planes,
-            affine: Some(affine),
-        }
-    }
 }
 
 /// What [`Unit::backward`] is to find, besides the gradient of its input.

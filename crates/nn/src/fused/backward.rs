@@ -5,8 +5,8 @@ use std::ops::{Deref, Range};
 use kernels::Element;
 use kernels::planes::{
     Affine, Buffer, Grid, MaxPool, Moments, NormGrad, PointwiseGrads, Source, Stencil, Target,
-    Term, Unit, UnitWants, accumulate, average_backward, combine, dots, drop_images, pointwise_backward,
-    subsample_backward,
+    Term, Unit, UnitWants, accumulate, average_backward, combine, dots, drop_images,
+    pointwise_backward, subsample_backward,
 };
 
 use super::forward::{Raw, Saved, SavedInput, SavedState, affine, norm_weights, source, source_of};
@@ -618,7 +618,7 @@ impl<'a, T: Element> Backward<'a, T> {
                 w: self.run.op.wants.weights,
             };
             let grad_w = pointwise_backward(
-                &planes(half, len),
+                Source::new(&planes(half, len)),
                 &self.run.parameters[kernel.clone()],
                 &grad_y.channels(first..first + n_out),
                 grads,

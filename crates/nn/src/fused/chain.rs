@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
 use kernels::Element;
 use kernels::planes::{
-    Buffer, Grid, NormGrad, PointwiseGrads, Target, accumulate, pointwise_backward,
+    Affine, Buffer, Grid, NormGrad, PointwiseGrads, Source, Target, accumulate, pointwise_backward,
 };
 use rayon::prelude::*;
 
 use super::backward::{Backward, InputGrad, NormedGrad};
-use super::forward::{Preprocessed, Saved, Statistics, preprocess};
+use super::forward::{Preprocessed, Saved, Statistics, preprocess, source};
 use super::plan::{Plan, Sizes};
 use super::stem::{SavedStem, StemPlan, StemRun};
 use super::{CellOp, CellRun, FusedCell, Masks, Wants, cast, planes, planes_mut, slice};
@@ -310,11 +310,26 @@ impl ChainCells {
         }
     }
 
+    /// Whether what a stem gives has to be stored: where it is given, or halved. Kernels normalise it as they read.
+    fn stores_stem(&self) -> bool {
+        // The stem stands for both starts.
+        let n_readers = self.readers(1).len();
+        let n_inputs = (0..self.cells.len())
+            .flat_map(|cell| [0, 1].map(|input| self.read_by(cell, input)))
+            .filter(|&number| number == 1)
+            .count();
+        let n_given = match self.gives {
+            Gives::Mean => 1,
+            Gives::Ends => 2,
+        };
+        n_readers < n_inputs || self.cells.len() < n_given
+    }
+
     /// What all that read a start or an output make of it.
     fn preprocess<T: Element>(
         &self,
         number: usize,
-        s: &[T],
+        s: Source<'_, T>,
         grid: Grid,
         parameters: &[T],
         made: &mut [[Option<Preprocessed<T>>; 2]],
@@ -369,9 +384,9 @@ impl<T: Element> SavedChain<T> {
         self.cells.iter().any(|cell| cell.saved.is_some())
     }
 
-    /// The outputs of stem and cells, in order.
+    /// The outputs of stem and cells, in order; nothing of a stem whose output is not stored.
     fn outputs(&self) -> Vec<&[T]> {
-        let stem = self.stem.iter().map(|stem| &stem.y[..]);
+        let stem = self.stem.iter().map(SavedStem::output);
         stem.chain(self.cells.iter().map(|cell| &cell.nodes[..]))
             .collect()
     }
@@ -381,10 +396,26 @@ impl<T: Element> SavedChain<T> {
         [0, 1].map(|input| match (index + input).checked_sub(2) {
             Some(cell) => &self.cells[cell].nodes[..],
             None => match &self.stem {
-                Some(stem) => &stem.y[..],
+                Some(stem) => stem.output(),
                 None => s[index + input],
             },
         })
+    }
+
+    /// The planes of a start, with the normalisation that is still to come if one is.
+    fn start<'a>(
+        &'a self,
+        s: [&'a [T]; 2],
+        number: usize,
+        grid: Grid,
+    ) -> (Vec<&'a [T]>, Option<&'a [Affine<T>]>) {
+        match &self.stem {
+            Some(stem) if stem.y.is_none() => {
+                let (planes, affine) = stem.raw(grid.len());
+                (planes, Some(affine))
+            }
+            _ => (planes(self.sources(s, 0)[number], grid.len()), None),
+        }
     }
 }
 
@@ -420,13 +451,15 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
         let mut grids = [grid(l0.shape())?, grid(l1.shape())?];
         let mut saved = SavedChain::default();
         if let Some(stem) = &chain.stem {
-            saved.stem = Some(stem.forward(s[0], parameters));
+            saved.stem = Some(stem.forward(s[0], parameters, chain.stores_stem()));
             grids = [stem.grid(); 2];
         }
         let mut made: Vec<[Option<Preprocessed<T>>; 2]> = Vec::new();
         made.resize_with(chain.cells.len(), Default::default);
-        for (number, start) in saved.sources(s, 0).into_iter().enumerate() {
-            chain.preprocess(number, start, grids[number], parameters, &mut made);
+        for (number, grid) in grids.into_iter().enumerate() {
+            let (planes, affine) = saved.start(s, number, grid);
+            let start = source(&planes, affine);
+            chain.preprocess(number, start, grid, parameters, &mut made);
         }
         for (index, cell) in chain.cells.iter().enumerate() {
             let sizes = cell.plan.sizes(grids)?;
@@ -438,7 +471,9 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
                 &parameters[cell.mixing.clone()],
             );
             grids = [grids[1], sizes.node];
-            chain.preprocess(index + 2, &nodes, sizes.node, parameters, &mut made);
+            let output = planes(&nodes, sizes.node.len());
+            let output = Source::new(&output);
+            chain.preprocess(index + 2, output, sizes.node, parameters, &mut made);
             saved.cells.push(SavedCell {
                 sizes,
                 n_planes: cell.plan.n_nodes * cell.plan.channels,
@@ -575,7 +610,7 @@ impl<T: Element> ChainOp<T> {
             let own = self.gather(
                 own,
                 index + 2,
-                planes(nodes, sizes.node.len()),
+                Source::new(&planes(nodes, sizes.node.len())),
                 parameters,
                 &mut grad_parameters,
             );
@@ -617,14 +652,11 @@ impl<T: Element> ChainOp<T> {
                 }
             }
         }
-        let starts = match &saved.stem {
-            Some(stem) => [&stem.y[..]; 2],
-            None => s,
-        };
         let mut inputs = [0, 1].map(|number| {
             let own = std::mem::take(&mut pending[number]);
-            let s = planes(starts[number], start_grids[number].len());
-            self.gather(own, number, s, parameters, &mut grad_parameters)
+            let (planes, affine) = saved.start(s, number, start_grids[number]);
+            let start = source(&planes, affine);
+            self.gather(own, number, start, parameters, &mut grad_parameters)
         });
         if chain.starts_alike {
             inputs.swap(0, 1);
@@ -649,11 +681,11 @@ impl<T: Element> ChainOp<T> {
         &self,
         Pending { sum, found }: Pending<T>,
         number: usize,
-        s: Vec<&[T]>,
+        s: Source<'_, T>,
         parameters: &[T],
         grad_parameters: &mut [f64],
     ) -> Option<Buffer<T>> {
-        let len = s.first().map_or(0, |plane| plane.len());
+        let len = s.plane_len();
         let grads = found.iter().map(|(_, grad, seen)| grad.of(seen, len));
         let Some(grads) = grads.reduce(NormGrad::and) else {
             return sum;
@@ -666,7 +698,7 @@ impl<T: Element> ChainOp<T> {
         let mut grad_s = self
             .chain
             .wants_grad(number)
-            .then(|| sum.unwrap_or_else(|| Buffer::any(s.len() * len)));
+            .then(|| sum.unwrap_or_else(|| Buffer::any(s.n_planes() * len)));
         let wanted = PointwiseGrads {
             x: grad_s.as_deref_mut().map(|grad_s| Target {
                 planes: planes_mut(grad_s, len),
@@ -674,7 +706,7 @@ impl<T: Element> ChainOp<T> {
             }),
             w: self.chain.wants.weights,
         };
-        let of_kernels = pointwise_backward(&s, &kernels.concat(), &grads, wanted);
+        let of_kernels = pointwise_backward(s, &kernels.concat(), &grads, wanted);
         let mut of_kernels = of_kernels.into_iter().flatten();
         for (kernel, ..) in &found {
             let sums = grad_parameters[kernel.clone()].iter_mut();

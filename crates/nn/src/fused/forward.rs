@@ -156,7 +156,11 @@ pub(super) fn halve<T: Element>(
     let mut found = Vec::new();
     for ((half, kernel), y) in halves.iter().zip(kernels).zip([even, odd]) {
         let y = planes_mut(y, len);
-        found.extend(pointwise_forward(&planes(half, len), kernel, y));
+        found.extend(pointwise_forward(
+            Source::new(&planes(half, len)),
+            kernel,
+            y,
+        ));
     }
     (y, found)
 }
@@ -169,18 +173,17 @@ pub(super) struct Preprocessed<T: Element> {
 
 /// What each of some kernels makes of an output that is as large as they want it, all in one pass.
 pub(super) fn preprocess<T: Element>(
-    s: &[T],
+    s: Source<'_, T>,
     grid: Grid,
     kernels: &[&[T]],
 ) -> Vec<Preprocessed<T>> {
-    let s = planes(s, grid.len());
-    let n_out = |kernel: &[T]| kernel.len() / s.len().max(1);
+    let n_out = |kernel: &[T]| kernel.len() / s.n_planes().max(1);
     let mut raw: Vec<Buffer<T>> = kernels
         .iter()
         .map(|kernel| Buffer::any(n_out(kernel) * grid.len()))
         .collect();
     let y = raw.iter_mut().flat_map(|raw| planes_mut(raw, grid.len()));
-    let moments = pointwise_forward(&s, &kernels.concat(), y.collect());
+    let moments = pointwise_forward(s, &kernels.concat(), y.collect());
     let mut moments = moments.into_iter();
     let made = kernels.iter().zip(raw).map(|(kernel, raw)| Preprocessed {
         raw,
@@ -546,7 +549,10 @@ impl CellOp<'_> {
 }
 
 /// Planes that a unit reads, with what is still to be done to them.
-pub(super) fn source<'a, T>(planes: &'a [&'a [T]], affine: Option<&'a [Affine<T>]>) -> Source<'a, T> {
+pub(super) fn source<'a, T>(
+    planes: &'a [&'a [T]],
+    affine: Option<&'a [Affine<T>]>,
+) -> Source<'a, T> {
     match affine {
         None => Source::new(planes),
         Some(affine) => Source::raw(planes, affine),

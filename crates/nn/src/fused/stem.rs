@@ -77,11 +77,25 @@ pub(super) struct StemPlan {
 
 /// A stem that has run.
 pub(super) struct SavedStem<T: Element> {
-    pub(super) y: Buffer<T>,
     /// What the convolution gave.
     raw: Buffer<T>,
-    /// What its normalisation went by.
+    /// What its normalisation went by, and what it does.
     pub(super) statistics: Statistics,
+    affine: Vec<Affine<T>>,
+    /// What it gave, if that is stored.
+    pub(super) y: Option<Buffer<T>>,
+}
+
+impl<T: Element> SavedStem<T> {
+    /// Planes of `len` numbers, with the normalisation that is still to come.
+    pub(super) fn raw(&self, len: usize) -> (Vec<&[T]>, &[Affine<T>]) {
+        (planes(&self.raw, len), &self.affine)
+    }
+
+    /// What the normalisation gave; nothing, if that is not stored.
+    pub(super) fn output(&self) -> &[T] {
+        self.y.as_deref().unwrap_or(&[])
+    }
 }
 
 impl StemPlan {
@@ -95,7 +109,13 @@ impl StemPlan {
         self.affine.len() / 2
     }
 
-    pub(super) fn forward<T: Element>(&self, x: &[T], parameters: &[T]) -> SavedStem<T> {
+    /// Runs the stem; what its normalisation gives is stored where `stores`.
+    pub(super) fn forward<T: Element>(
+        &self,
+        x: &[T],
+        parameters: &[T],
+        stores: bool,
+    ) -> SavedStem<T> {
         let (len, n_out) = (self.grid().len(), self.n_out());
         let mut raw = Buffer::any(n_out * len);
         let weight = &parameters[self.weight.clone()];
@@ -107,7 +127,7 @@ impl StemPlan {
         });
         let (factors, shifts) = parameters[self.affine.clone()].split_at(n_out);
         let channels = statistics.moments.iter().zip(factors).zip(shifts);
-        let channels: Vec<Affine<T>> = channels
+        let affine: Vec<Affine<T>> = channels
             .map(|((moments, factor), shift)| {
                 Affine {
                     mean: moments.mean,
@@ -117,9 +137,17 @@ impl StemPlan {
                 .cast()
             })
             .collect();
-        let mut y = Buffer::any(raw.len());
-        normalise(planes_mut(&mut y, len), &planes(&raw, len), &channels);
-        SavedStem { y, raw, statistics }
+        let y = stores.then(|| {
+            let mut y = Buffer::any(raw.len());
+            normalise(planes_mut(&mut y, len), &planes(&raw, len), &affine);
+            y
+        });
+        SavedStem {
+            raw,
+            statistics,
+            affine,
+            y,
+        }
     }
 
     /// Puts the gradients of its parameters into their places among all.
