@@ -33,6 +33,9 @@ pub(crate) struct StepArgs {
     /// cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     device: DeviceSpec,
+    /// Probability of dropping a path, of the derived network
+    #[arg(long, default_value_t = 0.0)]
+    drop_path: f64,
     /// Of the pointwise convolutions, on CUDA
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
@@ -190,8 +193,10 @@ fn derived(args: &StepArgs) -> Result<Times> {
     let builder = args.builder(&device, &mut rng);
     let network = DerivedNet::new(&builder, &args.size.spec()?, &genotype, false)?;
     let mut sgd = Sgd::new(0.9, 3e-4);
+    let mut drops = Rng::seed_from_u64(1);
     let mut step = || {
-        let loss = cross_entropy(&network.forward(&x, &Pass::training())?.main, &y, 0.0)?;
+        let pass = Pass::training_with_drop_path(args.drop_path, &mut drops);
+        let loss = cross_entropy(&network.forward(&x, &pass)?.main, &y, 0.0)?;
         let gradients = Gradients::collect(network.parameters(), &mut loss.backward()?);
         let (gradients, factor) = gradients.clip(5.0)?;
         sgd.step(network.parameters(), &gradients, 0.025, factor)?;
