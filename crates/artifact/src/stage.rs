@@ -66,7 +66,7 @@ pub const PREDICTOR: StageSpec = StageSpec {
 pub const SEARCH: StageSpec = StageSpec {
     name: "search",
     package: "stage-search",
-    revision: 17,
+    revision: 18,
     inputs: &[Kind::LatencyModel],
     output: Kind::SearchResult,
     uses_device: true,
@@ -76,7 +76,7 @@ pub const SEARCH: StageSpec = StageSpec {
 pub const EVALUATE: StageSpec = StageSpec {
     name: "evaluate",
     package: "stage-evaluate",
-    revision: 17,
+    revision: 18,
     inputs: &[Kind::SearchResult],
     output: Kind::Evaluation,
     uses_device: true,

@@ -1,8 +1,10 @@
 //! Elementwise work on planes: weighted sums, scalar products, masks, moments.
 
+use std::ops::Range;
+
 use multiversion::multiversion;
 
-use super::{Moments, PIECE, for_each, parts_mut};
+use super::{Buffer, Moments, PIECE, for_each, parts_mut};
 use crate::Element;
 
 /// Numbers that are worked on at a time, in registers.
@@ -11,30 +13,37 @@ const BLOCK: usize = 32;
 /// Partial sums of a scalar product.
 const LANES: usize = 64;
 
-/// A summand of a weighted sum: `factor * (plane - mean)`. Subtracted first, a mean costs no digits.
+/// A summand of a weighted sum: `factor * (plane - mean) + bias`, times what its image is multiplied by. Subtracted first, a
+/// mean costs no digits.
 #[derive(Debug, Clone, Copy)]
 pub struct Term<'a, T> {
-    /// The factor.
-    pub factor: T,
-    /// What is subtracted from the plane.
-    pub mean: T,
+    /// What is done to the plane.
+    pub affine: Affine<T>,
     /// The plane.
     pub plane: &'a [T],
+    /// By what each image is multiplied, as drop path does; `None`: by 1.
+    pub image_factors: Option<&'a [T]>,
 }
 
 impl<'a, T: Element> Term<'a, T> {
     /// A plane as it is, times a factor.
     pub fn new(factor: T, plane: &'a [T]) -> Self {
         Self {
-            factor,
-            mean: T::zero(),
+            affine: Affine {
+                mean: T::zero(),
+                factor,
+                bias: T::zero(),
+            },
             plane,
+            image_factors: None,
         }
     }
 
     /// The plane, if it is what is added.
     pub fn unchanged(&self) -> Option<&'a [T]> {
-        (self.factor == T::one() && self.mean == T::zero()).then_some(self.plane)
+        let Affine { mean, factor, bias } = self.affine;
+        let is_unchanged = factor == T::one() && mean == T::zero() && bias == T::zero();
+        (is_unchanged && self.image_factors.is_none()).then_some(self.plane)
     }
 }
 
@@ -50,28 +59,89 @@ fn for_each_piece<T: Element>(
     );
 }
 
-/// `planes[i] = bias[i] + Σ factor * (plane - mean)` over the terms of each, in one pass.
-pub fn combine<T: Element>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>], bias: &[T]) {
-    assert_eq!([terms.len(), bias.len()], [planes.len(); 2]);
+/// Each of some planes becomes the sum of its terms, in one pass.
+pub fn combine<T: Element>(planes: Vec<&mut [T]>, terms: &[Vec<Term<'_, T>>]) {
+    assert_eq!(terms.len(), planes.len());
+    type Terms<'a, T> = Vec<Term<'a, T>>;
+    let terms: Vec<(Terms<'_, T>, Terms<'_, T>)> = terms
+        .iter()
+        .map(|terms| {
+            let is_whole = |term: &Term<'_, T>| term.image_factors.is_none();
+            terms.iter().copied().partition(is_whole)
+        })
+        .collect();
     for_each_piece(planes, |channel, start, part| {
-        weighted_sum(part, &terms[channel], start, bias[channel]);
+        let (whole, dropped) = &terms[channel];
+        weighted_sum(part, whole, start);
+        for term in dropped {
+            let x = &term.plane[start..start + part.len()];
+            add_dropped(
+                part,
+                x,
+                term.affine,
+                term.image_factors.unwrap_or_default(),
+                start,
+            );
+        }
     });
 }
 
+/// Places of a part that begins at number `start` of its plane, pixel by pixel, and the images of each that they are of.
+#[inline(always)]
+pub(super) fn pixels(
+    start: usize,
+    len: usize,
+    n_images: usize,
+) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let n = n_images.max(1);
+    let (first, end) = (start % n, start % n + len);
+    (0..end).step_by(n).map(move |pixel| {
+        let (from, to) = (pixel.max(first), end.min(pixel + n));
+        (from - first..to - first, from - pixel..to - pixel)
+    })
+}
+
+/// `y += image_factors * affine(x)`, from number `start` of a plane on.
 #[multiversion(targets = "simd")]
-fn weighted_sum<T: Element>(y: &mut [T], terms: &[Term<'_, T>], start: usize, bias: T) {
+fn add_dropped<T: Element>(
+    y: &mut [T],
+    x: &[T],
+    affine: Affine<T>,
+    image_factors: &[T],
+    start: usize,
+) {
+    for (own, images) in pixels(start, y.len(), image_factors.len()) {
+        let numbers = y[own.clone()].iter_mut().zip(&x[own]);
+        for ((y, &x), &factor) in numbers.zip(&image_factors[images]) {
+            *y += factor * affine.of(x);
+        }
+    }
+}
+
+/// `y = image_factors * x`, from number `start` of a plane on.
+#[multiversion(targets = "simd")]
+fn drop_images<T: Element>(y: &mut [T], x: &[T], image_factors: &[T], start: usize) {
+    for (own, images) in pixels(start, y.len(), image_factors.len()) {
+        let numbers = y[own.clone()].iter_mut().zip(&x[own]);
+        for ((y, &x), &factor) in numbers.zip(&image_factors[images]) {
+            *y = factor * x;
+        }
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn weighted_sum<T: Element>(y: &mut [T], terms: &[Term<'_, T>], start: usize) {
     let len = y.len();
+    let bias = terms
+        .iter()
+        .fold(T::zero(), |sum, term| sum + term.affine.bias);
     let (blocks, rest) = y.as_chunks_mut::<BLOCK>();
     for (index, block) in blocks.iter_mut().enumerate() {
         let at = start + index * BLOCK;
         let mut sums = [bias; BLOCK];
-        for &Term {
-            factor,
-            mean,
-            plane,
-        } in terms
-        {
-            let source: &[T; BLOCK] = plane[at..at + BLOCK].try_into().expect("a block");
+        for term in terms {
+            let Affine { mean, factor, .. } = term.affine;
+            let source: &[T; BLOCK] = term.plane[at..at + BLOCK].try_into().expect("a block");
             for (sum, &x) in sums.iter_mut().zip(source) {
                 *sum += factor * (x - mean);
             }
@@ -82,7 +152,7 @@ fn weighted_sum<T: Element>(y: &mut [T], terms: &[Term<'_, T>], start: usize, bi
     for (index, y) in rest.iter_mut().enumerate() {
         let mut sum = bias;
         for term in terms {
-            sum += term.factor * (term.plane[at + index] - term.mean);
+            sum += term.affine.factor * (term.plane[at + index] - term.affine.mean);
         }
         *y = sum;
     }
@@ -111,6 +181,39 @@ pub fn dots<T: Element>(grads: &[&[T]], sources: &[Vec<&[T]>]) -> Vec<Dots> {
         },
     );
     add_dots(answers, sources)
+}
+
+/// For each plane of `grads`, each image of it multiplied by its factor, the sum and the scalar product with its `source`.
+pub fn dropped_dots<T: Element>(
+    grads: &[&[T]],
+    sources: &[&[T]],
+    image_factors: &[T],
+) -> Vec<[f64; 2]> {
+    assert_eq!(grads.len(), sources.len());
+    let len = grads.first().map_or(0, |grad| grad.len());
+    let mut answers = vec![vec![[0.0; 2]; len.div_ceil(PIECE)]; grads.len()];
+    let answers_of = answers.iter_mut().zip(grads).zip(sources);
+    let items = answers_of
+        .flat_map(|((parts, grad), source)| {
+            let pieces = grad.chunks(PIECE).zip(source.chunks(PIECE)).enumerate();
+            pieces.zip(parts)
+        })
+        .collect();
+    for_each(
+        items,
+        || Buffer::<T>::scratch(PIECE),
+        |scratch, _, ((index, (grad, source)), part)| {
+            let dropped = &mut scratch[..grad.len()];
+            drop_images(dropped, grad, image_factors, index * PIECE);
+            let (sum, [product]) = sum_and_dots(dropped, [source]);
+            *part = [sum, product];
+        },
+    );
+    let total = |parts: Vec<[f64; 2]>| {
+        let add = |sums: [f64; 2], part: [f64; 2]| [0, 1].map(|index| sums[index] + part[index]);
+        parts.into_iter().fold([0.0; 2], add)
+    };
+    answers.into_iter().map(total).collect()
 }
 
 fn dots_of<'a, T: Element>(grad: &[T], sources: &[&'a [T]], start: usize) -> Dots {
@@ -331,34 +434,6 @@ pub fn normalise<T: Element>(y: Vec<&mut [T]>, x: &[&[T]], affine: &[Affine<T>])
 pub fn normalise_in_place<T: Element>(planes: Vec<&mut [T]>, affine: &[Affine<T>]) {
     assert_eq!(affine.len(), planes.len());
     for_each_piece(planes, |channel, _, y| normalise_own(y, affine[channel]));
-}
-
-/// `y = mask[image] * (factor * (x - mean) + bias)` per plane, pixel by pixel: what drop path leaves of each image.
-pub fn drop_images<T: Element>(
-    planes: Vec<&mut [T]>,
-    x: &[&[T]],
-    affine: &[Affine<T>],
-    mask: &[T],
-) {
-    assert_eq!([x.len(), affine.len()], [planes.len(); 2]);
-    let n = mask.len().max(1);
-    for_each(
-        parts_mut(planes, (PIECE / n).max(1) * n),
-        || (),
-        |(), _, (channel, start, y)| {
-            let x = &x[channel][start..start + y.len()];
-            for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
-                drop_pixel(y, x, affine[channel], mask);
-            }
-        },
-    );
-}
-
-#[multiversion(targets = "simd")]
-fn drop_pixel<T: Element>(y: &mut [T], x: &[T], affine: Affine<T>, mask: &[T]) {
-    for ((y, &x), &mask) in y.iter_mut().zip(x).zip(mask) {
-        *y = mask * affine.of(x);
-    }
 }
 
 /// [`normalise`] of a part of a plane.

@@ -21,7 +21,7 @@ mod unit;
 
 pub use buffer::Buffer;
 pub use combine::{
-    Affine, Source, Term, accumulate, combine, dots, drop_images, moments, normalise,
+    Affine, Source, Term, accumulate, combine, dots, dropped_dots, moments, normalise,
     normalise_in_place,
 };
 pub use dense::Dense;

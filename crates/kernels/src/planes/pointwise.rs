@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use super::combine::{MomentSums, PartMoments, Source};
+use super::combine::{MomentSums, PartMoments, Source, pixels};
 use super::{Buffer, Moments, PIECE, for_each, parts_mut, pieces_mut};
 use crate::Element;
 use crate::product::{Masks, OuterSums, Panels, Rows, row_stride};
@@ -15,6 +15,8 @@ pub struct NormGrad<'a, T> {
     grads: Vec<&'a [T]>,
     raw: Vec<&'a [T]>,
     factors: Vec<[T; 4]>,
+    /// By what each image of each gradient is multiplied before that.
+    image_factors: Vec<Option<&'a [T]>>,
 }
 
 impl<'a, T: Element> NormGrad<'a, T> {
@@ -49,6 +51,7 @@ impl<'a, T: Element> NormGrad<'a, T> {
             })
             .collect();
         Self {
+            image_factors: vec![None; grads.len()],
             grads,
             raw,
             factors,
@@ -75,9 +78,19 @@ impl<'a, T: Element> NormGrad<'a, T> {
             })
             .collect();
         Self {
+            image_factors: vec![None; grads.len()],
             grads,
             raw: normalised,
             factors,
+        }
+    }
+
+    /// The same where of each gradient each image is multiplied by its factor first, as drop path does, and `sums` are of what
+    /// that gives.
+    pub fn dropped(self, image_factors: Option<&'a [T]>) -> Self {
+        Self {
+            image_factors: vec![image_factors; self.grads.len()],
+            ..self
         }
     }
 
@@ -86,6 +99,7 @@ impl<'a, T: Element> NormGrad<'a, T> {
         self.grads.extend(other.grads);
         self.raw.extend(other.raw);
         self.factors.extend(other.factors);
+        self.image_factors.extend(other.image_factors);
         self
     }
 
@@ -99,7 +113,8 @@ impl<'a, T: Element> NormGrad<'a, T> {
         Self {
             grads: self.grads[range.clone()].to_vec(),
             raw: self.raw[range.clone()].to_vec(),
-            factors: self.factors[range].to_vec(),
+            factors: self.factors[range.clone()].to_vec(),
+            image_factors: self.image_factors[range].to_vec(),
         }
     }
 
@@ -116,9 +131,17 @@ impl<'a, T: Element> NormGrad<'a, T> {
     /// The gradient from `start` on, channel by channel, in rows of `len` numbers, `stride` apart.
     pub(super) fn fill(&self, start: usize, len: usize, rows: &mut [T], stride: usize) {
         for (channel, part) in rows.chunks_mut(stride).enumerate().take(self.len()) {
-            let [grad, raw] =
-                [self.grads[channel], self.raw[channel]].map(|plane| &plane[start..][..len]);
-            affine(&mut part[..len], grad, raw, self.factors[channel]);
+            self.fill_channel(channel, start, &mut part[..len]);
+        }
+    }
+
+    fn fill_channel(&self, channel: usize, start: usize, part: &mut [T]) {
+        let planes = [self.grads[channel], self.raw[channel]];
+        let [grad, raw] = planes.map(|plane| &plane[start..][..part.len()]);
+        let factors = self.factors[channel];
+        match self.image_factors[channel] {
+            None => affine(part, grad, raw, factors),
+            Some(own) => affine_of_dropped(part, grad, raw, factors, own, start),
         }
     }
 
@@ -130,12 +153,7 @@ impl<'a, T: Element> NormGrad<'a, T> {
             || (),
             |(), index, parts| {
                 for (channel, part) in parts.into_iter().enumerate() {
-                    let range = index * PIECE..index * PIECE + part.len();
-                    let (grad, raw) = (
-                        &self.grads[channel][range.clone()],
-                        &self.raw[channel][range],
-                    );
-                    affine(part, grad, raw, self.factors[channel]);
+                    self.fill_channel(channel, index * PIECE, part);
                 }
             },
         );
@@ -147,6 +165,25 @@ impl<'a, T: Element> NormGrad<'a, T> {
 fn affine<T: Element>(y: &mut [T], grad: &[T], raw: &[T], [a, b, c, mean]: [T; 4]) {
     for ((y, &grad), &raw) in y.iter_mut().zip(grad).zip(raw) {
         *y = a * grad + b * (raw - mean) + c;
+    }
+}
+
+/// The same of gradients each image of which is multiplied by its factor first; the part begins at number `start` of its plane.
+#[multiversion(targets = "simd")]
+fn affine_of_dropped<T: Element>(
+    y: &mut [T],
+    grad: &[T],
+    raw: &[T],
+    [a, b, c, mean]: [T; 4],
+    image_factors: &[T],
+    start: usize,
+) {
+    for (own, images) in pixels(start, y.len(), image_factors.len()) {
+        let numbers = y[own.clone()].iter_mut().zip(&grad[own.clone()]);
+        let factors = raw[own].iter().zip(&image_factors[images]);
+        for ((y, &grad), (&raw, &factor)) in numbers.zip(factors) {
+            *y = a * (factor * grad) + b * (raw - mean) + c;
+        }
     }
 }
 

@@ -509,20 +509,23 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
     let len = 2 * PIECE + 77;
     let (a, b) = (numbers(len, 6), numbers(len, 7));
     let mut y = vec![2.0; len];
-    let term = |factor, plane| Term {
-        factor,
-        mean: 0.5,
+    let term = |factor, bias, plane| Term {
+        affine: Affine {
+            mean: 0.5,
+            factor,
+            bias,
+        },
         plane,
+        image_factors: None,
     };
     combine(
         vec![&mut y],
-        &[vec![term(0.5, &a[..]), term(-3.0, &b[..])]],
-        &[0.25],
+        &[vec![term(0.5, 0.25, &a[..]), term(-3.0, 1.0, &b[..])]],
     );
     let expected: Vec<f64> = a
         .iter()
         .zip(&b)
-        .map(|(a, b)| 0.25 + 0.5 * (a - 0.5) - 3.0 * (b - 0.5))
+        .map(|(a, b)| 1.25 + 0.5 * (a - 0.5) - 3.0 * (b - 0.5))
         .collect();
     assert_close(&y, &expected);
 
@@ -536,20 +539,70 @@ fn sums_products_and_moments_are_those_of_plain_loops() {
         assert_close(&products, &expected.collect::<Vec<f64>>());
     }
 
-    let masked: Vec<f64> = a
-        .iter()
-        .zip(&b)
-        .map(|(a, b)| if *b <= 0.0 { 0.0 } else { *a })
-        .collect();
     let mut y = b.clone();
-    accumulate(vec![&mut y], &[&masked]);
-    let expected: Vec<f64> = b.iter().zip(&masked).map(|(x, y)| x + y).collect();
+    accumulate(vec![&mut y], &[&a]);
+    let expected: Vec<f64> = b.iter().zip(&a).map(|(x, y)| x + y).collect();
     assert_close(&y, &expected);
 
     let found = moments(&[&a])[0];
     let mean = sum / len as f64;
     let var = a.iter().map(|a| (a - mean).powi(2)).sum::<f64>() / len as f64;
     assert_close(&[found.mean, found.var], &[mean, var]);
+}
+
+/// Numbers of images that pieces and vectors are a multiple of, or not, one among them, and more than a piece holds.
+#[test]
+fn images_are_dropped_where_they_are_read() {
+    for n_images in [64, 7, 1, PIECE + 3] {
+        let len = n_images * (2 * PIECE).div_ceil(n_images) + n_images;
+        let factors = numbers(n_images, 3);
+        let (a, b) = (numbers(len, 6), numbers(len, 7));
+        let dropped: Vec<f64> = a
+            .iter()
+            .enumerate()
+            .map(|(at, a)| factors[at % n_images] * a)
+            .collect();
+        let affine = Affine {
+            mean: 0.5,
+            factor: -3.0,
+            bias: 0.25,
+        };
+        let mut y = vec![f64::NAN; len];
+        let term = Term {
+            affine,
+            plane: &a,
+            image_factors: Some(&factors),
+        };
+        assert!(term.unchanged().is_none());
+        let whole = Term::new(2.0, &b[..]);
+        combine(vec![&mut y], &[vec![term, whole, term]]);
+        let of_images = (0..len).map(|at| factors[at % n_images]);
+        let expected = of_images
+            .zip(a.iter().zip(&b))
+            .map(|(factor, (a, b))| 2.0 * factor * (0.25 - 3.0 * (a - 0.5)) + 2.0 * b);
+        assert_close(&y, &expected.collect::<Vec<f64>>());
+
+        let found = dropped_dots(&[&a], &[&b], &factors)[0];
+        let (sum, products) = dots(&[&dropped], &[vec![&b]]).remove(0);
+        assert_close(&found, &[sum, products[0]]);
+
+        // A gradient of which a part is wanted, behind one of which nothing is dropped.
+        let moments = [Moments {
+            mean: 0.1,
+            var: 0.9,
+        }];
+        let grad_of = |grad| NormGrad::new(vec![grad], vec![&b], &moments, 0.0, &[found], &[1.5]);
+        let both = grad_of(&b).and(grad_of(&a).dropped(Some(&factors)));
+        let (start, part) = (PIECE / 2 + 5, 3000);
+        let [mut rows, mut expected] = [(); 2].map(|()| vec![f64::NAN; 2 * part]);
+        both.fill(start, part, &mut rows, part);
+        let of_dropped = grad_of(&b).and(grad_of(&dropped));
+        of_dropped.fill(start, part, &mut expected, part);
+        assert_close(&rows, &expected);
+        let second = both.channels(1..2);
+        second.write_to(vec![&mut y]);
+        assert_close(&y[start..start + part], &expected[part..]);
+    }
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::ops::{Deref, Range};
 use kernels::Element;
 use kernels::planes::{
     Affine, Buffer, Grid, MaxPool, Moments, NormGrad, PointwiseGrads, Source, Stencil, Target,
-    Term, Unit, UnitWants, accumulate, average_backward, combine, dots, drop_images,
+    Term, Unit, UnitWants, accumulate, average_backward, combine, dots, dropped_dots,
     pointwise_backward, subsample_backward,
 };
 
 use super::forward::{Raw, Saved, SavedInput, SavedState, affine, norm_weights, source, source_of};
-use super::plan::{Norm, OperationKind, OperationPlan, Plan, UnitPlan};
-use super::{CellRun, planes, planes_mut};
+use super::plan::{Norm, OperationKind, Plan, UnitPlan};
+use super::{CastMasks, CellRun, planes, planes_mut};
 use crate::candidate::PoolKind;
 use crate::layers::BATCH_NORM_EPS;
 
@@ -89,6 +89,7 @@ impl Found {
 /// The backward pass of a cell.
 pub(super) struct Backward<'a, T: Element> {
     run: CellRun<'a, T>,
+    masks: CastMasks<T>,
     /// What the caller knows of the nodes' gradient, which is the sum of these.
     given: Vec<&'a [T]>,
     /// Of each state, complete once the pass is by it.
@@ -105,6 +106,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let plan = run.op.plan;
         Self {
             given,
+            masks: run.op.cast_masks(),
             grads: (0..plan.n_states())
                 .map(|_| StateGrad::Given(&[]))
                 .collect(),
@@ -189,10 +191,9 @@ impl<'a, T: Element> Backward<'a, T> {
                 terms.push(Term::new(T::one(), plane));
             }
         }
-        let no_bias = vec![T::zero(); plan.channels];
         let mut grad_x = Buffer::any(state_len);
         if edges.is_empty() {
-            combine(planes_mut(&mut grad_x, grid.len()), &direct, &no_bias);
+            combine(planes_mut(&mut grad_x, grid.len()), &direct);
             return StateGrad::Own(grad_x);
         }
         let (n_partial, x) = (plan.n_partial(), self.x(state));
@@ -202,32 +203,14 @@ impl<'a, T: Element> Backward<'a, T> {
         let mut pooled_sums: [Vec<[f64; 2]>; 2] =
             std::array::from_fn(|_| vec![[0.0; 2]; n_partial]);
         let mut bypass: Vec<Vec<Term<'_, T>>> = vec![Vec::new(); plan.channels - n_partial];
-        let dropped: Vec<Vec<Option<Buffer<T>>>> = edges
-            .iter()
-            .map(|&index| {
-                let is_pool = |kind: &_| matches!(kind, OperationKind::Pool { .. });
-                let operations = plan.edges[index].operations.iter().enumerate();
-                let drop = |(number, operation): (usize, &OperationPlan)| {
-                    let node = &self.grads[plan.edges[index].node];
-                    is_pool(&operation.kind)
-                        .then(|| self.drop(index, number, node))
-                        .flatten()
-                };
-                operations.map(drop).collect()
-            })
-            .collect();
-        for (&index, dropped) in edges.iter().zip(&dropped) {
+        for &index in &edges {
             let edge = &plan.edges[index];
             let grads = planes(&self.grads[edge.node], node_len);
-            for ((number, operation), dropped) in edge.operations.iter().enumerate().zip(dropped) {
-                let dropped = dropped.as_ref().map(|grad| planes(grad, node_len));
+            for (number, operation) in edge.operations.iter().enumerate() {
                 let weight = plan.weight(self.run.mixing, edge, operation.column);
-                let term = |channel| {
-                    let plane = match &dropped {
-                        Some(dropped) => dropped[channel],
-                        None => grads[plan.operation_plane(channel)],
-                    };
-                    Term::new(T::from_f64(weight), plane)
+                let term = |channel| Term {
+                    image_factors: self.masks.of(index, number),
+                    ..Term::new(T::from_f64(weight), grads[plan.operation_plane(channel)])
                 };
                 match &operation.kind {
                     OperationKind::Identity => {
@@ -267,7 +250,7 @@ impl<'a, T: Element> Backward<'a, T> {
             || !plan.reads(state, OperationKind::rectifies)
             || direct.iter().any(|terms| !terms.is_empty());
         if is_written {
-            combine(planes_mut(&mut grad_x, grid.len()), &direct, &no_bias);
+            combine(planes_mut(&mut grad_x, grid.len()), &direct);
         }
         for kind in [PoolKind::Max, PoolKind::Average] {
             let terms = &pooled[kind as usize];
@@ -281,7 +264,7 @@ impl<'a, T: Element> Backward<'a, T> {
                     Some(planes) => planes,
                     None => {
                         let mut sum = Buffer::any(raw.len());
-                        combine(planes_mut(&mut sum, node_len), terms, &no_bias[..n_partial]);
+                        combine(planes_mut(&mut sum, node_len), terms);
                         own = sum;
                         planes(&own, node_len)
                     }
@@ -299,7 +282,7 @@ impl<'a, T: Element> Backward<'a, T> {
         if let Some(raw) = &saved.bypass {
             let mut grad = Buffer::any(raw.len());
             let sum = planes_mut(&mut grad, node_len);
-            combine(sum, &bypass, &no_bias[..plan.channels - n_partial]);
+            combine(sum, &bypass);
             MaxPool::halving(grid).add_backward(
                 &x[n_partial..],
                 &planes(raw, node_len),
@@ -309,20 +292,6 @@ impl<'a, T: Element> Backward<'a, T> {
         }
         self.gather_units(state, &edges, &mut grad_x, is_written);
         StateGrad::Own(grad_x)
-    }
-
-    /// What drop path leaves of a node's gradient for an operation, if it may drop that.
-    fn drop(&self, edge: usize, number: usize, node: &[T]) -> Option<Buffer<T>> {
-        let mask = self.run.op.mask::<T>(edge, number)?;
-        let (plan, len) = (self.plan(), self.run.sizes.node.len());
-        let node = planes(node, len);
-        let own: Vec<&[T]> = (0..plan.n_partial())
-            .map(|channel| node[plan.operation_plane(channel)])
-            .collect();
-        let mut dropped = Buffer::any(own.len() * len);
-        let identity = vec![Affine::identity().cast(); own.len()];
-        drop_images(planes_mut(&mut dropped, len), &own, &identity, &mask);
-        Some(dropped)
     }
 
     /// The gradient of a pooling from that of its normalisation, which all edges share, if it has one.
@@ -408,18 +377,9 @@ impl<'a, T: Element> Backward<'a, T> {
                     planes: planes_mut(grad, grid.len()),
                     adds,
                 };
-                self.with_grad_of(index, number, |grads, weight| {
-                    let place = [index, number];
-                    self.conv(
-                        units,
-                        place,
-                        grads,
-                        weight,
-                        &x[..plan.n_partial()],
-                        target,
-                        &mut found,
-                    );
-                });
+                let place = [index, number];
+                let x = &x[..plan.n_partial()];
+                self.conv(units, place, x, target, &mut found);
                 adds = true;
             }
             found
@@ -450,12 +410,9 @@ impl<'a, T: Element> Backward<'a, T> {
         if let Some(halves) = &saved.halves {
             let mut grads = halves.each_ref().map(|half| Buffer::zeros(half.len()));
             for (index, number, kernels, norm) in halvings {
-                self.with_grad_of(index, number, |own, weight| {
-                    let raw = &self.run.saved.edges[index][number].output;
-                    let chain = self.chain(norm, own, raw, &self.sums[index][number], weight);
-                    let target = Some((&mut grads, true));
-                    self.unhalve(halves, kernels, &chain, target, &mut found);
-                });
+                let chain = self.chain_of([index, number], norm);
+                let target = Some((&mut grads, true));
+                self.unhalve(halves, kernels, &chain, target, &mut found);
             }
             let adds = is_written || !convolutions.is_empty();
             add_halves(&grads, grid, partial, adds);
@@ -463,27 +420,23 @@ impl<'a, T: Element> Backward<'a, T> {
         self.add(found);
     }
 
-    /// Calls `work` with what of its node's gradient concerns an operation, `n_partial` planes, and its weight.
-    fn with_grad_of(&self, edge: usize, number: usize, work: impl FnOnce(&[&[T]], f64)) {
+    /// The gradient of what an operation of an edge gave before its batch normalisation.
+    fn chain_of(&self, [edge, number]: [usize; 2], norm: &Norm) -> NormGrad<'_, T> {
         let plan = self.plan();
         let own = &plan.edges[edge];
         let weight = plan.weight(self.run.mixing, own, own.operations[number].column);
-        let (node, len) = (&self.grads[own.node], self.run.sizes.node.len());
-        if let Some(dropped) = self.drop(edge, number, node) {
-            return work(&planes(&dropped, len), weight);
-        }
-        let node = planes(node, len);
-        let grads: Vec<&[T]> = (0..plan.n_partial())
-            .map(|channel| node[plan.operation_plane(channel)])
-            .collect();
-        work(&grads, weight);
+        let node = planes(&self.grads[own.node], self.run.sizes.node.len());
+        let grads = (0..plan.n_partial()).map(|channel| node[plan.operation_plane(channel)]);
+        let raw = &self.run.saved.edges[edge][number].output;
+        self.chain(norm, grads.collect(), raw, &self.sums[edge][number], weight)
+            .dropped(self.masks.of(edge, number))
     }
 
     /// The gradient of a unit's raw output.
     fn chain<'b>(
         &self,
         norm: &Norm,
-        grads: &[&'b [T]],
+        grads: Vec<&'b [T]>,
         raw: &'b [T],
         sums: &[[f64; 2]],
         weight: f64,
@@ -494,14 +447,8 @@ impl<'a, T: Element> Backward<'a, T> {
             .map(|own| weight * own)
             .collect();
         let len = grads.first().map_or(0, |grad| grad.len());
-        NormGrad::new(
-            grads.to_vec(),
-            planes(raw, len),
-            moments,
-            BATCH_NORM_EPS,
-            sums,
-            &weights,
-        )
+        let raw = planes(raw, len);
+        NormGrad::new(grads, raw, moments, BATCH_NORM_EPS, sums, &weights)
     }
 
     /// Backward through the units of a convolution.
@@ -510,8 +457,6 @@ impl<'a, T: Element> Backward<'a, T> {
         &self,
         units: &[UnitPlan],
         [edge, number]: [usize; 2],
-        grads: &[&[T]],
-        weight: f64,
         x: &[&[T]],
         grad_x: Target<'_, T>,
         found: &mut Found,
@@ -526,17 +471,16 @@ impl<'a, T: Element> Backward<'a, T> {
             .map(|affine| affine.iter().map(Affine::cast).collect());
         let x = source(x, before.as_deref());
         let saved: &'a Raw<T> = &self.run.saved.edges[edge][number];
-        let sums = &self.sums[edge][number];
         let (first, second) = match units {
             [only] => {
-                let chain = self.chain(&only.norm, grads, &saved.output, sums, weight);
+                let chain = self.chain_of([edge, number], &only.norm);
                 self.unit(only, x_grid, x, &chain, grad_x, false, found);
                 return;
             }
             [first, second] => (first, second),
             _ => unreachable!("a convolution has one unit or two"),
         };
-        let chain = self.chain(&second.norm, grads, &saved.output, sums, weight);
+        let chain = self.chain_of([edge, number], &second.norm);
         let grid = self.run.sizes.node;
         let moments = &self.run.saved.statistics[first.norm.index].moments;
         let affine = affine(&first.norm, self.run.parameters, moments);
@@ -560,7 +504,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let sums = self.unit(second, grid, hidden, &chain, target, true, found);
         self.affine_grads(&first.norm, &sums, 1.0, found);
         let grad_hidden = planes(&grad_hidden, grid.len());
-        let chain = self.chain(&first.norm, &grad_hidden, raw, &sums, 1.0);
+        let chain = self.chain(&first.norm, grad_hidden, raw, &sums, 1.0);
         self.unit(first, x_grid, x, &chain, grad_x, false, found);
     }
 
@@ -667,8 +611,12 @@ impl<'a, T: Element> Backward<'a, T> {
         let edges: Vec<usize> = (0..plan.edges.len())
             .filter(|&index| plan.edges[index].node == node)
             .collect();
+        let own: Vec<&[T]> = (0..n_partial)
+            .map(|channel| grad_planes[plan.operation_plane(channel)])
+            .collect();
         let mut sources: Vec<Vec<&[T]>> = vec![Vec::new(); n_partial];
-        let mut measured = Vec::new();
+        // What is dropped is measured by itself, all others together.
+        let (mut measured, mut dropped) = (Vec::new(), Vec::new());
         for &index in &edges {
             let edge = &plan.edges[index];
             let state = &self.run.saved.states[edge.source];
@@ -677,28 +625,28 @@ impl<'a, T: Element> Backward<'a, T> {
             for (number, operation) in edge.operations.iter().enumerate() {
                 let output = &self.run.saved.edges[index][number];
                 let (planes, norm) = source_of(operation, output, state, &x, len);
-                if norm.is_some() || self.run.op.wants.mixing {
-                    for (sources, plane) in sources.iter_mut().zip(planes) {
-                        sources.push(plane);
-                    }
-                    measured.push((index, number));
+                if norm.is_none() && !self.run.op.wants.mixing {
+                    continue;
                 }
+                if let Some(factors) = self.masks.of(index, number) {
+                    dropped.push((index, number, dropped_dots(&own, &planes, factors)));
+                    continue;
+                }
+                for (sources, plane) in sources.iter_mut().zip(planes) {
+                    sources.push(plane);
+                }
+                measured.push((index, number));
             }
         }
-        let own: Vec<&[T]> = (0..n_partial)
-            .map(|channel| grad_planes[plan.operation_plane(channel)])
-            .collect();
-        let products = dots(&own, &sources);
-        for (at, (index, number)) in measured.into_iter().enumerate() {
-            let sums: Vec<[f64; 2]> = match self.drop(index, number, &grads) {
-                Some(dropped) => {
-                    let sources: Vec<Vec<&[T]>> =
-                        sources.iter().map(|sources| vec![sources[at]]).collect();
-                    let products = dots(&planes(&dropped, len), &sources);
-                    products.iter().map(|(sum, of)| [*sum, of[0]]).collect()
-                }
-                None => products.iter().map(|(sum, of)| [*sum, of[at]]).collect(),
-            };
+        let products = match measured.is_empty() {
+            true => Vec::new(),
+            false => dots(&own, &sources),
+        };
+        let measured = measured.into_iter().enumerate().map(|(at, place)| {
+            let sums = products.iter().map(|(sum, of)| [*sum, of[at]]);
+            (place.0, place.1, sums.collect::<Vec<[f64; 2]>>())
+        });
+        for (index, number, sums) in measured.chain(dropped) {
             let edge = &plan.edges[index];
             let operation = &edge.operations[number];
             let weight = plan.weight(self.run.mixing, edge, operation.column);

@@ -1,14 +1,14 @@
 //! The forward pass of a fused cell, and what it leaves for the backward pass.
 
 use kernels::planes::{
-    Affine, Buffer, Grid, MaxPool, Moments, Source, Stencil, Term, Unit, average, combine,
-    drop_images, moments, normalise, normalise_in_place, pointwise_forward, subsample,
+    Affine, Buffer, Grid, MaxPool, Moments, Source, Stencil, Term, Unit, average, combine, moments,
+    normalise, normalise_in_place, pointwise_forward, subsample,
 };
 use kernels::{BatchStatistics, Element};
 use rayon::prelude::*;
 
 use super::plan::{EdgePlan, Norm, OperationKind, OperationPlan, Sizes};
-use super::{CellOp, cast, planes, planes_mut};
+use super::{CellOp, planes, planes_mut};
 use crate::candidate::PoolKind;
 use crate::layers::BATCH_NORM_EPS;
 
@@ -423,6 +423,7 @@ impl CellOp<'_> {
             states.push(self.state(index, &x, sizes, &mut statistics));
         }
         let mut edges: Vec<Vec<Raw<T>>> = Vec::with_capacity(plan.edges.len());
+        let masks = self.cast_masks::<T>();
         for node in 2..plan.n_states() {
             let into_node = plan.edges.iter().filter(|edge| edge.node == node);
             let operations: Vec<(&EdgePlan, &OperationPlan)> = into_node
@@ -477,47 +478,25 @@ impl CellOp<'_> {
                 let edges = plan.edges.iter().zip(&edges).enumerate();
                 edges.filter(|(_, (edge, _))| edge.node == node)
             };
-            let mut dropped: Vec<Buffer<T>> = Vec::new();
-            for (index, (edge, outputs)) in into_node() {
-                for (number, (operation, output)) in edge.operations.iter().zip(outputs).enumerate()
-                {
-                    let Some(mask) = self.mask::<T>(index, number) else {
-                        continue;
-                    };
-                    let (state, x) = (&states[edge.source], x_of(edge.source));
-                    let (source, norm) = source_of(operation, output, state, &x, node_len);
-                    let affine = self.affine_of(edge.source, norm, parameters, &statistics);
-                    let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
-                    let mut y = Buffer::any(source.len() * node_len);
-                    drop_images(planes_mut(&mut y, node_len), &source, &affine, &mask);
-                    dropped.push(y);
-                }
-            }
-            let mut dropped = dropped.iter();
-            let identity = vec![Affine::identity(); plan.n_partial()];
             let mut terms: Vec<Vec<Term<'_, T>>> = vec![Vec::new(); plan.channels];
-            let mut bias = vec![0.0; plan.channels];
             for (index, (edge, outputs)) in into_node() {
                 let state = &states[edge.source];
                 let x = x_of(edge.source);
                 for (number, (operation, output)) in edge.operations.iter().zip(outputs).enumerate()
                 {
                     let weight = plan.weight(mixing, edge, operation.column);
-                    let (source, affine) = if self.drops(index, number) {
-                        let y = dropped.next().expect("every operation that is dropped");
-                        (planes(y, node_len), identity.clone())
-                    } else {
-                        let (source, norm) = source_of(operation, output, state, &x, node_len);
-                        let affine = self.affine_of(edge.source, norm, parameters, &statistics);
-                        (source, affine)
-                    };
+                    let (source, norm) = source_of(operation, output, state, &x, node_len);
+                    let affine = self.affine_of(edge.source, norm, parameters, &statistics);
                     for (channel, (plane, affine)) in source.into_iter().zip(affine).enumerate() {
-                        let at = plan.operation_plane(channel);
-                        bias[at] += weight * affine.bias;
-                        terms[at].push(Term {
-                            factor: T::from_f64(weight * affine.factor),
-                            mean: T::from_f64(affine.mean),
+                        terms[plan.operation_plane(channel)].push(Term {
+                            affine: Affine {
+                                factor: weight * affine.factor,
+                                bias: weight * affine.bias,
+                                ..affine
+                            }
+                            .cast(),
                             plane,
+                            image_factors: masks.of(index, number),
                         });
                     }
                 }
@@ -532,7 +511,7 @@ impl CellOp<'_> {
                     }
                 }
             }
-            combine(planes_mut(own, node_len), &terms, &cast(&bias));
+            combine(planes_mut(own, node_len), &terms);
             if node + 1 < plan.n_states() {
                 let x = planes(own, node_len);
                 states.push(self.state(node, &x, sizes, &mut statistics));

@@ -160,15 +160,24 @@ struct CellOp<'a> {
 type Masks = Vec<Vec<Option<Vec<f32>>>>;
 
 impl CellOp<'_> {
-    fn drops(&self, edge: usize, operation: usize) -> bool {
-        self.masks
-            .is_some_and(|masks| masks[edge][operation].is_some())
-    }
-
-    fn mask<T: Element>(&self, edge: usize, operation: usize) -> Option<Vec<T>> {
-        let mask = self.masks?[edge][operation].as_ref()?;
+    fn cast_masks<T: Element>(&self) -> CastMasks<T> {
         let cast = |&value: &f32| T::from_f64(f64::from(value));
-        Some(mask.iter().map(cast).collect())
+        let cast = |mask: &Vec<f32>| mask.iter().map(cast).collect();
+        let of_edge = |masks: &Vec<Option<Vec<f32>>>| {
+            let masks = masks.iter().map(|mask| mask.as_ref().map(cast));
+            masks.collect()
+        };
+        CastMasks(self.masks.map(|masks| masks.iter().map(of_edge).collect()))
+    }
+}
+
+/// [`Masks`] in the element type of what they multiply, if there are any.
+struct CastMasks<T>(Option<Vec<Vec<Option<Vec<T>>>>>);
+
+impl<T> CastMasks<T> {
+    /// By what an operation of an edge is multiplied.
+    fn of(&self, edge: usize, operation: usize) -> Option<&[T]> {
+        self.0.as_ref()?[edge][operation].as_deref()
     }
 }
 
