@@ -186,12 +186,7 @@ impl<'a> Cell<'a> {
     fn fused(&self) -> (u64, u64) {
         let out = self.plan.n_nodes as u64 * self.channels * self.node_len;
         let mut kept = out;
-        for (index, (input, (channels, len))) in
-            self.plan.inputs.iter().zip(self.inputs).enumerate()
-        {
-            if input.kernels.len() == 2 {
-                kept += channels * len / 2;
-            }
+        for index in 0..self.inputs.len() {
             // Normalisations of a supernet have no factors, so that what they give tells what they were given.
             let of_input = if self.weighs() || self.plan.is_raw(index) {
                 1
@@ -201,13 +196,6 @@ impl<'a> Cell<'a> {
             kept += of_input * self.channels * self.input_len;
         }
         for state in 0..self.plan.n_states() {
-            let len = self.len(state);
-            if self
-                .plan
-                .reads(state, |kind| matches!(kind, OperationKind::Halve { .. }))
-            {
-                kept += self.partial * len / 2;
-            }
             for pool in [PoolKind::Max, PoolKind::Average] {
                 let is_this = |kind: &OperationKind| matches!(kind, OperationKind::Pool { kind, .. } if *kind == pool);
                 if self.plan.reads(state, is_this) {

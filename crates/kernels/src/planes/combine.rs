@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::{Buffer, Moments, PIECE, for_each, parts_mut};
+use super::{Buffer, Grid, Moments, PIECE, for_each, parts_mut};
 use crate::Element;
 
 /// Numbers that are worked on at a time, in registers.
@@ -360,6 +360,8 @@ impl Affine<f64> {
 pub struct Source<'a, T> {
     pub(super) planes: &'a [&'a [T]],
     pub(super) affine: Option<&'a [Affine<T>]>,
+    /// If every second pixel is read alone: the size of the planes, and the first row and column that is read.
+    halved: Option<(Grid, usize)>,
 }
 
 impl<'a, T> Source<'a, T> {
@@ -368,6 +370,7 @@ impl<'a, T> Source<'a, T> {
         Self {
             planes,
             affine: None,
+            halved: None,
         }
     }
 
@@ -375,8 +378,17 @@ impl<'a, T> Source<'a, T> {
     pub fn raw(planes: &'a [&'a [T]], affine: &'a [Affine<T>]) -> Self {
         assert_eq!(planes.len(), affine.len());
         Self {
-            planes,
             affine: Some(affine),
+            ..Self::new(planes)
+        }
+    }
+
+    /// Of planes of this size every second pixel in both directions, from row and column `offset` (0 or 1) on; what is read of
+    /// pixels beyond an odd size is zero.
+    pub fn halved(self, grid: Grid, offset: usize) -> Self {
+        Self {
+            halved: Some((grid, offset)),
+            ..self
         }
     }
 
@@ -385,9 +397,25 @@ impl<'a, T> Source<'a, T> {
         self.planes.len()
     }
 
-    /// Numbers of a plane.
+    /// Numbers that are read of a plane.
     pub fn plane_len(&self) -> usize {
-        self.planes.first().map_or(0, |plane| plane.len())
+        match self.halved {
+            Some((grid, _)) => grid.halved().len(),
+            None => self.planes.first().map_or(0, |plane| plane.len()),
+        }
+    }
+
+    /// The planes, if a ReLU reads them as they are.
+    pub(super) fn as_they_are(&self) -> Option<&'a [&'a [T]]> {
+        (self.affine.is_none() && self.halved.is_none()).then_some(self.planes)
+    }
+
+    /// The planes, if all of them is read, one number after the other.
+    pub(super) fn in_order(&self) -> &'a [&'a [T]] {
+        match self.halved {
+            Some(_) => &[],
+            None => self.planes,
+        }
     }
 }
 
@@ -395,29 +423,53 @@ impl<T: Element> Source<'_, T> {
     /// What is read of all planes from `start` on, in rows of `len` numbers, `stride` apart.
     pub(super) fn fill(&self, start: usize, len: usize, rows: &mut [T], stride: usize) {
         for (channel, (row, x)) in rows.chunks_mut(stride).zip(self.planes).enumerate() {
-            let (row, x) = (&mut row[..len], &x[start..start + len]);
-            match self.affine {
-                None => rectify(row, x),
-                Some(affine) => rectify_normalised(row, x, affine[channel]),
+            let row = &mut row[..len];
+            let affine = self.affine.map(|affine| affine[channel]);
+            match self.halved {
+                Some(halved) => rectify_halved(row, x, affine, halved, start),
+                None => rectify(row, &x[start..start + len], affine),
             }
         }
     }
 }
 
-/// `z = max(x, 0)`; what is no number goes on.
+/// `z = max(affine(x), 0)`; what is no number goes on.
 #[multiversion(targets = "simd")]
-fn rectify<T: Element>(z: &mut [T], x: &[T]) {
-    for (z, &x) in z.iter_mut().zip(x) {
-        *z = if x <= T::zero() { T::zero() } else { x };
+fn rectify<T: Element>(z: &mut [T], x: &[T], affine: Option<Affine<T>>) {
+    rectified(z, x, affine);
+}
+
+#[inline(always)]
+fn rectified<T: Element>(z: &mut [T], x: &[T], affine: Option<Affine<T>>) {
+    let relu = |x| if x <= T::zero() { T::zero() } else { x };
+    match affine {
+        None => z.iter_mut().zip(x).for_each(|(z, &x)| *z = relu(x)),
+        Some(affine) => {
+            let numbers = z.iter_mut().zip(x);
+            numbers.for_each(|(z, &x)| *z = relu(affine.of(x)));
+        }
     }
 }
 
-/// The same of what a batch normalisation makes of `x`.
+/// [`rectify`] of every second pixel of a plane, from row and column `offset` on; `z` begins at number `start` of these.
 #[multiversion(targets = "simd")]
-fn rectify_normalised<T: Element>(z: &mut [T], x: &[T], affine: Affine<T>) {
-    for (z, &x) in z.iter_mut().zip(x) {
-        let x = affine.of(x);
-        *z = if x <= T::zero() { T::zero() } else { x };
+fn rectify_halved<T: Element>(
+    z: &mut [T],
+    x: &[T],
+    affine: Option<Affine<T>>,
+    (grid, offset): (Grid, usize),
+    start: usize,
+) {
+    let (Grid { h, w, n }, width) = (grid, grid.halved().w);
+    for (own, images) in pixels(start, z.len(), n) {
+        let pixel = (start + own.start) / n;
+        let [row, column] = [pixel / width, pixel % width].map(|place| 2 * place + offset);
+        let z = &mut z[own];
+        if row < h && column < w {
+            rectified(z, &x[(row * w + column) * n..][images], affine);
+        } else {
+            z.fill(T::zero());
+        }
     }
 }
 

@@ -26,7 +26,7 @@ pub use combine::{
 };
 pub use dense::Dense;
 pub use pointwise::{NormGrad, PointwiseGrads, Target, pointwise_backward, pointwise_forward};
-pub use pool::{MaxPool, average, average_backward, subsample, subsample_backward};
+pub use pool::{MaxPool, average, average_backward, halved_backward};
 pub use stencil::Stencil;
 use stretches::Stretches;
 pub use unit::{Unit, UnitGrads, UnitWants, WeightGrads};

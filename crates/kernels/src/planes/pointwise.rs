@@ -221,7 +221,7 @@ pub fn pointwise_forward<T: Element>(x: Source<'_, T>, w: &[T], y: Vec<&mut [T]>
             for (number, mut y) in pieces_mut(y, len).into_iter().enumerate() {
                 let part = y.first().map_or(0, |y| y.len());
                 let start = index * span + number * len;
-                let mut ahead = Ahead::new(x.planes, start + part..start + part + len);
+                let mut ahead = Ahead::new(x.in_order(), start + part..start + part + len);
                 x.fill(start, part, scratch, stride);
                 let rows = Rows::new(scratch, stride, n_in, part);
                 panels.product_at(rows, &mut y, 0, &mut ahead);
@@ -295,9 +295,8 @@ pub fn pointwise_backward<T: Element>(
     let transposed = Panels::new([n_in, n_out], |c, o| w[o * n_in + c], |_| T::zero());
     let stride = row_stride(len);
     let mut sources = grad_y.sources();
-    sources.extend(x.planes);
-    // What masks a gradient is what is read, unless that can be told from the planes themselves.
-    let reads = grads.w || x.affine.is_some();
+    sources.extend(x.in_order());
+    let reads = grads.w || x.as_they_are().is_none();
     let items = grad_x.into_iter().zip(&mut grad_w).collect();
     for_each(
         items,
@@ -325,18 +324,18 @@ pub fn pointwise_backward<T: Element>(
                 let Some(grad_x) = &mut grad_x else {
                     continue;
                 };
+                // What is read is zero where what the ReLU reads is zero or less.
                 let read: Vec<&[T]>;
-                let (rows, start_of_rows) = match x.affine {
-                    None => (x.planes, start),
-                    Some(_) => {
-                        read = rows.chunks(stride).collect();
-                        (&read[..n_in], 0)
+                let masks = match x.as_they_are() {
+                    Some(rows) => Masks { rows, start, adds },
+                    None => {
+                        read = rows.chunks(stride).take(n_in).collect();
+                        Masks {
+                            rows: &read,
+                            start: 0,
+                            adds,
+                        }
                     }
-                };
-                let masks = Masks {
-                    rows,
-                    start: start_of_rows,
-                    adds,
                 };
                 let own = start - index * span;
                 transposed.masked_product_at(y, grad_x, own, masks, &mut ahead);

@@ -151,29 +151,9 @@ fn give_to_first<T: Element>(x: &[T], y: &[T], grad_y: &[T], offsets: &[usize], 
     }
 }
 
-/// Every second pixel of each plane in both directions, from row and column `offset` (0 or 1) on; pixels beyond an odd size
-/// are zeros.
-pub fn subsample<T: Element>(grid: Grid, offset: usize, x: &[&[T]], y: Vec<&mut [T]>) {
-    let (Grid { h, w, n }, row_len) = (grid, grid.halved().row_len());
-    for_each(
-        parts_mut(y, row_len),
-        || (),
-        |(), _, (channel, start, y)| {
-            let row = 2 * (start / row_len.max(1)) + offset;
-            for (column, y) in y.chunks_mut(n.max(1)).enumerate() {
-                let column = 2 * column + offset;
-                if row < h && column < w {
-                    y.copy_from_slice(&x[channel][(row * w + column) * n..][..n]);
-                } else {
-                    y.fill(T::zero());
-                }
-            }
-        },
-    );
-}
-
-/// Adds the gradients of [`subsample`] with an offset of 0 and of 1 to that of their input, or takes its place.
-pub fn subsample_backward<T: Element>(
+/// Adds the gradients of what is read of [every second pixel](super::Source::halved), from row and column 0 and from 1 on, to
+/// that of all pixels, or takes its place.
+pub fn halved_backward<T: Element>(
     grid: Grid,
     grads: [&[&[T]]; 2],
     grad_x: Vec<&mut [T]>,

@@ -606,27 +606,56 @@ fn images_are_dropped_where_they_are_read() {
 }
 
 #[test]
-fn subsampling_and_its_gradient_pick_every_second_pixel() {
+fn of_halved_planes_every_second_pixel_is_read_and_has_a_gradient() {
     let grid = Grid { h: 3, w: 4, n: 2 };
     let x: Vec<f64> = (0..grid.len()).map(|i| i as f64).collect();
     let negative: Vec<f64> = x.iter().map(|x| -x).collect();
-    let mut y = vec![9.0; grid.halved().len()];
-    let mut of_negative = y.clone();
-    let both = vec![&mut y[..], &mut of_negative[..]];
-    subsample(grid, 1, &[&x, &negative], both);
-    assert_eq!(y, of_negative.iter().map(|y| -y).collect::<Vec<f64>>());
+    let x_planes = [&x[..], &negative];
     // Row 1, columns 1 and 3; row 3 is beyond the plane.
+    let odd = Source::new(&x_planes).halved(grid, 1);
+    assert_eq!(odd.plane_len(), 8);
+    let mut y = vec![9.0; 8];
+    // What is negative does not pass the ReLU.
+    pointwise_forward(odd, &[1.0, 5.0], vec![&mut y]);
     assert_eq!(y, [10.0, 11.0, 14.0, 15.0, 0.0, 0.0, 0.0, 0.0]);
+    // Within pixels, and normalised: what lies beyond stays zero.
+    let affine = [1.0, -1.0].map(|factor| Affine {
+        mean: 0.0,
+        factor,
+        bias: 1.0,
+    });
+    let even = Source::raw(&x_planes, &affine).halved(grid, 0);
+    let mut rows = vec![9.0; 10];
+    even.fill(1, 5, &mut rows, 5);
+    assert_eq!(rows, [2.0, 5.0, 6.0, 17.0, 18.0].repeat(2));
+    let odd = Source::raw(&x_planes, &affine).halved(grid, 1);
+    odd.fill(3, 5, &mut rows, 5);
+    assert_eq!(rows, [16.0, 0.0, 0.0, 0.0, 0.0].repeat(2));
+    // A gradient passes where something is read.
+    let grad = [1.0; 8];
+    let mut grad_x = vec![9.0; 8];
+    let target = PointwiseGrads {
+        x: Some(Target::new(vec![&mut grad_x])),
+        w: true,
+    };
+    let x_planes = [&x[..]];
+    let even = Source::new(&x_planes).halved(grid, 0);
+    let grad_w = pointwise_backward(even, &[3.0], &given(vec![&grad]), target);
+    assert_eq!(
+        grad_w,
+        Some(vec![0.0 + 1.0 + 4.0 + 5.0 + 16.0 + 17.0 + 20.0 + 21.0])
+    );
+    assert_eq!(grad_x, [0.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]);
     let grads: [&[&[f64]]; 2] = [&[&[2.0; 8]], &[&[1.0; 8]]];
     let mut grad_x = vec![7.0; grid.len()];
-    subsample_backward(grid, grads, vec![&mut grad_x], false);
+    halved_backward(grid, grads, vec![&mut grad_x], false);
     let picked = |x: &[f64], grad| -> Vec<usize> {
         (0..grid.len()).filter(|&index| x[index] == grad).collect()
     };
     assert_eq!(picked(&grad_x, 1.0), [10, 11, 14, 15]);
     assert_eq!(picked(&grad_x, 2.0), [0, 1, 4, 5, 16, 17, 20, 21]);
     assert_eq!(picked(&grad_x, 0.0).len(), grid.len() - 12);
-    subsample_backward(grid, grads, vec![&mut grad_x], true);
+    halved_backward(grid, grads, vec![&mut grad_x], true);
     assert_eq!(picked(&grad_x, 4.0).len(), 8);
 }
 

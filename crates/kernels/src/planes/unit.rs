@@ -260,6 +260,7 @@ struct Reader<'a, T: Element> {
 
 impl<'a, T: Element> Reader<'a, T> {
     fn new(stencil: &Stencil, source: Source<'a, T>) -> Self {
+        debug_assert_eq!(source.in_order().len(), source.n_planes());
         Self {
             source,
             row_len: stencil.input().row_len(),

@@ -6,7 +6,7 @@ use kernels::Element;
 use kernels::planes::{
     Affine, Buffer, Grid, MaxPool, Moments, NormGrad, PointwiseGrads, Source, Stencil, Target,
     Term, Unit, UnitWants, accumulate, average_backward, combine, dots, dropped_dots,
-    pointwise_backward, subsample_backward,
+    halved_backward, pointwise_backward,
 };
 
 use super::forward::{Raw, Saved, SavedInput, SavedState, affine, norm_weights, source, source_of};
@@ -43,10 +43,27 @@ pub(super) struct CellGrads<T: Element> {
 
 /// The gradient of an input.
 pub(super) enum InputGrad<T: Element> {
-    /// Of the input as it came.
-    Whole(Buffer<T>),
+    /// Of the input as it came, of which every second pixel was read.
+    Halved(Halves<T>),
     /// Of what its kernel made of it: what that gives is summed over all kernels that read the same.
     Preprocessed(NormedGrad<T>),
+}
+
+/// The gradients of the even and of the odd pixels of planes, all others are zero.
+pub(super) struct Halves<T: Element>([Buffer<T>; 2]);
+
+impl<T: Element> Halves<T> {
+    /// Of so many planes; what they are is still to be written.
+    fn any(n_planes: usize, grid: Grid) -> Self {
+        Self([(); 2].map(|()| Buffer::any(n_planes * grid.halved().len())))
+    }
+
+    /// Adds them to the gradient of all pixels, or takes its place.
+    pub(super) fn add_to(&self, grid: Grid, grad: &mut [T], adds: bool) {
+        let halves = self.0.each_ref();
+        let [even, odd] = halves.map(|half| planes(half, grid.halved().len()));
+        halved_backward(grid, [&even, &odd], planes_mut(grad, grid.len()), adds);
+    }
 }
 
 /// The gradient of what a batch normalisation gives, with what that of what it reads follows from.
@@ -119,6 +136,13 @@ impl<'a, T: Element> Backward<'a, T> {
 
     fn plan(&self) -> &'a Plan {
         self.run.op.plan
+    }
+
+    /// The batch normalisation that is still to come where a state is read, if one is.
+    fn before(&self, state: usize) -> Option<Vec<Affine<T>>> {
+        let (op, parameters) = (&self.run.op, self.run.parameters);
+        let affine = op.affine_of_state(state, parameters, &self.run.saved.statistics)?;
+        Some(affine.iter().map(Affine::cast).collect())
     }
 
     fn grid(&self, state: usize) -> Grid {
@@ -353,7 +377,6 @@ impl<'a, T: Element> Backward<'a, T> {
 
     /// What comes from convolutions and halvings, through the ReLU that they share: added to what is there, if anything is.
     fn gather_units(&mut self, state: usize, edges: &[usize], grad_x: &mut [T], is_written: bool) {
-        let saved: &'a SavedState<T> = &self.run.saved.states[state];
         let plan = self.plan();
         let grid = self.grid(state);
         let x = self.x(state);
@@ -407,15 +430,18 @@ impl<'a, T: Element> Backward<'a, T> {
                 &planes(&second, grid.len()),
             );
         }
-        if let Some(halves) = &saved.halves {
-            let mut grads = halves.each_ref().map(|half| Buffer::zeros(half.len()));
+        if !halvings.is_empty() {
+            let before = self.before(state);
+            let x = source(&x[..plan.n_partial()], before.as_deref());
+            let mut grads = Halves::any(x.n_planes(), grid);
+            let mut adds = false;
             for (index, number, kernels, norm) in halvings {
                 let chain = self.chain_of([index, number], norm);
-                let target = Some((&mut grads, true));
-                self.unhalve(halves, kernels, &chain, target, &mut found);
+                let target = Some((&mut grads, adds));
+                self.unhalve(x, grid, kernels, &chain, target, &mut found);
+                adds = true;
             }
-            let adds = is_written || !convolutions.is_empty();
-            add_halves(&grads, grid, partial, adds);
+            grads.add_to(grid, partial, is_written || !convolutions.is_empty());
         }
         self.add(found);
     }
@@ -464,11 +490,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let plan = self.plan();
         let state = plan.edges[edge].source;
         let x_grid = self.grid(state);
-        let before: Option<Vec<Affine<T>>> = self
-            .run
-            .op
-            .affine_of_state(state, self.run.parameters, &self.run.saved.statistics)
-            .map(|affine| affine.iter().map(Affine::cast).collect());
+        let before = self.before(state);
         let x = source(x, before.as_deref());
         let saved: &'a Raw<T> = &self.run.saved.edges[edge][number];
         let (first, second) = match units {
@@ -539,30 +561,31 @@ impl<'a, T: Element> Backward<'a, T> {
         grads.sums
     }
 
-    /// Backward through two kernels on even and odd pixels, and the ReLU in front. The gradients of the pixels are added
-    /// to what is there, or take its place.
+    /// Backward through two kernels on the even and the odd pixels of planes of this size, and the ReLU in front. The gradients
+    /// of the pixels are added to what is there, or take its place.
     fn unhalve(
         &self,
-        halves: &[Buffer<T>; 2],
+        x: Source<'_, T>,
+        grid: Grid,
         kernels: &[Range<usize>; 2],
         grad_y: &NormGrad<'_, T>,
-        mut grad_halves: Option<(&mut [Buffer<T>; 2], bool)>,
+        mut grad_x: Option<(&mut Halves<T>, bool)>,
         found: &mut Found,
     ) {
-        let len = grad_y.plane_len();
+        let len = grid.halved().len();
         let mut first = 0;
-        for (index, (half, kernel)) in halves.iter().zip(kernels).enumerate() {
-            let n_out = kernel.len() * len / half.len().max(1);
-            let x = grad_halves.as_mut().map(|(grads, adds)| Target {
-                planes: planes_mut(&mut grads[index], len),
+        for (offset, kernel) in kernels.iter().enumerate() {
+            let n_out = kernel.len() / x.n_planes().max(1);
+            let target = grad_x.as_mut().map(|(grads, adds)| Target {
+                planes: planes_mut(&mut grads.0[offset], len),
                 adds: *adds,
             });
             let grads = PointwiseGrads {
-                x,
+                x: target,
                 w: self.run.op.wants.weights,
             };
             let grad_w = pointwise_backward(
-                Source::new(&planes(half, len)),
+                x.halved(grid, offset),
                 &self.run.parameters[kernel.clone()],
                 &grad_y.channels(first..first + n_out),
                 grads,
@@ -734,32 +757,20 @@ impl<'a, T: Element> Backward<'a, T> {
             moments,
             sums,
         };
-        let grad = match (&saved.halves, &plan.kernels[..]) {
-            (Some(halves), [even, odd]) => {
+        let grad = match &plan.kernels[..] {
+            [even, odd] => {
                 let kernels = [even.clone(), odd.clone()];
-                let raw_grid = self.run.sizes.raw[index];
-                let mut grads = halves.each_ref().map(|half| Buffer::any(half.len()));
-                let wanted = wants.inputs[index].then_some((&mut grads, false));
+                let grid = self.run.sizes.raw[index];
+                let s = planes(self.run.s[index], grid.len());
+                let mut grads = wants.inputs[index].then(|| Halves::any(s.len(), grid));
                 let chain = normed.of(saved.seen(), len);
-                self.unhalve(halves, &kernels, &chain, wanted, &mut found);
-                wants.inputs[index].then(|| {
-                    let mut grad_s = Buffer::any(self.run.s[index].len());
-                    add_halves(&grads, raw_grid, &mut grad_s, false);
-                    InputGrad::Whole(grad_s)
-                })
+                let target = grads.as_mut().map(|grads| (grads, false));
+                self.unhalve(Source::new(&s), grid, &kernels, &chain, target, &mut found);
+                grads.map(InputGrad::Halved)
             }
             _ => Some(InputGrad::Preprocessed(normed)),
         };
         self.add(found);
         grad
     }
-}
-
-/// Adds the gradients of even and odd pixels to that of all pixels, or takes its place.
-fn add_halves<T: Element>(halves: &[Buffer<T>; 2], grid: Grid, grad_x: &mut [T], adds: bool) {
-    let [even, odd] = halves
-        .each_ref()
-        .map(|half| planes(half, grid.halved().len()));
-    let grad_x = planes_mut(grad_x, grid.len());
-    subsample_backward(grid, [&even, &odd], grad_x, adds);
 }

@@ -10,7 +10,7 @@ use kernels::planes::{
 };
 use rayon::prelude::*;
 
-use super::backward::{Backward, InputGrad, NormedGrad};
+use super::backward::{Backward, Halves, InputGrad, NormedGrad};
 use super::forward::{Preprocessed, Saved, Statistics, preprocess, source};
 use super::plan::{Plan, Sizes};
 use super::stem::{SavedStem, StemPlan, StemRun};
@@ -542,8 +542,8 @@ struct ChainGrads<T: Element> {
 
 /// What is known of the gradient of a start or of an output.
 struct Pending<T: Element> {
-    /// The sum of what its readers have found that halve it.
-    sum: Option<Buffer<T>>,
+    /// What its readers have found that halve it.
+    halves: Vec<Halves<T>>,
     /// What the others have found: the kernel of each, the gradient of what that made, and what tells of this.
     found: Vec<(Range<usize>, NormedGrad<T>, Buffer<T>)>,
 }
@@ -551,7 +551,7 @@ struct Pending<T: Element> {
 impl<T: Element> Default for Pending<T> {
     fn default() -> Self {
         Self {
-            sum: None,
+            halves: Vec::new(),
             found: Vec::new(),
         }
     }
@@ -610,6 +610,7 @@ impl<T: Element> ChainOp<T> {
             let own = self.gather(
                 own,
                 index + 2,
+                sizes.node,
                 Source::new(&planes(nodes, sizes.node.len())),
                 parameters,
                 &mut grad_parameters,
@@ -644,19 +645,17 @@ impl<T: Element> ChainOp<T> {
                     (Some(InputGrad::Preprocessed(grad)), Some(reader)) => {
                         pending.found.push((reader.kernel, grad, saved.into_seen()));
                     }
-                    (Some(InputGrad::Whole(grad)), _) => match &mut pending.sum {
-                        Some(sum) => accumulate(vec![sum], &[&grad]),
-                        None => pending.sum = Some(grad),
-                    },
+                    (Some(InputGrad::Halved(grads)), _) => pending.halves.push(grads),
                     _ => {}
                 }
             }
         }
         let mut inputs = [0, 1].map(|number| {
             let own = std::mem::take(&mut pending[number]);
-            let (planes, affine) = saved.start(s, number, start_grids[number]);
+            let grid = start_grids[number];
+            let (planes, affine) = saved.start(s, number, grid);
             let start = source(&planes, affine);
-            self.gather(own, number, start, parameters, &mut grad_parameters)
+            self.gather(own, number, grid, start, parameters, &mut grad_parameters)
         });
         if chain.starts_alike {
             inputs.swap(0, 1);
@@ -675,43 +674,47 @@ impl<T: Element> ChainOp<T> {
         }
     }
 
-    /// The gradient of a start or of an output `s`, if it is wanted, once all that read it are done; and those of the kernels
-    /// that do, added to what is there.
+    /// The gradient of a start or of an output `s`, if anything reads it and it is wanted, once all that read it are done; and
+    /// those of the kernels that do, added to what is there.
     fn gather(
         &self,
-        Pending { sum, found }: Pending<T>,
+        Pending { halves, found }: Pending<T>,
         number: usize,
+        grid: Grid,
         s: Source<'_, T>,
         parameters: &[T],
         grad_parameters: &mut [f64],
     ) -> Option<Buffer<T>> {
-        let len = s.plane_len();
+        let len = grid.len();
+        let is_read = !(found.is_empty() && halves.is_empty());
+        let mut grad_s =
+            (is_read && self.chain.wants_grad(number)).then(|| Buffer::any(s.n_planes() * len));
         let grads = found.iter().map(|(_, grad, seen)| grad.of(seen, len));
-        let Some(grads) = grads.reduce(NormGrad::and) else {
-            return sum;
-        };
-        let kernels: Vec<&[T]> = found
-            .iter()
-            .map(|(kernel, ..)| &parameters[kernel.clone()])
-            .collect();
-        let adds = sum.is_some();
-        let mut grad_s = self
-            .chain
-            .wants_grad(number)
-            .then(|| sum.unwrap_or_else(|| Buffer::any(s.n_planes() * len)));
-        let wanted = PointwiseGrads {
-            x: grad_s.as_deref_mut().map(|grad_s| Target {
-                planes: planes_mut(grad_s, len),
-                adds,
-            }),
-            w: self.chain.wants.weights,
-        };
-        let of_kernels = pointwise_backward(s, &kernels.concat(), &grads, wanted);
-        let mut of_kernels = of_kernels.into_iter().flatten();
-        for (kernel, ..) in &found {
-            let sums = grad_parameters[kernel.clone()].iter_mut();
-            sums.zip(of_kernels.by_ref())
-                .for_each(|(sum, grad)| *sum += grad);
+        if let Some(grads) = grads.reduce(NormGrad::and) {
+            let kernels: Vec<&[T]> = found
+                .iter()
+                .map(|(kernel, ..)| &parameters[kernel.clone()])
+                .collect();
+            let wanted = PointwiseGrads {
+                x: grad_s
+                    .as_deref_mut()
+                    .map(|grad_s| Target::new(planes_mut(grad_s, len))),
+                w: self.chain.wants.weights,
+            };
+            let of_kernels = pointwise_backward(s, &kernels.concat(), &grads, wanted);
+            let mut of_kernels = of_kernels.into_iter().flatten();
+            for (kernel, ..) in &found {
+                let sums = grad_parameters[kernel.clone()].iter_mut();
+                sums.zip(of_kernels.by_ref())
+                    .for_each(|(sum, grad)| *sum += grad);
+            }
+        }
+        if let Some(grad_s) = &mut grad_s {
+            let mut adds = !found.is_empty();
+            for halves in halves {
+                halves.add_to(grid, grad_s, adds);
+                adds = true;
+            }
         }
         grad_s
     }

@@ -2,7 +2,7 @@
 
 use kernels::planes::{
     Affine, Buffer, Grid, MaxPool, Moments, Source, Stencil, Term, Unit, average, combine, moments,
-    normalise, normalise_in_place, pointwise_forward, subsample,
+    normalise, normalise_in_place, pointwise_forward,
 };
 use kernels::{BatchStatistics, Element};
 use rayon::prelude::*;
@@ -59,8 +59,6 @@ impl Statistics {
 
 /// A preprocessed input.
 pub(super) struct SavedInput<T: Element> {
-    /// The even and the odd pixels, where the input is halved.
-    pub(super) halves: Option<[Buffer<T>; 2]>,
     /// Before its batch normalisation, if that has factors: without them `x` tells as much.
     raw: Option<Buffer<T>>,
     /// Behind it, unless edges read what [is stored before it](Plan::is_raw).
@@ -87,7 +85,6 @@ impl<T: Element> SavedInput<T> {
 
 /// What edges read of a state, other than itself.
 pub(super) struct SavedState<T: Element> {
-    pub(super) halves: Option<[Buffer<T>; 2]>,
     pub(super) pooled: [Option<Buffer<T>>; 2],
     pub(super) bypass: Option<Buffer<T>>,
 }
@@ -133,34 +130,20 @@ pub(super) fn norm_weights<T: Element>(
     }
 }
 
-/// Even and odd pixels of each plane.
-pub(super) fn halves<T: Element>(x: &[&[T]], grid: Grid) -> [Buffer<T>; 2] {
-    [0, 1].map(|offset| {
-        let len = grid.halved().len();
-        let mut y = Buffer::any(x.len() * len);
-        subsample(grid, offset, x, planes_mut(&mut y, len));
-        y
-    })
-}
-
-/// Two kernels on what a ReLU makes of the even and the odd pixels, one half of the output each.
-pub(super) fn halve<T: Element>(
-    halves: &[Buffer<T>; 2],
+/// Two kernels on what a ReLU makes of the even and of the odd pixels of planes of this size, one half of the output each.
+fn halve<T: Element>(
+    x: Source<'_, T>,
+    grid: Grid,
     kernels: [&[T]; 2],
-    len: usize,
 ) -> (Buffer<T>, Vec<Moments>) {
-    let n_in = halves[0].len() / len.max(1);
+    let (n_in, len) = (x.n_planes(), grid.halved().len());
     let n_out = kernels.map(|kernel| kernel.len() / n_in.max(1));
     let mut y = Buffer::any((n_out[0] + n_out[1]) * len);
     let (even, odd) = y.split_at_mut(n_out[0] * len);
     let mut found = Vec::new();
-    for ((half, kernel), y) in halves.iter().zip(kernels).zip([even, odd]) {
-        let y = planes_mut(y, len);
-        found.extend(pointwise_forward(
-            Source::new(&planes(half, len)),
-            kernel,
-            y,
-        ));
+    for (offset, (kernel, y)) in kernels.into_iter().zip([even, odd]).enumerate() {
+        let x = x.halved(grid, offset);
+        found.extend(pointwise_forward(x, kernel, planes_mut(y, len)));
     }
     (y, found)
 }
@@ -206,13 +189,13 @@ impl CellOp<'_> {
     ) -> SavedInput<T> {
         let plan = &self.plan.inputs[index];
         let (raw_grid, grid) = (sizes.raw[index], sizes.input);
-        let (halves, Preprocessed { raw, moments }) = match (made, &plan.kernels[..]) {
-            (Some(made), _) => (None, made),
+        let Preprocessed { raw, moments } = match (made, &plan.kernels[..]) {
+            (Some(made), _) => made,
             (None, [even, odd]) => {
-                let halves = halves(&planes(s, raw_grid.len()), raw_grid);
                 let kernels = [&parameters[even.clone()], &parameters[odd.clone()]];
-                let (raw, moments) = halve(&halves, kernels, grid.len());
-                (Some(halves), Preprocessed { raw, moments })
+                let s = planes(s, raw_grid.len());
+                let (raw, moments) = halve(Source::new(&s), raw_grid, kernels);
+                Preprocessed { raw, moments }
             }
             (None, _) => unreachable!("what is not halved is preprocessed by the chain"),
         };
@@ -237,7 +220,7 @@ impl CellOp<'_> {
             moments,
             count: grid.len(),
         };
-        SavedInput { halves, raw, x }
+        SavedInput { raw, x }
     }
 
     /// The moments that a batch normalisation goes by: those that were found, or the running ones.
@@ -292,9 +275,6 @@ impl CellOp<'_> {
         // Nothing, where nobody reads it.
         let (partial, bypass) = x.split_at(plan.n_partial().min(x.len()));
         let stride = plan.stride(state);
-        let halves = plan
-            .reads(state, |kind| matches!(kind, OperationKind::Halve { .. }))
-            .then(|| halves(partial, grid));
         let pooled = [PoolKind::Max, PoolKind::Average].map(|pool| {
             let is_this = |kind: &OperationKind| matches!(kind, OperationKind::Pool { kind, .. } if *kind == pool);
             plan.reads(state, is_this).then(|| {
@@ -336,18 +316,13 @@ impl CellOp<'_> {
             MaxPool::halving(grid).forward(bypass, planes_mut(&mut y, out_len));
             y
         });
-        SavedState {
-            halves,
-            pooled,
-            bypass,
-        }
+        SavedState { pooled, bypass }
     }
 
     /// What an operation gives, and what its batch normalisations saw. `before`: what is still to be done to what it reads.
     fn operation<T: Element>(
         &self,
         operation: &OperationPlan,
-        state: &SavedState<T>,
         x: &[&[T]],
         mut before: Option<Vec<Affine<T>>>,
         grid: Grid,
@@ -358,10 +333,10 @@ impl CellOp<'_> {
                 (Raw::new(Buffer::default()), Vec::new())
             }
             OperationKind::Halve { kernels, norm } => {
-                let halves = state.halves.as_ref().expect("it is read");
                 let kernels = kernels.each_ref().map(|kernel| &parameters[kernel.clone()]);
                 let count = grid.halved().len();
-                let (y, moments) = halve(halves, kernels, count);
+                let x = source(&x[..self.plan.n_partial()], before.as_deref());
+                let (y, moments) = halve(x, grid, kernels);
                 let moments = self.settle(norm, moments);
                 let seen = vec![(norm.index, Statistics { moments, count })];
                 (Raw::new(y), seen)
@@ -458,8 +433,7 @@ impl CellOp<'_> {
                     let before = self
                         .affine_of_state(edge.source, parameters, &statistics)
                         .map(|affine| affine.iter().map(Affine::cast).collect());
-                    let state = &states[edge.source];
-                    self.operation(operation, state, &x, before, grid, parameters)
+                    self.operation(operation, &x, before, grid, parameters)
                 })
                 .collect();
             let mut outputs = outputs.into_iter();

@@ -289,9 +289,8 @@ impl Plan {
     /// and sums can, and an average is the same of what is normalised behind it.
     pub(crate) fn is_raw(&self, input: usize) -> bool {
         let needs_normalised = |kind: &OperationKind| match kind {
-            OperationKind::Conv(_) | OperationKind::Identity => false,
             OperationKind::Pool { kind, norm } => *kind == PoolKind::Max || norm.is_some(),
-            OperationKind::Halve { .. } => true,
+            OperationKind::Halve { .. } | OperationKind::Conv(_) | OperationKind::Identity => false,
         };
         let has_factors = self.inputs[input].norm.affine.is_some();
         has_factors && self.ratio == 1 && !self.reads(input, needs_normalised)
