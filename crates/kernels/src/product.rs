@@ -307,10 +307,10 @@ impl<T: Element> Outer<'_, '_, T> {
     }
 }
 
-/// What a ReLU reads whose gradient is written: where that is zero or less, nothing is.
+/// What a ReLU reads whose gradient is written, or what it gives: where that is zero or less, nothing is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Masks<'a, T> {
-    /// What it reads, row by row.
+    /// That, row by row.
     pub(crate) rows: &'a [&'a [T]],
     /// The column of these for the first one that is written.
     pub(crate) start: usize,

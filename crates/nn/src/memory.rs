@@ -382,9 +382,10 @@ pub(crate) fn of_stem(spec: &space::NetworkSpec, path: Path) -> u64 {
         Path::Fused | Path::Grouped => 1,
         Path::Operations => 0,
     };
+    // The second of two cells halves the stem, which is stored for that.
     let n_kept = match path {
-        Path::Fused => 1,
-        Path::Grouped | Path::Operations => 2,
+        Path::Fused if spec.n_layers > 2 => 1,
+        Path::Fused | Path::Grouped | Path::Operations => 2,
     };
     let single = |size: usize| n_kept * 3 * c * square(size);
     image

@@ -164,7 +164,7 @@ fn derived(genotype: &Genotype, spec: &NetworkSpec, auxiliary: bool) -> Result<D
         if var.rank() == 1 && !name.starts_with("classifier") {
             let n = var.elem_count();
             let values: Vec<f64> = (0..n)
-                .map(|i| 0.8 + ((7 * i + index) % 5) as f64 / 9.0)
+                .map(|i| (0.8 + ((7 * i + index) % 5) as f64 / 9.0) * [1.0, 1.0, -1.0][i % 3])
                 .collect();
             var.set(&Tensor::from_vec(values, n, &Device::Cpu)?)?;
         }
@@ -177,7 +177,18 @@ fn genotypes(n_random: usize) -> Vec<Genotype> {
     let named = ["DARTS_V2", "PC_DARTS_cifar", "PDARTS"];
     let named = named.map(|name| Genotype::named(name).expect("a published name"));
     let random = (0..n_random).map(|_| SearchSpace::darts().sample(&mut rng));
-    named.into_iter().chain(random).collect()
+    let all = named.into_iter().chain([without_maxima()]);
+    all.chain(random).collect()
+}
+
+/// Inputs of its cells are read by all that reads them before their normalisation, skips that halve them among it.
+fn without_maxima() -> Genotype {
+    let cell = "[('skip_connect', 0), ('skip_connect', 1), ('avg_pool_3x3', 1), ('sep_conv_3x3', 0), \
+        ('dil_conv_5x5', 1), ('skip_connect', 0), ('sep_conv_5x5', 1), ('avg_pool_3x3', 2)]";
+    let all = "range(2, 6)";
+    let text =
+        format!("Genotype(normal={cell}, normal_concat={all}, reduce={cell}, reduce_concat={all})");
+    text.parse().expect("a genotype")
 }
 
 #[test]
@@ -202,6 +213,38 @@ fn a_fused_derived_network_is_the_derived_network() -> Result<()> {
         let dropped = drop(true)?;
         assert_ne!(dropped["loss"], run(&Pass::training())?["loss"]);
         assert_same(&dropped, &drop(false)?);
+    }
+    Ok(())
+}
+
+/// Networks of few cells, of which the second may halve the stem; one image; and stems of one and of three convolutions.
+#[test]
+fn small_fused_networks_are_the_same() -> Result<()> {
+    for (stem, n_layers, size, n) in [
+        (Stem::Conv3x3, 1, 8, 1),
+        (Stem::Conv3x3, 2, 8, 1),
+        (Stem::Conv3x3, 3, 7, 1),
+        (Stem::Conv3x3Stride2, 2, 15, 2),
+        (Stem::Imagenet, 3, 64, 1),
+        (Stem::Imagenet, 2, 64, 2),
+    ] {
+        let spec = NetworkSpec {
+            stem,
+            ..spec(size, n_layers)
+        };
+        for genotype in [without_maxima(), genotypes(0).remove(0)] {
+            let run = |pass: &Pass<'_>| -> Result<_> {
+                let network = derived(&genotype, &spec, false)?;
+                let (x, y) = batch(n, size)?;
+                let logits = network.forward(&images(&x, false), pass)?.main;
+                outcome(
+                    &cross_entropy(&logits, &y, 0.0)?,
+                    &x,
+                    &[network.parameters()],
+                )
+            };
+            assert_same(&run(&Pass::training())?, &run(&Pass::training().unfused())?);
+        }
     }
     Ok(())
 }

@@ -15,18 +15,19 @@ mod combine;
 mod dense;
 mod pointwise;
 mod pool;
+mod source;
 mod stencil;
 mod stretches;
 mod unit;
 
 pub use buffer::Buffer;
 pub use combine::{
-    Affine, Source, Term, accumulate, combine, dots, dropped_dots, moments, normalise,
-    normalise_in_place,
+    Term, accumulate, combine, dots, dropped_dots, moments, normalise, normalise_in_place,
 };
 pub use dense::Dense;
 pub use pointwise::{NormGrad, PointwiseGrads, Target, pointwise_backward, pointwise_forward};
-pub use pool::{MaxPool, average, average_backward, halved_backward};
+pub use pool::{MaxPool, average, average_backward};
+pub use source::{Affine, Source, halved_backward};
 pub use stencil::Stencil;
 use stretches::Stretches;
 pub use unit::{Unit, UnitGrads, UnitWants, WeightGrads};

@@ -2,7 +2,8 @@
 
 use multiversion::multiversion;
 
-use super::combine::{MomentSums, PartMoments, Source, pixels};
+use super::combine::{MomentSums, PartMoments, pixels};
+use super::source::Source;
 use super::{Buffer, Moments, PIECE, for_each, parts_mut, pieces_mut};
 use crate::Element;
 use crate::product::{Masks, OuterSums, Panels, Rows, row_stride};
@@ -280,7 +281,7 @@ pub fn pointwise_backward<T: Element>(
 ) -> Option<Vec<f64>> {
     let (n_in, n_out) = (x.n_planes(), grad_y.len());
     let len = piece_len(n_in.max(n_out));
-    let plane_len = grad_y.plane_len();
+    let plane_len = x.plane_len();
     let span = span_len(plane_len, len);
     let n_spans = plane_len.div_ceil(span);
     let adds = grads.x.as_ref().is_some_and(|target| target.adds);

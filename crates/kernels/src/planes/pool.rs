@@ -1,8 +1,7 @@
-//! Maximum pooling and subsampling of planes.
+//! Maximum and average pooling of planes.
 
 use multiversion::multiversion;
 
-use super::combine::add;
 use super::stencil::{Held, Onto};
 use super::{Buffer, Grid, Stencil, for_each, parts_mut};
 use crate::simd::Ahead;
@@ -149,37 +148,6 @@ fn give_to_first<T: Element>(x: &[T], y: &[T], grad_y: &[T], offsets: &[usize], 
         }
         at += len;
     }
-}
-
-/// Adds the gradients of what is read of [every second pixel](super::Source::halved), from row and column 0 and from 1 on, to
-/// that of all pixels, or takes its place.
-pub fn halved_backward<T: Element>(
-    grid: Grid,
-    grads: [&[&[T]]; 2],
-    grad_x: Vec<&mut [T]>,
-    adds: bool,
-) {
-    let (n, row_len) = (grid.n, grid.row_len());
-    for_each(
-        parts_mut(grad_x, row_len),
-        || (),
-        |(), _, (channel, start, grad_x)| {
-            let row = start / row_len;
-            // Even rows have even pixels that were kept, odd rows odd ones.
-            let offset = row % 2;
-            let out_len = grid.halved().row_len();
-            let grad_y = &grads[offset][channel][row / 2 * out_len..][..out_len];
-            for (column, grad_x) in grad_x.chunks_exact_mut(n.max(1)).enumerate() {
-                let grad_y = &grad_y[column / 2 * n..][..n];
-                match (column % 2 == offset, adds) {
-                    (true, true) => add(grad_x, grad_y),
-                    (true, false) => grad_x.copy_from_slice(grad_y),
-                    (false, true) => {}
-                    (false, false) => grad_x.fill(T::zero()),
-                }
-            }
-        },
-    );
 }
 
 /// Average pooling without the padding: the window of `stencil`, all taps alike.

@@ -139,9 +139,9 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
         let [in_len, out_len] = [window.input_len(), window.output_len()].map(|len| len * n);
         let raw = numbers(c * in_len, 1);
         let raw = planes(&raw, c);
-        let affine = [0.3, -0.2].map(|mean| Affine {
+        let affine = [(0.3, 1.5), (-0.2, -1.5)].map(|(mean, factor)| Affine {
             mean,
-            factor: 1.5,
+            factor,
             bias: 0.1,
         });
         let mut x = vec![0.0; c * in_len];
@@ -646,6 +646,30 @@ fn of_halved_planes_every_second_pixel_is_read_and_has_a_gradient() {
         Some(vec![0.0 + 1.0 + 4.0 + 5.0 + 16.0 + 17.0 + 20.0 + 21.0])
     );
     assert_eq!(grad_x, [0.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]);
+    // So it does behind a normalisation, 2 - x here, and at an odd width: of row 1, column 1; the next is beyond the plane.
+    let grid = Grid { h: 2, w: 3, n: 2 };
+    let x = [8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 1.0, -9.0, 8.0, 8.0];
+    let turn = [Affine {
+        mean: 2.0,
+        factor: -1.0,
+        bias: 0.0,
+    }];
+    let x_planes = [&x[..]];
+    let odd = Source::raw(&x_planes, &turn).halved(grid, 1);
+    let mut grad_x = vec![9.0; 4];
+    for expected in [[3.0, 3.0, 0.0, 0.0], [6.0, 6.0, 0.0, 0.0]] {
+        let target = PointwiseGrads {
+            x: Some(Target {
+                planes: vec![&mut grad_x],
+                adds: expected[0] > 3.0,
+            }),
+            w: true,
+        };
+        let grad_w = pointwise_backward(odd, &[3.0], &given(vec![&[1.0; 4]]), target);
+        assert_eq!(grad_w, Some(vec![1.0 + 11.0]));
+        assert_eq!(grad_x, expected);
+    }
+    let grid = Grid { h: 3, w: 4, n: 2 };
     let grads: [&[&[f64]]; 2] = [&[&[2.0; 8]], &[&[1.0; 8]]];
     let mut grad_x = vec![7.0; grid.len()];
     halved_backward(grid, grads, vec![&mut grad_x], false);

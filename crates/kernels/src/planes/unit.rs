@@ -7,8 +7,9 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::combine::{MomentSums, PartMoments, Source, sum_and_dots};
+use super::combine::{MomentSums, PartMoments, sum_and_dots};
 use super::pointwise::{NormGrad, Target, merge};
+use super::source::Source;
 use super::stencil::{Held, Onto, Stencil, TapSums};
 use super::stretches::Stretches;
 use super::{Buffer, Moments, PIECE, pieces_mut};
@@ -260,7 +261,11 @@ struct Reader<'a, T: Element> {
 
 impl<'a, T: Element> Reader<'a, T> {
     fn new(stencil: &Stencil, source: Source<'a, T>) -> Self {
-        debug_assert_eq!(source.in_order().len(), source.n_planes());
+        assert_eq!(
+            source.in_order().len(),
+            source.n_planes(),
+            "windows read all pixels"
+        );
         Self {
             source,
             row_len: stencil.input().row_len(),

@@ -9,7 +9,9 @@ use kernels::planes::{
     halved_backward, pointwise_backward,
 };
 
-use super::forward::{Raw, Saved, SavedInput, SavedState, affine, norm_weights, source, source_of};
+use super::forward::{
+    Raw, Saved, SavedInput, SavedState, affine, cast_affine, norm_weights, source, source_of,
+};
 use super::plan::{Norm, OperationKind, Plan, UnitPlan};
 use super::{CastMasks, CellRun, planes, planes_mut};
 use crate::candidate::PoolKind;
@@ -140,9 +142,8 @@ impl<'a, T: Element> Backward<'a, T> {
 
     /// The batch normalisation that is still to come where a state is read, if one is.
     fn before(&self, state: usize) -> Option<Vec<Affine<T>>> {
-        let (op, parameters) = (&self.run.op, self.run.parameters);
-        let affine = op.affine_of_state(state, parameters, &self.run.saved.statistics)?;
-        Some(affine.iter().map(Affine::cast).collect())
+        let statistics = &self.run.saved.statistics;
+        self.run.op.before(state, self.run.parameters, statistics)
     }
 
     fn grid(&self, state: usize) -> Grid {
@@ -478,7 +479,6 @@ impl<'a, T: Element> Backward<'a, T> {
     }
 
     /// Backward through the units of a convolution.
-    #[expect(clippy::too_many_arguments, reason = "one caller")]
     fn conv(
         &self,
         units: &[UnitPlan],
@@ -505,8 +505,7 @@ impl<'a, T: Element> Backward<'a, T> {
         let chain = self.chain_of([edge, number], &second.norm);
         let grid = self.run.sizes.node;
         let moments = &self.run.saved.statistics[first.norm.index].moments;
-        let affine = affine(&first.norm, self.run.parameters, moments);
-        let affine: Vec<Affine<T>> = affine.iter().map(Affine::cast).collect();
+        let affine = cast_affine(&affine(&first.norm, self.run.parameters, moments));
         // What the second unit read.
         let again = (!plan.keeps_hidden()).then(|| {
             let mut raw = Buffer::any(plan.n_partial() * grid.len());
@@ -531,7 +530,10 @@ impl<'a, T: Element> Backward<'a, T> {
     }
 
     /// Backward through a unit; the [sums](kernels::planes::UnitGrads::sums) are returned if they are wanted.
-    #[expect(clippy::too_many_arguments, reason = "one caller")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a unit reads and writes, and where it is found"
+    )]
     fn unit(
         &self,
         plan: &UnitPlan,

@@ -312,17 +312,16 @@ impl ChainCells {
 
     /// Whether what a stem gives has to be stored: where it is given, or halved. Kernels normalise it as they read.
     fn stores_stem(&self) -> bool {
-        // The stem stands for both starts.
-        let n_readers = self.readers(1).len();
-        let n_inputs = (0..self.cells.len())
-            .flat_map(|cell| [0, 1].map(|input| self.read_by(cell, input)))
-            .filter(|&number| number == 1)
-            .count();
         let n_given = match self.gives {
             Gives::Mean => 1,
             Gives::Ends => 2,
         };
-        n_readers < n_inputs || self.cells.len() < n_given
+        let mut inputs = (0..self.cells.len()).flat_map(|cell| [(cell, 0), (cell, 1)]);
+        // The stem stands for both starts, of which the second is read.
+        let is_halved = inputs.any(|(cell, input)| {
+            self.read_by(cell, input) == 1 && self.reader(cell, input).is_none()
+        });
+        is_halved || self.cells.len() < n_given
     }
 
     /// What all that read a start or an output make of it.
@@ -391,7 +390,8 @@ impl<T: Element> SavedChain<T> {
             .collect()
     }
 
-    /// What the cell at `index` reads: outputs of cells, of the stem, or else what the chain starts from.
+    /// What the cell at `index` reads: outputs of cells, of the stem (nothing, if that is not stored), or else what the chain
+    /// starts from.
     fn sources<'a>(&'a self, s: [&'a [T]; 2], index: usize) -> [&'a [T]; 2] {
         [0, 1].map(|input| match (index + input).checked_sub(2) {
             Some(cell) => &self.cells[cell].nodes[..],
@@ -542,8 +542,8 @@ struct ChainGrads<T: Element> {
 
 /// What is known of the gradient of a start or of an output.
 struct Pending<T: Element> {
-    /// What its readers have found that halve it.
-    halves: Vec<Halves<T>>,
+    /// What the one of its readers has found that halves it, if one does.
+    halves: Option<Halves<T>>,
     /// What the others have found: the kernel of each, the gradient of what that made, and what tells of this.
     found: Vec<(Range<usize>, NormedGrad<T>, Buffer<T>)>,
 }
@@ -551,7 +551,7 @@ struct Pending<T: Element> {
 impl<T: Element> Default for Pending<T> {
     fn default() -> Self {
         Self {
-            halves: Vec::new(),
+            halves: None,
             found: Vec::new(),
         }
     }
@@ -645,7 +645,7 @@ impl<T: Element> ChainOp<T> {
                     (Some(InputGrad::Preprocessed(grad)), Some(reader)) => {
                         pending.found.push((reader.kernel, grad, saved.into_seen()));
                     }
-                    (Some(InputGrad::Halved(grads)), _) => pending.halves.push(grads),
+                    (Some(InputGrad::Halved(grads)), _) => pending.halves = Some(grads),
                     _ => {}
                 }
             }
@@ -686,7 +686,7 @@ impl<T: Element> ChainOp<T> {
         grad_parameters: &mut [f64],
     ) -> Option<Buffer<T>> {
         let len = grid.len();
-        let is_read = !(found.is_empty() && halves.is_empty());
+        let is_read = !found.is_empty() || halves.is_some();
         let mut grad_s =
             (is_read && self.chain.wants_grad(number)).then(|| Buffer::any(s.n_planes() * len));
         let grads = found.iter().map(|(_, grad, seen)| grad.of(seen, len));
@@ -709,12 +709,8 @@ impl<T: Element> ChainOp<T> {
                     .for_each(|(sum, grad)| *sum += grad);
             }
         }
-        if let Some(grad_s) = &mut grad_s {
-            let mut adds = !found.is_empty();
-            for halves in halves {
-                halves.add_to(grid, grad_s, adds);
-                adds = true;
-            }
+        if let (Some(grad_s), Some(halves)) = (&mut grad_s, halves) {
+            halves.add_to(grid, grad_s, !found.is_empty());
         }
         grad_s
     }

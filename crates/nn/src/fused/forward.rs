@@ -115,6 +115,11 @@ pub(super) fn affine<T: Element>(
         .collect()
 }
 
+/// The same in another precision.
+pub(super) fn cast_affine<T: Element>(affine: &[Affine<f64>]) -> Vec<Affine<T>> {
+    affine.iter().map(Affine::cast).collect()
+}
+
 /// By what each channel of a batch normalisation is multiplied.
 pub(super) fn norm_weights<T: Element>(
     norm: &Norm,
@@ -200,10 +205,7 @@ impl CellOp<'_> {
             (None, _) => unreachable!("what is not halved is preprocessed by the chain"),
         };
         let moments = self.settle(&plan.norm, moments);
-        let affine = || -> Vec<Affine<T>> {
-            let affine = affine(&plan.norm, parameters, &moments);
-            affine.iter().map(Affine::cast).collect()
-        };
+        let affine = || cast_affine::<T>(&affine(&plan.norm, parameters, &moments));
         let (raw, x) = if plan.norm.affine.is_none() {
             let mut x = raw;
             normalise_in_place(planes_mut(&mut x, grid.len()), &affine());
@@ -244,6 +246,17 @@ impl CellOp<'_> {
         })
     }
 
+    /// The same, in the element type of what it is done to.
+    pub(super) fn before<T: Element>(
+        &self,
+        state: usize,
+        parameters: &[T],
+        statistics: &[Statistics],
+    ) -> Option<Vec<Affine<T>>> {
+        let affine = self.affine_of_state(state, parameters, statistics)?;
+        Some(cast_affine(&affine))
+    }
+
     /// What is done to what an operation puts into a sum: its batch normalisation, or else the one that is still to come
     /// where it reads its state.
     pub(super) fn affine_of<T: Element>(
@@ -272,8 +285,7 @@ impl CellOp<'_> {
         let plan = self.plan;
         let grid = if state < 2 { sizes.input } else { sizes.node };
         let out_len = sizes.node.len();
-        // Nothing, where nobody reads it.
-        let (partial, bypass) = x.split_at(plan.n_partial().min(x.len()));
+        let (partial, bypass) = x.split_at(plan.n_partial());
         let stride = plan.stride(state);
         let pooled = [PoolKind::Max, PoolKind::Average].map(|pool| {
             let is_this = |kind: &OperationKind| matches!(kind, OperationKind::Pool { kind, .. } if *kind == pool);
@@ -362,7 +374,7 @@ impl CellOp<'_> {
                     );
                     let moments = self.settle(&plan.norm, moments);
                     let affine = affine(&plan.norm, parameters, &moments);
-                    before = Some(affine.iter().map(Affine::cast).collect());
+                    before = Some(cast_affine(&affine));
                     found.push((plan.norm.index, Statistics { moments, count }));
                     let hidden = std::mem::replace(&mut raw.output, y);
                     if self.plan.keeps_hidden() {
@@ -430,9 +442,7 @@ impl CellOp<'_> {
                         _ => sizes.node,
                     };
                     let x = x_of(edge.source);
-                    let before = self
-                        .affine_of_state(edge.source, parameters, &statistics)
-                        .map(|affine| affine.iter().map(Affine::cast).collect());
+                    let before = self.before(edge.source, parameters, &statistics);
                     self.operation(operation, &x, before, grid, parameters)
                 })
                 .collect();

@@ -1,8 +1,8 @@
 //! Cells in a row as one operation: the fast path of training on the CPU.
 //!
 //! States are laid out `c h w n` ([`kernels::planes`]). A unit's output is stored before its batch
-//! normalisation; whoever reads it (the ReLU of the next unit, the weighted sum of a node) normalises as it
-//! reads. A node is written in one pass over all that it sums; channel shuffle and concatenation are a choice
+//! normalisation, as are a stem's and an input's where that can be; whoever reads it (the ReLU of the next
+//! convolution, the weighted sum of a node) normalises as it reads. A node is written in one pass over all that it sums; channel shuffle and concatenation are a choice
 //! of the plane that is written. In the backward pass, too, the gradients of what was normalised are computed
 //! where they are read, and nothing is computed that leads to no variable.
 //!
@@ -189,7 +189,7 @@ struct CellRun<'a, T: Element> {
     parameters: &'a [T],
     /// The weights of the operations, `e p`, and of the edges, `e`, where there are any.
     mixing: &'a [T],
-    /// What it read.
+    /// What it read; nothing of a stem whose output is not stored.
     s: [&'a [T]; 2],
     /// What it gave.
     nodes: &'a [T],

@@ -305,3 +305,69 @@ impl Plan {
             .any(|operation| is_such(&operation.kind))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn norm(has_factors: bool) -> Norm {
+        Norm {
+            index: 0,
+            affine: has_factors.then_some([0..4, 4..8]),
+        }
+    }
+
+    /// A cell of one node, to which an operation leads from the first input.
+    fn plan(kind: OperationKind, ratio: usize, has_factors: bool) -> Plan {
+        let input = || InputPlan {
+            kernels: Vec::new(),
+            norm: norm(has_factors),
+        };
+        Plan {
+            n_nodes: 1,
+            channels: 4,
+            ratio,
+            is_reduction: false,
+            inputs: [input(), input()],
+            edges: vec![EdgePlan {
+                source: 0,
+                node: 2,
+                row: 0,
+                operations: vec![OperationPlan { column: 0, kind }],
+            }],
+            n_weights: 0,
+            n_norms: 0,
+            n_primitives: 0,
+            precision: Precision::F32,
+        }
+    }
+
+    #[test]
+    fn inputs_are_stored_raw_where_all_that_read_them_can_normalise() {
+        let pool = |kind, normalises: bool| OperationKind::Pool {
+            kind,
+            norm: normalises.then(|| norm(false)),
+        };
+        let halve = OperationKind::Halve {
+            kernels: [0..1, 1..2],
+            norm: norm(true),
+        };
+        for kind in [
+            OperationKind::Identity,
+            OperationKind::Conv(Vec::new()),
+            halve,
+            pool(PoolKind::Average, false),
+        ] {
+            let plan = plan(kind, 1, true);
+            assert!(plan.is_raw(0) && plan.is_raw(1));
+        }
+        for kind in [pool(PoolKind::Max, false), pool(PoolKind::Average, true)] {
+            let plan = plan(kind, 1, true);
+            // Nobody reads the other one.
+            assert!(!plan.is_raw(0) && plan.is_raw(1));
+        }
+        // Partial channels go by all operations; without factors it is normalised in place.
+        assert!(!plan(OperationKind::Identity, 2, true).is_raw(0));
+        assert!(!plan(OperationKind::Identity, 1, false).is_raw(0));
+    }
+}
