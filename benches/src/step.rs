@@ -33,7 +33,7 @@ pub(crate) struct StepArgs {
     /// cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     device: DeviceSpec,
-    /// Probability of dropping a path, of the derived network
+    /// Probability of dropping a path, for --network derived: at least 0 and below 1
     #[arg(long, default_value_t = 0.0)]
     drop_path: f64,
     /// Of the pointwise convolutions, on CUDA
@@ -77,6 +77,12 @@ pub(crate) enum Network {
 pub(crate) fn run(args: &StepArgs) -> Result<()> {
     if args.precision != Precision::F32 && args.device == DeviceSpec::Cpu {
         return Err(usage("--precision other than f32 is for --device cuda"));
+    }
+    if args.drop_path != 0.0 && args.network != Network::Derived {
+        return Err(usage("--drop-path is for --network derived"));
+    }
+    if !(0.0..1.0).contains(&args.drop_path) {
+        return Err(usage("--drop-path: expected at least 0 and below 1"));
     }
     artifact::stage::configure_threads(args.size.threads.max(1))?;
     // On a thread of the pool: every hand-over from another one costs.

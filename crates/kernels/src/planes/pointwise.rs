@@ -124,11 +124,6 @@ impl<'a, T: Element> NormGrad<'a, T> {
         self.grads.iter().chain(&self.raw).copied().collect()
     }
 
-    /// Numbers of a plane.
-    pub fn plane_len(&self) -> usize {
-        self.raw.first().map_or(0, |raw| raw.len())
-    }
-
     /// The gradient from `start` on, channel by channel, in rows of `len` numbers, `stride` apart.
     pub(super) fn fill(&self, start: usize, len: usize, rows: &mut [T], stride: usize) {
         for (channel, part) in rows.chunks_mut(stride).enumerate().take(self.len()) {

@@ -2,8 +2,8 @@
 //!
 //! States are laid out `c h w n` ([`kernels::planes`]). A unit's output is stored before its batch
 //! normalisation, as are a stem's and an input's where that can be; whoever reads it (the ReLU of the next
-//! convolution, the weighted sum of a node) normalises as it reads. A node is written in one pass over all that it sums; channel shuffle and concatenation are a choice
-//! of the plane that is written. In the backward pass, too, the gradients of what was normalised are computed
+//! convolution, the weighted sum of a node) normalises as it reads. A node is written in one pass over all that
+//! it sums; channel shuffle and concatenation are a choice of the plane that is written. In the backward pass, too, the gradients of what was normalised are computed
 //! where they are read, and nothing is computed that leads to no variable.
 //!
 //! The cells of [`supernet`](crate::supernet) and [`derived`](crate::derived) are the oracle: they build these
