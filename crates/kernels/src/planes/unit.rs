@@ -12,7 +12,7 @@ use super::pointwise::{NormGrad, Target, merge};
 use super::source::Source;
 use super::stencil::{Held, Onto, Stencil, TapSums};
 use super::stretches::Stretches;
-use super::{Buffer, Moments, PIECE, pieces_mut};
+use super::{Buffer, Grid, Moments, PIECE, pieces_mut};
 use crate::Element;
 use crate::product::{LINE, OuterSums, Panels, Rows, row_stride};
 use crate::simd::Ahead;
@@ -168,19 +168,33 @@ impl Unit {
         scratch: &'a mut [T],
         stride: usize,
     ) -> Rows<'a, T> {
-        let unasked = reader.advance_to(self.sources(rows.clone()));
-        let columns = unasked.start * reader.row_len..unasked.end * reader.row_len;
-        let mut ahead = Ahead::new(reader.source.planes.get(1..).unwrap_or_default(), columns);
-        let n_taps = self.stencil.kernel_len();
+        let mut ahead = reader.advance_to(self.sources(rows.clone()));
         let len = rows.len() * self.stencil.output().row_len();
         let n_channels = reader.source.planes.len();
         for (channel, part) in scratch.chunks_mut(stride).enumerate().take(n_channels) {
-            let w = &depthwise[channel * n_taps..][..n_taps];
-            let z = reader.plane(channel);
-            self.stencil
-                .forward_rows::<T, true>(z, w, rows.start, &mut part[..len], &mut ahead);
+            let part = &mut part[..len];
+            self.depthwise_channel(reader, depthwise, channel, rows.start, part, &mut ahead);
         }
         Rows::new(scratch, stride, n_channels, len)
+    }
+
+    /// The same of one channel, from output row `first` on.
+    fn depthwise_channel<T: Element>(
+        &self,
+        reader: &Reader<'_, T>,
+        depthwise: &[T],
+        channel: usize,
+        first: usize,
+        part: &mut [T],
+        ahead: &mut Ahead<'_, T>,
+    ) {
+        let n_taps = self.stencil.kernel_len();
+        let (z, w) = (
+            reader.plane(channel),
+            &depthwise[channel * n_taps..][..n_taps],
+        );
+        self.stencil
+            .forward_rows::<T, true>(z, w, first, part, ahead);
     }
 
     /// Writes the gradient of what the ReLU in front reads to `grad_z`, of a raw source behind its batch normalisation, or
@@ -275,11 +289,14 @@ impl<'a, T: Element> Reader<'a, T> {
         }
     }
 
-    /// Moves on to these rows, and says which of them are still to come from memory. They only move on.
-    fn advance_to(&mut self, rows: Range<usize>) -> Range<usize> {
+    /// Moves on to these rows, and gives what is still to come from memory of them behind the first channel, which is read at
+    /// once. They only move on.
+    fn advance_to(&mut self, rows: Range<usize>) -> Ahead<'a, T> {
         let new = self.next.max(rows.start)..self.next.max(rows.end);
         self.next = new.end;
-        new.start.max(self.asked)..new.end.max(self.asked)
+        let unasked = new.start.max(self.asked)..new.end.max(self.asked);
+        let columns = unasked.start * self.row_len..unasked.end * self.row_len;
+        Ahead::new(self.source.planes.get(1..).unwrap_or_default(), columns)
     }
 
     /// What is to come of these rows, of all channels, while other work goes on.
@@ -368,6 +385,15 @@ struct Span<'a, T> {
     found: &'a mut SpanGrads,
 }
 
+/// Output rows that are worked on at a time.
+struct Group {
+    rows: Range<usize>,
+    /// Whether the gradients of the weights are summed over them.
+    is_summed: bool,
+    /// Whether these sums end with them.
+    is_last: bool,
+}
+
 /// Spans that follow each other, and what a thread needs for them.
 struct Stretch<'a, 'b, T: Element> {
     /// Those some of whose gradient is still to be written, and the newest.
@@ -378,6 +404,8 @@ struct Stretch<'a, 'b, T: Element> {
     /// Of all channels: a chunk of the gradient of `y`, and output rows of what lies between the convolutions.
     y: Buffer<T>,
     d: Buffer<T>,
+    /// Which rows `d` holds, and how far apart its channels are.
+    d_rows: Range<usize>,
     stride: usize,
     /// Sums of their products.
     products: OuterSums<T>,
@@ -404,6 +432,7 @@ impl<'a, T: Element> Stretch<'a, '_, T> {
             reader: Reader::new(stencil, backward.z),
             y: Buffer::scratch(backward.grad_y.len() * stride),
             d: Buffer::scratch(n_channels * stride),
+            d_rows: 0..0,
             stride,
             products: OuterSums::default(),
             taps: Buffer::scratch(n_channels * stencil.kernel_len() * LINE),
@@ -485,44 +514,41 @@ impl<'a, T: Element> Backward<'a, T> {
         while stretch.next < end {
             let rows = stretch.next..stencil.output().h.min(stretch.next + self.group);
             stretch.next = rows.end;
-            self.between_rows(stretch, rows.clone(), is_own, is_own && rows.end == end);
             let is_ready = |&row: &usize| stencil.targets(row).end <= rows.end;
-            for span in &mut stretch.spans {
+            let ready = stretch.spans.iter_mut().map(|span| {
                 let n_ready = span.inputs.clone().take_while(is_ready).count();
                 let ready = span.inputs.start..span.inputs.start + n_ready;
                 span.inputs.start = ready.end;
-                self.input_rows(&stretch.between, stretch.n_held, ready, span);
-                if !span.inputs.is_empty() {
-                    break;
-                }
-            }
+                ready
+            });
+            let ready: Vec<Range<usize>> = ready.collect();
+            let group = Group {
+                is_summed: is_own && self.wants.weights,
+                is_last: rows.end == end,
+                rows,
+            };
+            self.between_rows(stretch, &group);
+            self.channels(stretch, &group, &ready);
             while stretch.spans.len() > 1 && stretch.spans[0].inputs.is_empty() {
                 stretch.spans.pop_front();
             }
         }
     }
 
-    /// Output rows of the gradient of what lies between the convolutions; of the newest span's own, if the gradients of the
-    /// weights are wanted, their sums, too, which are added up with the last of its rows.
-    fn between_rows(
-        &self,
-        stretch: &mut Stretch<'a, '_, T>,
-        rows: Range<usize>,
-        is_own: bool,
-        is_last: bool,
-    ) {
-        let (unit, stencil) = (self.unit, &self.unit.stencil);
-        let row_len = stencil.output().row_len();
+    /// The gradient of what lies between the convolutions in a group of rows, and their part of the gradient of the pointwise
+    /// weights.
+    fn between_rows(&self, stretch: &mut Stretch<'a, '_, T>, group: &Group) {
+        let (unit, rows) = (self.unit, &group.rows);
+        let (row_len, n_channels) = (unit.stencil.output().row_len(), self.z.planes.len());
         let len = rows.len() * row_len;
         let Stretch {
             spans,
             reader,
             y,
             d,
+            d_rows,
             stride,
             products,
-            taps,
-            taps_begun,
             between,
             n_held,
             ..
@@ -531,13 +557,17 @@ impl<'a, T: Element> Backward<'a, T> {
         let planes = between.chunks_mut(held_len);
         let mut parts: Vec<&mut [T]> = planes.map(|plane| &mut plane[place..][..len]).collect();
         let newest = spans.back_mut();
-        let mut wanted = newest.filter(|_| is_own && self.wants.weights).map(|span| {
-            let d = unit.depthwise_rows(reader, self.depthwise, rows.clone(), d, *stride);
-            (&mut *span.found, d)
+        let mut wanted = newest.filter(|_| group.is_summed).map(|span| {
+            let d = if d_rows == rows {
+                Rows::new(d, *stride, n_channels, len)
+            } else {
+                unit.depthwise_rows(reader, self.depthwise, rows.clone(), d, *stride)
+            };
+            (&mut span.found.pointwise, d)
         });
         let n_out = self.grad_y.len();
         let sources = self.grad_y.sources();
-        for part in chunks(len, n_out.max(self.z.planes.len())) {
+        for part in chunks(len, n_out.max(n_channels)) {
             let y_stride = row_stride(part.len());
             let start = rows.start * row_len + part.start;
             self.grad_y.fill(start, part.len(), y, y_stride);
@@ -547,55 +577,100 @@ impl<'a, T: Element> Backward<'a, T> {
             self.transposed
                 .product_at(y, &mut parts, part.start, &mut ahead);
             if let Some((found, d)) = &mut wanted {
-                let ends = is_last && part.end == len;
+                let ends = group.is_last && part.end == len;
                 let d = d.columns(part);
-                products.add(&mut found.pointwise, y, d, ends, &mut ahead);
+                products.add(found, y, d, ends, &mut ahead);
             }
-        }
-        let Some((found, ..)) = wanted else {
-            return;
-        };
-        let is_first = !std::mem::replace(taps_begun, !is_last);
-        let mut ahead = reader.ahead(unit.behind(&rows));
-        let n_taps = stencil.kernel_len().max(1);
-        let totals = found.depthwise.chunks_mut(n_taps);
-        let sums = totals.zip(taps.chunks_mut(n_taps * LINE));
-        for (channel, ((total, partial), between)) in sums.zip(between.chunks(held_len)).enumerate()
-        {
-            let sums = TapSums {
-                partial,
-                is_first,
-                total,
-                is_last,
-            };
-            let (z, between) = (reader.plane(channel), Held::new(between, *n_held));
-            stencil.add_tap_products::<T, true>(z, between, rows.clone(), sums, &mut ahead);
         }
     }
 
-    /// The gradients of some input rows of a span, from `n_held` rows of each channel of what lies between.
-    fn input_rows(&self, between: &[T], n_held: usize, rows: Range<usize>, span: &mut Span<'_, T>) {
+    /// What follows from that, channel by channel, so that its rows stay in the nearest cache: the group's part of the gradients
+    /// of the taps, the gradients of the input rows of each span that are ready, and, while sums go on, what lies between the
+    /// convolutions in the next group.
+    fn channels(&self, stretch: &mut Stretch<'a, '_, T>, group: &Group, ready: &[Range<usize>]) {
+        let (unit, stencil, rows) = (self.unit, &self.unit.stencil, &group.rows);
+        let Stretch {
+            spans,
+            reader,
+            d,
+            d_rows,
+            stride,
+            taps,
+            taps_begun,
+            between,
+            n_held,
+            ..
+        } = stretch;
+        let (Grid { h, .. }, row_len) = (stencil.output(), stencil.output().row_len());
+        let goes_on = group.is_summed && rows.end < h;
+        *d_rows = match goes_on {
+            true => rows.end..h.min(rows.end + self.group),
+            false => 0..0,
+        };
+        let mut ahead = match goes_on {
+            true => reader.advance_to(unit.sources(d_rows.clone())),
+            false => Ahead::none(),
+        };
+        let is_first = group.is_summed && !std::mem::replace(taps_begun, !group.is_last);
+        let n_taps = stencil.kernel_len().max(1);
+        let held = between.chunks((*n_held * row_len).max(1));
+        let channels = held
+            .zip(taps.chunks_mut(n_taps * LINE))
+            .zip(d.chunks_mut(*stride));
+        for (channel, ((held, partial), d)) in channels.enumerate().take(self.z.planes.len()) {
+            let held = Held::new(held, *n_held);
+            if let Some(newest) = spans.back_mut().filter(|_| group.is_summed) {
+                let sums = TapSums {
+                    partial,
+                    is_first,
+                    total: &mut newest.found.depthwise[channel * n_taps..][..n_taps],
+                    is_last: group.is_last,
+                };
+                let z = reader.plane(channel);
+                stencil.add_tap_products::<T, true>(z, held, rows.clone(), sums, &mut ahead);
+            }
+            for (span, ready) in spans.iter_mut().zip(ready) {
+                self.input_rows(channel, held, ready.clone(), span);
+            }
+            if goes_on {
+                let d = &mut d[..d_rows.len() * row_len];
+                unit.depthwise_channel(
+                    reader,
+                    self.depthwise,
+                    channel,
+                    d_rows.start,
+                    d,
+                    &mut ahead,
+                );
+            }
+        }
+    }
+
+    /// The gradients of some input rows of a span, from the rows at hand of what lies between, of one channel.
+    fn input_rows(
+        &self,
+        channel: usize,
+        between: Held<'_, T>,
+        rows: Range<usize>,
+        span: &mut Span<'_, T>,
+    ) {
         let stencil = &self.unit.stencil;
         let (len, n_taps) = (stencil.input().row_len(), stencil.kernel_len());
-        let held_len = n_held * stencil.output().row_len();
-        for channel in 0..span.grad_z.len() {
-            let own = (rows.start - span.origin) * len..(rows.end - span.origin) * len;
-            let (before, behind) = span.grad_z.split_at_mut(channel + 1);
-            let next: Option<&[T]> = behind.first().map(|next| &next[..]);
-            let mut ahead = Ahead::new(next.as_slice(), own.clone());
-            let grad_z = &mut before[channel][own];
-            let w = &self.depthwise[channel * n_taps..][..n_taps];
-            let between = Held::new(&between[channel * held_len..][..held_len], n_held);
-            for (row, grad_z) in rows.clone().zip(grad_z.chunks_mut(len.max(1))) {
-                let z = &self.z.planes[channel][row * len..][..len];
-                let affine = self.z.affine.map(|affine| affine[channel].folded());
-                let onto = Onto::new(grad_z).adding(self.adds).behind_relu(z, affine);
-                stencil.backward_rows(between, w, row, onto, &mut ahead);
-                if self.wants.sums {
-                    let (sum, [product]) = sum_and_dots(grad_z, [z]);
-                    span.found.sums[2 * channel] += sum;
-                    span.found.sums[2 * channel + 1] += product;
-                }
+        let own = (rows.start - span.origin) * len..(rows.end - span.origin) * len;
+        let (before, behind) = span.grad_z.split_at_mut(channel + 1);
+        let next: Option<&[T]> = behind.first().map(|next| &next[..]);
+        let mut ahead = Ahead::new(next.as_slice(), own.clone());
+        let grad_z = &mut before[channel][own];
+        let w = &self.depthwise[channel * n_taps..][..n_taps];
+        for (row, grad_z) in rows.zip(grad_z.chunks_mut(len.max(1))) {
+            let z = &self.z.planes[channel][row * len..][..len];
+            let affine = self.z.affine.map(|affine| affine[channel].folded());
+            let onto = Onto::new(grad_z).adding(self.adds).behind_relu(z, affine);
+            stencil.backward_rows(between, w, row, onto, &mut ahead);
+            if self.wants.sums {
+                let (sum, [product]) = sum_and_dots(grad_z, [z]);
+                span.found.sums[2 * channel] += sum;
+                span.found.sums[2 * channel + 1] += product;
             }
         }
     }
