@@ -92,7 +92,11 @@ impl<T: Element> Buffer<T> {
 
     /// The same at exactly this size, for work in the caches.
     pub fn scratch(len: usize) -> Self {
-        Self::new(Purpose::Scratch, len)
+        let buffer = Self::new(Purpose::Scratch, len);
+        // What is there may happen to be right.
+        #[cfg(test)]
+        buffer.room.fill(T::from_f64(f64::NAN));
+        buffer
     }
 
     fn new(purpose: Purpose, len: usize) -> Self {

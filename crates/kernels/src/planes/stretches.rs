@@ -8,8 +8,8 @@ type Numbered<I> = VecDeque<(usize, I)>;
 
 #[cfg(test)]
 thread_local! {
-    /// Whether each item is a stretch of its own, in what this thread runs.
-    pub(super) static APART: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    /// If not 0, so many items are a stretch, in what this thread runs.
+    pub(super) static APART: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// What is done to items stretch by stretch: items that follow each other, on one thread.
@@ -30,12 +30,16 @@ impl<I: Send, S: Send> Stretches<'_, I, S> {
     pub(super) fn run(&self, items: Vec<I>) {
         let items = items.into_iter().enumerate();
         #[cfg(test)]
-        if APART.get() {
-            return items.for_each(|(index, item)| {
+        if APART.get() > 0 {
+            let mut items = items.peekable();
+            while items.peek().is_some() {
                 let mut state = (self.begin)();
-                (self.go_on)(&mut state, index, item);
+                for (index, item) in items.by_ref().take(APART.get()) {
+                    (self.go_on)(&mut state, index, item);
+                }
                 (self.end)(state);
-            });
+            }
+            return;
         }
         if rayon::current_num_threads() == 1 {
             let mut state = (self.begin)();

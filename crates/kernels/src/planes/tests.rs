@@ -53,7 +53,7 @@ fn windows() -> Vec<Window> {
         Window::new("test", [7, 14], [2, 7 - stride + 1], geometry).unwrap()
     });
     let mut windows = Vec::from(wide);
-    for input in [[8, 8], [7, 9], [4, 4], [2, 3], [1, 1]] {
+    for input in [[8, 8], [7, 9], [30, 4], [4, 4], [2, 3], [1, 1]] {
         for (kernel, dilation) in [(3, 1), (5, 1), (3, 2), (5, 2)] {
             for stride in [1, 2] {
                 let geometry = Conv2dGeometry {
@@ -130,7 +130,7 @@ fn a_depthwise_convolution_and_its_gradients_are_the_naive_ones() {
 
 #[test]
 fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
-    // With many images, sums end several times within a half of the rows.
+    // With many images, sums end several times.
     let cases = windows()
         .into_iter()
         .flat_map(|window| [(window, 3), (window, 80)]);
@@ -253,8 +253,15 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
 #[test]
 fn a_unit_gives_the_same_numbers_whoever_helps_with_its_rows() {
     let windows = [(3, 1, 1), (5, 1, 2), (5, 2, 1), (5, 2, 2), (2, 2, 3)];
-    // Groups of four rows, of one and of three; and so few rows that all are one group.
-    let sizes = [(150, 80, 4), (20, 1000, 8), (21, 1000, 2), (4, 3, 4)];
+    // Groups of four rows, of one and of three; so few rows that all are one group; and so few in spans of one that an input row
+    // needs an output row that none before it needs.
+    let sizes = [
+        (150, 80, 4),
+        (20, 1000, 8),
+        (21, 1000, 2),
+        (4, 3, 4),
+        (5, 1000, 8),
+    ];
     let cases = windows
         .into_iter()
         .flat_map(|window| sizes.map(|size| (window, size)));
@@ -299,7 +306,14 @@ fn a_unit_gives_the_same_numbers_whoever_helps_with_its_rows() {
             };
             (wants.weights, wants.sums) = (false, false);
             unit.backward(source, &depthwise, &pointwise, &grad_y, target, wants);
-            (y, moments, grad_z, grads, sum)
+            let doubled = grad_z.iter().map(|grad| 2.0 * grad);
+            assert!(sum.iter().copied().eq(doubled));
+            // Nor does it depend on what else is wanted.
+            let target = Target::new(planes_mut(&mut sum, c));
+            wants.sums = is_raw;
+            let without = unit.backward(source, &depthwise, &pointwise, &grad_y, target, wants);
+            assert!(sum == grad_z && without.sums == grads.sums);
+            (y, moments, grad_z, grads)
         };
         let on_threads = |n_threads: usize, is_raw: bool| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
@@ -310,10 +324,12 @@ fn a_unit_gives_the_same_numbers_whoever_helps_with_its_rows() {
             for n_threads in [2, 3, 5] {
                 assert!(on_threads(n_threads, is_raw) == expected);
             }
-            // As if somebody took every span.
-            stretches::APART.set(true);
-            assert!(run(is_raw) == expected);
-            stretches::APART.set(false);
+            // As if somebody took every span, or so many at a time.
+            for n_spans in 1..=3 {
+                stretches::APART.set(n_spans);
+                assert!(run(is_raw) == expected);
+            }
+            stretches::APART.set(0);
         }
     }
 }

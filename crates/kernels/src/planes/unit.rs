@@ -12,7 +12,7 @@ use super::pointwise::{NormGrad, Target, merge};
 use super::source::Source;
 use super::stencil::{Held, Onto, Stencil, TapSums};
 use super::stretches::Stretches;
-use super::{Buffer, Grid, Moments, PIECE, pieces_mut};
+use super::{Buffer, Moments, PIECE, pieces_mut};
 use crate::Element;
 use crate::product::{LINE, OuterSums, Panels, Rows, row_stride};
 use crate::simd::Ahead;
@@ -168,7 +168,9 @@ impl Unit {
         scratch: &'a mut [T],
         stride: usize,
     ) -> Rows<'a, T> {
-        let mut ahead = reader.advance_to(self.sources(rows.clone()));
+        let unasked = reader.advance_to(self.sources(rows.clone()));
+        let columns = unasked.start * reader.row_len..unasked.end * reader.row_len;
+        let mut ahead = Ahead::new(reader.source.planes.get(1..).unwrap_or_default(), columns);
         let len = rows.len() * self.stencil.output().row_len();
         let n_channels = reader.source.planes.len();
         for (channel, part) in scratch.chunks_mut(stride).enumerate().take(n_channels) {
@@ -201,7 +203,7 @@ impl Unit {
     /// adds it to what is there.
     ///
     /// # Panics
-    /// If sums are wanted of a gradient that is added to another.
+    /// If there are not as many planes of `grad_z` as of `z`, or sums are wanted of a gradient that is added to another.
     pub fn backward<T: Element>(
         &self,
         z: Source<'_, T>,
@@ -215,6 +217,7 @@ impl Unit {
             !(wants.sums && grad_z.adds),
             "sums are taken of the whole gradient"
         );
+        assert_eq!(grad_z.planes.len(), z.planes.len());
         let group = self.group(z.planes.len());
         let backward = Backward {
             unit: self,
@@ -289,14 +292,11 @@ impl<'a, T: Element> Reader<'a, T> {
         }
     }
 
-    /// Moves on to these rows, and gives what is still to come from memory of them behind the first channel, which is read at
-    /// once. They only move on.
-    fn advance_to(&mut self, rows: Range<usize>) -> Ahead<'a, T> {
+    /// Moves on to these rows, and says which of them are still to come from memory. They only move on.
+    fn advance_to(&mut self, rows: Range<usize>) -> Range<usize> {
         let new = self.next.max(rows.start)..self.next.max(rows.end);
         self.next = new.end;
-        let unasked = new.start.max(self.asked)..new.end.max(self.asked);
-        let columns = unasked.start * self.row_len..unasked.end * self.row_len;
-        Ahead::new(self.source.planes.get(1..).unwrap_or_default(), columns)
+        new.start.max(self.asked)..new.end.max(self.asked)
     }
 
     /// What is to come of these rows, of all channels, while other work goes on.
@@ -390,7 +390,7 @@ struct Group {
     rows: Range<usize>,
     /// Whether the gradients of the weights are summed over them.
     is_summed: bool,
-    /// Whether these sums end with them.
+    /// Whether these sums end with them; of account only if it `is_summed`.
     is_last: bool,
 }
 
@@ -404,7 +404,7 @@ struct Stretch<'a, 'b, T: Element> {
     /// Of all channels: a chunk of the gradient of `y`, and output rows of what lies between the convolutions.
     y: Buffer<T>,
     d: Buffer<T>,
-    /// Which rows `d` holds, and how far apart its channels are.
+    /// Which rows `d` was filled with ahead, if any, and how far apart its channels are.
     d_rows: Range<usize>,
     stride: usize,
     /// Sums of their products.
@@ -487,7 +487,8 @@ impl<'a, T: Element> Backward<'a, T> {
     fn go_on<'b>(&self, stretch: &mut Stretch<'a, 'b, T>, span: Span<'b, T>) {
         let own = span.outputs.clone();
         if stretch.spans.is_empty() {
-            let targets = self.targets(span.inputs.clone());
+            // Where taps lie in the padding, an input row further on may need an earlier output row.
+            let targets = self.targets(span.inputs.start..self.unit.stencil.input().h);
             let first = all([targets, own.clone()].into_iter()).start;
             stretch.next = first / self.group * self.group;
         }
@@ -515,20 +516,20 @@ impl<'a, T: Element> Backward<'a, T> {
             let rows = stretch.next..stencil.output().h.min(stretch.next + self.group);
             stretch.next = rows.end;
             let is_ready = |&row: &usize| stencil.targets(row).end <= rows.end;
-            let ready = stretch.spans.iter_mut().map(|span| {
+            let take_ready = |span: &mut Span<'_, T>| {
                 let n_ready = span.inputs.clone().take_while(is_ready).count();
                 let ready = span.inputs.start..span.inputs.start + n_ready;
                 span.inputs.start = ready.end;
                 ready
-            });
-            let ready: Vec<Range<usize>> = ready.collect();
+            };
+            let ready: Vec<Range<usize>> = stretch.spans.iter_mut().map(take_ready).collect();
             let group = Group {
                 is_summed: is_own && self.wants.weights,
                 is_last: rows.end == end,
                 rows,
             };
             self.between_rows(stretch, &group);
-            self.channels(stretch, &group, &ready);
+            self.behind_between(stretch, &group, &ready);
             while stretch.spans.len() > 1 && stretch.spans[0].inputs.is_empty() {
                 stretch.spans.pop_front();
             }
@@ -584,10 +585,16 @@ impl<'a, T: Element> Backward<'a, T> {
         }
     }
 
-    /// What follows from that, channel by channel, so that its rows stay in the nearest cache: the group's part of the gradients
-    /// of the taps, the gradients of the input rows of each span that are ready, and, while sums go on, what lies between the
-    /// convolutions in the next group.
-    fn channels(&self, stretch: &mut Stretch<'a, '_, T>, group: &Group, ready: &[Range<usize>]) {
+    /// What follows from a group's rows of `between`, channel by channel, so that a channel's rows stay in the nearest cache: their
+    /// part of the gradients of the taps, and the gradients of the input rows of each span that are ready. Where a group is summed
+    /// and rows follow, what lies between the convolutions in these is computed there, too: once in vain at the end of a stretch
+    /// whose rear somebody took.
+    fn behind_between(
+        &self,
+        stretch: &mut Stretch<'a, '_, T>,
+        group: &Group,
+        ready: &[Range<usize>],
+    ) {
         let (unit, stencil, rows) = (self.unit, &self.unit.stencil, &group.rows);
         let Stretch {
             spans,
@@ -601,23 +608,20 @@ impl<'a, T: Element> Backward<'a, T> {
             n_held,
             ..
         } = stretch;
-        let (Grid { h, .. }, row_len) = (stencil.output(), stencil.output().row_len());
-        let goes_on = group.is_summed && rows.end < h;
-        *d_rows = match goes_on {
+        let (h, row_len) = (stencil.output().h, stencil.output().row_len());
+        let prepares_next = group.is_summed && rows.end < h;
+        *d_rows = match prepares_next {
             true => rows.end..h.min(rows.end + self.group),
             false => 0..0,
         };
-        let mut ahead = match goes_on {
-            true => reader.advance_to(unit.sources(d_rows.clone())),
-            false => Ahead::none(),
-        };
+        let mut ahead = reader.ahead(unit.sources(d_rows.clone()));
         let is_first = group.is_summed && !std::mem::replace(taps_begun, !group.is_last);
         let n_taps = stencil.kernel_len().max(1);
         let held = between.chunks((*n_held * row_len).max(1));
         let channels = held
             .zip(taps.chunks_mut(n_taps * LINE))
             .zip(d.chunks_mut(*stride));
-        for (channel, ((held, partial), d)) in channels.enumerate().take(self.z.planes.len()) {
+        for (channel, ((held, partial), d)) in channels.enumerate() {
             let held = Held::new(held, *n_held);
             if let Some(newest) = spans.back_mut().filter(|_| group.is_summed) {
                 let sums = TapSums {
@@ -632,7 +636,7 @@ impl<'a, T: Element> Backward<'a, T> {
             for (span, ready) in spans.iter_mut().zip(ready) {
                 self.input_rows(channel, held, ready.clone(), span);
             }
-            if goes_on {
+            if prepares_next {
                 let d = &mut d[..d_rows.len() * row_len];
                 unit.depthwise_channel(
                     reader,
