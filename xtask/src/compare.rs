@@ -124,6 +124,7 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
         ..args.clone()
     };
     stage::check(&bin_dir, args, &steps(&with_seed)?)?;
+    stage::check(&bin_dir, args, &random_steps(1.0, Metric::Latency, first))?;
     let (mut rows, mut searches) = (Vec::new(), Vec::new());
     for seed in first..first + compare.seeds {
         eprintln!("seed {seed}");

@@ -276,15 +276,19 @@ impl Making<'_> {
                     .sum();
                 let growth = scale.min(1.0 / total.max(1e-9));
                 if growth != 1.0 {
-                    for key in [
-                        "data.train_fraction",
-                        "data.valid_fraction",
-                        "selection.train_fraction",
+                    // Down, so that two parts are not more than the whole.
+                    let grown = |old: f64| (old * growth * 1e4).floor().max(1.0) / 1e4;
+                    let grown_part = |key: &str| grown(part(key).unwrap_or_default());
+                    // Candidates train on what is left of the validation part, or as the weights do.
+                    let left = ((1.0 - grown_part("valid_fraction")) * 1e4).round() / 1e4;
+                    let most = left.max(grown_part("train_fraction"));
+                    for (key, most) in [
+                        ("data.train_fraction", 1.0),
+                        ("data.valid_fraction", 1.0),
+                        ("selection.train_fraction", most),
                     ] {
                         self.change(config, stage, key, |old| {
-                            // Down, so that two parts are not more than the whole.
-                            let fraction = (old.as_float()? * growth * 1e4).floor() / 1e4;
-                            Some(Value::from(fraction.clamp(1e-4, 1.0)))
+                            Some(Value::from(grown(old.as_float()?).min(most)))
                         });
                     }
                 }
@@ -417,12 +421,13 @@ mod tests {
         let (config, changes) = as_long("search", &small, 2.0);
         assert!(config.contains("train_fraction = 0.2 # of each class\nvalid_fraction = 0.2\n"));
         assert!(
-            config.contains("[selection]\ntrain_fraction = 1.0\nn_epochs = 3\n"),
+            config.contains("[selection]\ntrain_fraction = 0.8\nn_epochs = 3\n"),
             "{config}"
         );
         assert_eq!(changes.len(), 3);
         let (config, _) = as_long("search", &small, 10.0);
         assert!(config.contains("train_fraction = 0.5 # of each class\nvalid_fraction = 0.5\n"));
+        assert!(config.contains("[selection]\ntrain_fraction = 0.5\n"), "{config}");
         assert!(
             config.starts_with("n_epochs = 32 # passes\nn_warmup_epochs = 24\n"),
             "{config}"

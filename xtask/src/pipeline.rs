@@ -37,7 +37,7 @@ pub(crate) fn run(args: &PipelineArgs, attempts: u32, json: bool) -> Result<()> 
         };
         eprintln!(
             "      the network takes {:.1} % more than its target: the predictor learns from that, and the search runs again ({attempt} of \
-             {attempts}); plan, why and run follow with --more {}",
+             {attempts}); plan, why and run follow with --more {}, with a baseline of that predictor",
             100.0 * by,
             measured.display()
         );

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use artifact::stage::{EVALUATE, PROFILE, SEARCH};
+use artifact::stage::{EVALUATE, PREDICTOR, PROFILE, SEARCH};
 use artifact::{DeviceSpec, ExitCode, Metric, NetworkRecord, PIPELINE, Refusal, StageSpec};
 use serde::Deserialize;
 
@@ -114,12 +114,13 @@ type StepRow = (
     &'static [&'static str],
 );
 
-/// The pipeline in the order in which it runs. The baseline's loss has no latency, whatever the bridge: one serves all.
+/// The pipeline in the order in which it runs. The baseline's loss has no latency, whatever the bridge and whatever is said of targets:
+/// one serves all.
 #[rustfmt::skip]
 const STEPS: [StepRow; 7] = [
     ("profile",   None,                &[],                           &[]),
     ("predictor", None,                &["profile"],                  &[]),
-    ("search",    Some(BASELINE),      &["predictor"],                &["objective=penalty", "lambda=0.0", "target.latency=none", "bridge=soft"]),
+    ("search",    Some(BASELINE),      &["predictor"],                &["objective=penalty", "lambda=0.0", "target.latency=none", "target.of=PDARTS", "target.slack=0.0", "target.multiplier_rate=1.0", "bridge=soft", "n_bridge_samples=1"]),
     ("search",    Some(LATENCY_AWARE), &["predictor"],                &[]),
     ("evaluate",  Some(BASELINE),      &["search (baseline)"],        &[]),
     ("evaluate",  Some(LATENCY_AWARE), &["search (latency-aware)"],   &[]),
@@ -234,15 +235,33 @@ struct SearchConfig {
     selection: Option<serde::de::IgnoredAny>,
 }
 
-/// What the pipeline must know of a `profile.toml` and of an `evaluate.toml`.
-#[derive(Deserialize)]
-struct NetworkConfig {
-    network: NetworkRecord,
-}
-
 #[derive(Deserialize)]
 struct TargetConfig {
     latency: String,
+    probability: f64,
+}
+
+/// What it must know of a `profile.toml`.
+#[derive(Deserialize)]
+struct ProfileConfig {
+    n_architectures: usize,
+    #[serde(default)]
+    metrics: Vec<Metric>,
+    network: NetworkRecord,
+}
+
+/// What it must know of a `predictor.toml`.
+#[derive(Deserialize)]
+struct PredictorConfig {
+    held_out: f64,
+    #[serde(default)]
+    metric: Metric,
+}
+
+/// What it must know of an `evaluate.toml`.
+#[derive(Deserialize)]
+struct NetworkConfig {
+    network: NetworkRecord,
 }
 
 /// The folder of a preset's configs.
@@ -303,29 +322,64 @@ impl PipelineArgs {
     }
 
     fn search_config(&self) -> Result<SearchConfig> {
-        let file = self.preset_dir()?.join("search.toml");
-        let overrides = self.overrides_of("search")?;
-        artifact::config::load(&file, &overrides).map_err(|error| usage(error.to_string()))
+        self.config(&SEARCH)
     }
 
-    /// An error if the network that is profiled and the one that is trained are not alike: their latencies could not be
-    /// compared.
-    pub(crate) fn one_network(&self) -> Result<()> {
-        let network = |stage: &str| -> Result<NetworkRecord> {
-            let file = self.preset_dir()?.join(format!("{stage}.toml"));
-            let config: NetworkConfig = artifact::config::load(&file, &self.overrides_of(stage)?)
-                .map_err(|error| usage(error.to_string()))?;
-            Ok(config.network)
-        };
-        let [profiled, trained] = [network(PROFILE.name)?, network(EVALUATE.name)?];
-        if profiled == trained {
+    fn config<C: serde::de::DeserializeOwned>(&self, stage: &StageSpec) -> Result<C> {
+        let file = self.preset_dir()?.join(format!("{}.toml", stage.name));
+        artifact::config::load(&file, &self.overrides_of(stage.name)?)
+            .map_err(|error| usage(error.to_string()))
+    }
+
+    /// An error if the configs of the stages do not go together: if what is modelled is not measured, if a target is of something
+    /// else or asks for more held-out architectures than there will be, or if the network that is profiled and the one that
+    /// is trained are not alike, so that their latencies could not be compared.
+    pub(crate) fn go_together(&self) -> Result<()> {
+        let profile: ProfileConfig = self.config(&PROFILE)?;
+        let predictor: PredictorConfig = self.config(&PREDICTOR)?;
+        let evaluate: NetworkConfig = self.config(&EVALUATE)?;
+        let metric = predictor.metric;
+        if metric != Metric::Latency && !profile.metrics.contains(&metric) {
+            return Err(usage(format!(
+                "metric = \"{metric}\" in predictor.toml, which metrics in profile.toml does not hold: --set 'profile.metrics=[\"{metric}\"]'"
+            )));
+        }
+        let target = self.target_latency()?;
+        if target.trim() != "none" {
+            self.fits_metric(&target)?;
+            let probability = self.search_config()?.target.probability;
+            let n_held_out = (profile.n_architectures as f64 * predictor.held_out).ceil();
+            // Of n errors the ⌈p (n + 1)⌉-th is the bound.
+            if (probability * (n_held_out + 1.0) - 1e-9).ceil() > n_held_out {
+                return Err(usage(format!(
+                    "target.probability = {probability} in search.toml takes the errors of {:.0} held-out architectures, held_out = {} of \
+                     n_architectures = {} are {n_held_out:.0}: raise one of these, or lower target.probability",
+                    (probability / (1.0 - probability) - 1e-9).ceil(),
+                    predictor.held_out,
+                    profile.n_architectures
+                )));
+            }
+        }
+        if profile.network == evaluate.network {
             return Ok(());
         }
         let describe = |network| serde_json::to_string(network).unwrap_or_default();
         Err(usage(format!(
             "[network] in profile.toml is {}, in evaluate.toml {}: make them the same",
-            describe(&profiled),
-            describe(&trained)
+            describe(&profile.network),
+            describe(&evaluate.network)
+        )))
+    }
+
+    /// An error if a target such as `0.4ms` is of something else than the predictor models.
+    pub(crate) fn fits_metric(&self, target: &str) -> Result<()> {
+        let metric = self.config::<PredictorConfig>(&PREDICTOR)?.metric;
+        if is_ratio(target) || target.trim().ends_with(metric.unit()) {
+            return Ok(());
+        }
+        Err(usage(format!(
+            "the target {target} is not of the {metric} that predictor.toml models: expected a number of {}, or a ratio such as 0.6x",
+            metric.unit()
         )))
     }
 

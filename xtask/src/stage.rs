@@ -143,7 +143,7 @@ pub(crate) fn check(bin_dir: &Path, args: &PipelineArgs, steps: &[Step]) -> Resu
         override_for(&mut command, args, step);
         output(command, &format!("the config of {}", step.name()))?;
     }
-    args.one_network()
+    args.go_together()
 }
 
 /// A subcommand of a stage, with its config and where it runs.

@@ -115,6 +115,13 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
     };
     let mut first = steps(&with_seed)?;
     stage::check(&bin_dir, args, &first)?;
+    for Point { name, overrides } in &asked {
+        if sweep.points.lambdas.is_empty() {
+            args.fits_metric(name)?;
+        }
+        let [search, _] = point_steps(overrides.clone(), false, is_ratio(name));
+        stage::check(&bin_dir, args, &[search])?;
+    }
     first.retain(|step| ["profile", "predictor"].contains(&step.stage.name));
     run_steps(&bin_dir, args, &first, &mut shared)?;
     let started = SystemTime::now();

@@ -97,11 +97,11 @@ fn nearest(
             continue;
         }
         for dir in list(&kind_dir)? {
-            let Ok(text) = std::fs::read_to_string(dir.join("manifest.json")) else {
+            // What cannot be read is like nothing.
+            let text = std::fs::read_to_string(dir.join("manifest.json")).unwrap_or_default();
+            let Ok(manifest) = serde_json::from_str::<Value>(&text) else {
                 continue;
             };
-            let manifest: Value = serde_json::from_str(&text)
-                .with_context(|| format!("{}/manifest.json is no JSON", dir.display()))?;
             let differences = diff(&leaves(&manifest["key_parts"]), &wanted);
             if best
                 .as_ref()

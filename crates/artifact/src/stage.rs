@@ -66,7 +66,7 @@ pub const PREDICTOR: StageSpec = StageSpec {
 pub const SEARCH: StageSpec = StageSpec {
     name: "search",
     package: "stage-search",
-    revision: 18,
+    revision: 19,
     inputs: &[Kind::LatencyModel],
     output: Kind::SearchResult,
     uses_device: true,
@@ -466,22 +466,26 @@ where
         return Ok(print_line(&answer.to_string())?);
     }
     if let Some(found) = store.find::<A>(&key)? {
+        // Of a process that was killed just before it removed this.
+        let _ = fs::remove_dir_all(store.work_dir::<A>(&key));
         return Ok(announce(&found, args, true)?);
     }
 
     let store = Store::open(&args.store)?;
     let n_threads = args.n_threads();
     configure_threads(n_threads)?;
-    let work_dir = store.work_dir::<A>(&key);
-    fs::create_dir_all(&work_dir).map_err(|source| Error::Store {
-        path: work_dir.clone(),
-        source,
-    })?;
     let progress = if args.quiet {
         Progress::hidden()
     } else {
         Progress::stderr()
     };
+    let work_dir = store.work_dir::<A>(&key);
+    let working = Working::in_folder(&work_dir, &progress)?;
+    // Another process may have made it meanwhile.
+    if let Some(found) = store.find::<A>(&key)? {
+        working.leave();
+        return Ok(announce(&found, args, true)?);
+    }
     let machine_use = MachineUse::in_store(&args.store, &progress);
     let context = RunContext {
         device: args.device,
@@ -498,10 +502,13 @@ where
         .map_or(0, |d| d.as_secs());
     let clock = Instant::now();
     // On a thread of the pool: every hand-over from another one costs.
-    let value = rayon::scope(|_| run(&context)).inspect_err(|_| {
-        // Checkpoints stay for the next run; without any, nothing stays. Removes empty folders only.
-        let _ = fs::remove_dir(&context.work_dir);
-    })?;
+    let value = match rayon::scope(|_| run(&context)) {
+        Ok(value) => value,
+        Err(error) => {
+            working.leave();
+            return Err(error);
+        }
+    };
     let origin = Origin {
         device: args.device.to_string(),
         n_threads,
@@ -512,6 +519,49 @@ where
     };
     let published = store.publish(parts, origin, value)?;
     Ok(announce(&published, args, false)?)
+}
+
+/// The working folder of a run, which no other process has: one that is asked for the same waits for this one.
+struct Working {
+    dir: PathBuf,
+    lock: PathBuf,
+    _file: fs::File,
+}
+
+impl Working {
+    /// Makes the folder if need be, and waits until nobody else works in it. Whoever did may have removed it then.
+    fn in_folder(dir: &Path, progress: &Progress) -> Result<Self, Error> {
+        let lock = dir.join(".lock");
+        let take = || {
+            fs::create_dir_all(dir)?;
+            let file = fs::File::options().create(true).append(true).open(&lock)?;
+            if file.try_lock().is_err() {
+                progress.line("waiting for another process that makes the same");
+                file.lock()?;
+            }
+            io::Result::Ok(file)
+        };
+        loop {
+            let file = take().map_err(|source| Error::Store {
+                path: dir.to_owned(),
+                source,
+            })?;
+            if lock.exists() {
+                return Ok(Self {
+                    dir: dir.to_owned(),
+                    lock,
+                    _file: file,
+                });
+            }
+        }
+    }
+
+    /// Ends without an artifact: checkpoints stay for the next run; without any, nothing stays.
+    fn leave(self) {
+        let _ = fs::remove_file(&self.lock);
+        // Removes empty folders only.
+        let _ = fs::remove_dir(&self.dir);
+    }
 }
 
 /// Takes part in a run whose first process calls [`execute`] with the same arguments: with that process's working

@@ -12,8 +12,8 @@ use crate::error::ImageFormat;
 ///
 /// Small images are held as pixels (8 bits, n c h w): `n * c * h * w` bytes, which is 154 MB for CIFAR-10's training set and
 /// 8 MB for 10,000 images of Fashion-MNIST. A set loaded with [`resize`](crate::LoadOptions::resize) is held as it is
-/// stored, encoded, and decoded for each batch: the size of its Parquet files (about 138 GB for ImageNet's training set, 17 GB for
-/// the 12.5 % that PC-DARTS searches on), or next to nothing for class folders, whose files are read when they are needed.
+/// stored, encoded, and decoded for each batch: the size of its Parquet files (about 138 GB for ImageNet's training set, however small the
+/// part that a search takes), or next to nothing for class folders, whose files are read when they are needed.
 #[derive(Debug, Clone)]
 pub struct ImageSet {
     format: ImageFormat,

@@ -8,9 +8,6 @@ use crate::Pass;
 use crate::layers::{Affine, BatchNorm, Linear, Pointwise};
 use crate::parameters::Builder;
 
-/// The smallest spatial size of the auxiliary head's input, in pixels.
-pub const MIN_SIZE: usize = 5;
-
 /// ReLU, 5x5 average pooling, 1x1 convolution to 128, BN, ReLU, 2x2 convolution to 768, BN (none on
 /// ImageNet), ReLU, linear.
 pub struct AuxiliaryHead {

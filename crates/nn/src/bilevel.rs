@@ -43,13 +43,16 @@ pub fn unrolled_gradient(
 
     let loss = valid_loss()?;
     let mut store = loss.backward()?;
+    // What the loss was computed from need not wait for the two passes below.
+    let loss = loss.detach();
     let direct = summed(Gradients::collect(architecture, &mut store))?;
     let direction = summed(Gradients::collect(network, &mut store))?;
+    drop(store);
     restore()?;
 
     let norm = direction.global_norm()?;
     if norm == 0.0 {
-        return Ok((loss.detach(), direct));
+        return Ok((loss, direct));
     }
     let h = 0.01 / norm;
     let at = |offset: f64| {
@@ -61,7 +64,7 @@ pub fn unrolled_gradient(
     let (above, below) = (at(h)?, at(-h)?);
     let bend = above.plus(&below, -1.0)?;
     let gradients = direct.plus(&bend, -learning_rate / (2.0 * h))?;
-    Ok((loss.detach(), gradients))
+    Ok((loss, gradients))
 }
 
 /// The eigenvalue of largest magnitude of the Hessian of a loss in the parameters, by power iteration;

@@ -54,6 +54,12 @@ impl Path {
     }
 }
 
+/// Gives the buffers of fused cells that nobody uses back to the system: a network behind another has buffers of other sizes, and
+/// would come on top of that one.
+pub fn free_buffers() {
+    kernels::planes::free_buffers();
+}
+
 /// What a program takes besides, with its latency model, what is worked in on every thread and what the allocator holds back:
 /// measured, on the CPU, on one thread and two.
 pub const PROGRAM_BYTES: u64 = 92 << 20;

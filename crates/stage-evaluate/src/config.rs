@@ -173,6 +173,11 @@ impl Ranged for Config {
                 "less than network.image_size",
             ),
             (
+                "data.mean",
+                data.mean.is_empty() || data.mean.len() == self.network.in_channels,
+                "a number for each of network.in_channels, or none",
+            ),
+            (
                 "data.std",
                 data.std.len() == data.mean.len() && data.std.iter().all(|&std| std > 0.0),
                 "positive numbers, as many as data.mean has",

@@ -7,7 +7,7 @@ use images::{Augmentation, Batch, ImageSet, LoadOptions, Normalization, Split};
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::survey::describe;
+use crate::survey::{describe, same_classes};
 
 /// Both splits of the data set.
 pub(crate) struct Data {
@@ -26,6 +26,7 @@ impl Data {
         let data = &config.data;
         let load = |split| load(config, split, None);
         let (train, test) = (load(Split::Train)?, load(Split::Test)?);
+        same_classes(&data.dir, [train.class_names(), test.class_names()])?;
         let normalization = if data.mean.is_empty() {
             train.channel_statistics()?
         } else {
@@ -94,13 +95,16 @@ fn tensors(batch: Batch, set: &ImageSet, device: &Device) -> Result<Tensors, Err
     ))
 }
 
-/// Sees that an image of each split is one, and goes into the network.
+/// Sees that an image of each split is one and goes into the network, and that both have the same classes.
 pub(crate) fn glance(config: &Config) -> Result<(), Error> {
-    for split in [Split::Train, Split::Test] {
+    let look = |split| -> Result<ImageSet, Error> {
+        let set = load(config, split, Some(1))?;
         // One that is to be resized is not decoded before it is asked for.
-        load(config, split, Some(1))?.image(0)?;
-    }
-    Ok(())
+        set.image(0)?;
+        Ok(set)
+    };
+    let [train, test] = [look(Split::Train)?, look(Split::Test)?];
+    same_classes(&config.data.dir, [train.class_names(), test.class_names()])
 }
 
 /// So many images of a split, or all, which go into the network.

@@ -64,6 +64,21 @@ pub enum Error {
         /// What the test images are.
         test: String,
     },
+    /// A class is another one in the test.
+    #[error(
+        "class {index} of the train images in {dir} is called `{train}`, of the test images `{test}`; give both splits the same classes in \
+         the same order"
+    )]
+    OtherClasses {
+        /// The folder of the data set.
+        dir: PathBuf,
+        /// Its number.
+        index: usize,
+        /// Its name among the training images.
+        train: String,
+        /// Its name among the test images.
+        test: String,
+    },
     /// NaN or infinity.
     #[error(
         "{what} is NaN or infinite in epoch {epoch}, step {step}; lower weights.learning_rate, clip the \
@@ -127,9 +142,10 @@ impl StageError for Error {
             | Self::OtherNetwork { .. }
             | Self::OtherSettings { .. }
             | Self::OtherImages { .. } => ExitCode::Usage,
-            Self::Images(_) | Self::UnlikeSplits { .. } | Self::Checkpoint { .. } => {
-                ExitCode::Input
-            }
+            Self::Images(_)
+            | Self::UnlikeSplits { .. }
+            | Self::OtherClasses { .. }
+            | Self::Checkpoint { .. } => ExitCode::Input,
             Self::NonFinite { .. } | Self::Unmeasurable { .. } => ExitCode::Numbers,
             Self::Metric { .. } => ExitCode::Device,
             Self::Artifact(error) => error.exit_code(),

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use images::{ImageSet, LoadOptions, Split};
@@ -119,6 +119,7 @@ impl ImagesArgs {
                 test: describe(1, &test_names),
             });
         }
+        same_classes(&self.dir, [&train_names, &test_names])?;
         let of_class = [&train, &test].map(|labels| {
             let mut counts = vec![0; train_names.len()];
             labels.iter().for_each(|&label| counts[label as usize] += 1);
@@ -162,6 +163,23 @@ impl Form {
     fn describe(&self, n_classes: usize) -> String {
         describe([self.n_channels, self.height, self.width], n_classes)
     }
+}
+
+/// Sees that the classes of both splits are the same, as far as they have names.
+pub(crate) fn same_classes(dir: &Path, [train, test]: [&[String]; 2]) -> Result<(), Error> {
+    let has_names = |names: &[String]| (0..).zip(names).any(|(index, name)| *name != index.to_string());
+    if !(has_names(train) && has_names(test)) {
+        return Ok(());
+    }
+    let differs = train.iter().zip(test).position(|(train, test)| train != test);
+    differs.map_or(Ok(()), |index| {
+        Err(Error::OtherClasses {
+            dir: dir.to_owned(),
+            index,
+            train: train[index].clone(),
+            test: test[index].clone(),
+        })
+    })
 }
 
 /// `3 x 32 x 32 (channels, height, width) of 10 classes`.

@@ -113,9 +113,16 @@ impl<'a> Training<'a> {
         let config = self.config;
         let path = nn::memory::Path::of(&self.device, n_ranks);
         let n_images = config.batch_size.div_ceil(n_ranks);
+        // A last batch of less than half as many has buffers of its own.
+        let n_last = self.data.train.len() % config.batch_size;
+        let n_more = match path {
+            nn::memory::Path::Fused if 2 * n_last < config.batch_size => n_last,
+            _ => 0,
+        };
         let spec = NetworkSpec::try_from(&config.network)?;
         let mut plan = MemoryPlan::on(device);
-        for (what, bytes) in self.network.step_memory(&spec, n_images, path).parts() {
+        let step = self.network.step_memory(&spec, n_images + n_more, path);
+        for (what, bytes) in step.parts() {
             plan = plan.with(what, bytes);
         }
         if self.device.is_cpu() {

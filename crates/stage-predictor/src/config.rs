@@ -97,6 +97,8 @@ pub struct RidgeSettings {
 
 impl Ranged for Config {
     fn out_of_range(&self) -> Option<OutOfRange> {
+        let mlp = &self.mlp;
+        let not_negative = |value: f64| value >= 0.0 && value.is_finite();
         let rules = [
             (
                 "held_out",
@@ -105,8 +107,26 @@ impl Ranged for Config {
             ),
             (
                 "ridge.l2",
-                !self.ridge.l2.is_empty() && self.ridge.l2.iter().all(|&own| own >= 0.0),
-                "one penalty or more, none below 0",
+                !self.ridge.l2.is_empty() && self.ridge.l2.iter().all(|&own| own > 0.0),
+                "one penalty or more, each above 0",
+            ),
+            (
+                "mlp.hidden",
+                !mlp.hidden.is_empty() && !mlp.hidden.contains(&0),
+                "the width of one hidden layer or more, each at least 1",
+            ),
+            ("mlp.n_epochs", mlp.n_epochs >= 1, "at least 1"),
+            ("mlp.batch_size", mlp.batch_size >= 1, "at least 1"),
+            ("mlp.n_members", mlp.n_members >= 2, "at least 2"),
+            (
+                "mlp.learning_rate",
+                not_negative(mlp.learning_rate),
+                "0 or more",
+            ),
+            (
+                "mlp.weight_decay",
+                not_negative(mlp.weight_decay),
+                "0 or more",
             ),
         ];
         OutOfRange::first(rules)

@@ -468,7 +468,10 @@ fn a_config_mistake_is_shown_with_its_place() {
         ("mlp.hidden=[0]", "hidden"),
         ("mlp.n_members=1", "n_members"),
         ("ridge.l2=[]", "one penalty or more"),
-        ("ridge.l2=[-1.0]", "l2"),
+        ("ridge.l2=[0.0]", "above 0"),
+        ("mlp.batch_size=0", "mlp.batch_size"),
+        ("mlp.n_epochs=0", "mlp.n_epochs"),
+        ("mlp.learning_rate=-1.0", "mlp.learning_rate"),
         ("ridge.l3=[1.0]", "--set ridge.l3=[1.0]"),
     ] {
         place.run(&["--set", set]).failed(2, &[says]);

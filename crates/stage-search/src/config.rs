@@ -5,7 +5,8 @@ use std::fmt;
 use artifact::config::{OutOfRange, Ranged};
 use artifact::{Metric, Precision};
 use serde::{Deserialize, Serialize};
-use space::Genotype;
+use nn::ChannelRatio;
+use space::{Genotype, Stem};
 
 pub use crate::bridge::Bridge;
 use crate::error::Error;
@@ -168,6 +169,15 @@ impl Config {
         asked.map_or(0.0, |fraction| fraction - self.data.train_fraction)
     }
 
+    /// The channels that pass through the operations of the supernet, if the method takes so many.
+    pub(crate) fn channel_ratio(&self) -> Option<ChannelRatio> {
+        let network = &self.network;
+        ChannelRatio::new(network.channel_ratio).filter(|ratio| {
+            ratio.is_partial() == (self.method == Method::PcDarts)
+                && network.init_channels.is_multiple_of(ratio.get())
+        })
+    }
+
     /// Epochs of all stages together.
     pub(crate) fn n_epochs_in_all(&self) -> usize {
         self.n_stages() * self.n_epochs
@@ -202,10 +212,13 @@ impl Ranged for Config {
             target,
             guards,
             data,
+            network,
             weights,
             architecture,
             ..
         } = self;
+        let stem = network.stem();
+        let fits_stem = |n_channels: usize| stem != Some(Stem::Imagenet) || n_channels.is_multiple_of(2);
         let share = |value: f64| (0.0..1.0).contains(&value);
         let not_negative = |value: f64| value >= 0.0 && value.is_finite();
         let positive = |value: f64| value > 0.0 && value.is_finite();
@@ -244,8 +257,13 @@ impl Ranged for Config {
             ),
             (
                 "progressive",
-                self.progressive.is_some() == (self.method == Method::PDarts),
-                "a table [progressive] for the method p-darts and for no other (docs/search.md, Stages)",
+                match self.method {
+                    Method::Darts | Method::PcDarts => self.progressive.is_none(),
+                    Method::PDarts => self.progressive.is_some(),
+                    // With one or without: what is drawn to be held against a search is of its config otherwise.
+                    Method::Random => true,
+                },
+                "a table [progressive] for the method p-darts, and none for darts and pc-darts (docs/search.md, Stages)",
             ),
             (
                 "progressive",
@@ -280,8 +298,9 @@ impl Ranged for Config {
                 "selection.init_channels",
                 self.selection
                     .as_ref()
-                    .is_none_or(|own| own.init_channels != Some(0)),
-                "at least 1",
+                    .and_then(|own| own.init_channels)
+                    .is_none_or(|n| n >= 1 && fits_stem(n)),
+                "at least 1, and even with the stem imagenet",
             ),
             ("n_bridge_samples", self.n_bridge_samples >= 1, "at least 1"),
             ("guards.max_skips", guards.max_skips <= 8, "at most 8"),
@@ -317,6 +336,27 @@ impl Ranged for Config {
                 "at most n_epochs",
             ),
             ("batch_size", self.batch_size >= 1, "at least 1"),
+            (
+                "n_validation_images",
+                self.n_validation_images >= 1,
+                "at least 1",
+            ),
+            (
+                "network.stem",
+                stem.is_some(),
+                "one of conv3x3, conv3x3-stride2, imagenet",
+            ),
+            ("network.n_layers", network.n_layers >= 1, "at least 1"),
+            (
+                "network.init_channels",
+                network.init_channels >= 1 && fits_stem(network.init_channels),
+                "at least 1, and even with the stem imagenet",
+            ),
+            (
+                "network.channel_ratio",
+                self.method == Method::Random || self.channel_ratio().is_some(),
+                "1 for darts and p-darts, for pc-darts a divisor of network.init_channels above 1",
+            ),
             (
                 "data.train_fraction",
                 positive(data.train_fraction),
@@ -605,6 +645,13 @@ pub struct NetworkConfig {
     pub init_channels: usize,
     /// One channel in so many passes through the operations (PC-DARTS's K); 1 for DARTS.
     pub channel_ratio: usize,
+}
+
+impl NetworkConfig {
+    /// The stem, if there is one of that name.
+    pub(crate) fn stem(&self) -> Option<Stem> {
+        Stem::from_name(&self.stem)
+    }
 }
 
 /// SGD with momentum on the weights.

@@ -128,8 +128,9 @@ pub enum Error {
     },
     /// The latency model cannot promise anything.
     #[error(
-        "the latency model in {path} promises no latency with a probability of {probability}: it {why}; raise held_out or n_architectures, \
-         or ask for model = \"auto\", and run the predictor stage again, or lower target.probability"
+        "the latency model in {path} promises no latency with a probability of {probability}: it {why}; let the profile time more architectures (n_architectures, or \
+         a smaller until_mape where it stops by that), raise held_out, or ask for model = \"auto\", and run the predictor stage again; or lower \
+         target.probability"
     )]
     NoPromise {
         /// The artifact's folder.

@@ -144,7 +144,7 @@ pub fn run_together(
     if let [genotype] = &drawn[..] {
         return Ok(record(Found::drawn(genotype.clone(), Vec::new())));
     }
-    let set = load_images(config)?;
+    let set = load_images(config, None)?;
     let profiled = inputs.latency_model.value.card.settings.as_ref();
     let network = profiled.map(|profiled| &profiled.network);
     if let Some(line) = network.and_then(|network| of_other_images(network, &set, &config.data.dir))
@@ -184,6 +184,7 @@ pub fn run_together(
     let genotypes: Vec<Genotype> = genotypes.collect();
     let names: Vec<String> = genotypes.iter().map(Genotype::to_string).collect();
     search.agree("the candidates", &names.join("\n"))?;
+    nn::memory::free_buffers();
     let candidates = short_training.choose(&genotypes, &predictor, context)?;
     let best = candidates.first().map_or(0, |best| {
         let found = genotypes.iter().position(|own| *own == best.genotype);
@@ -265,8 +266,8 @@ fn run_epochs(
     Ok(trace)
 }
 
-/// Whether a search could begin with a config: whether its images are there, and enough for its batches. Labels are looked at
-/// alone.
+/// Whether a search could begin with a config: whether its images are there, enough for its batches, and such as its network
+/// takes. Labels are looked at, and one image.
 ///
 /// # Errors
 /// If they are not.
@@ -274,6 +275,11 @@ pub fn check(config: &Config) -> Result<(), Error> {
     let (labels, _) = images::labels(&config.data.dir, Split::Train)?;
     if config.trains() {
         search::split(&labels, config)?;
+        let set = load_images(config, Some(1))?;
+        // One that is to be resized is not decoded before it is asked for.
+        set.image(0)?;
+        selection::network_spec(config, &set)?;
+        search::fits_images(config, &set)?;
     }
     Ok(())
 }
@@ -296,7 +302,7 @@ pub fn memory(
     }
     let predictor = Predictor::new(&inputs.latency_model)?;
     let objective = objective::new(config, predictor.reference_millis, None);
-    let set = load_images(config)?;
+    let set = load_images(config, None)?;
     let candle_device = open_device(device)?;
     let short_training = ShortTraining {
         config,
@@ -442,10 +448,12 @@ fn open_device(spec: DeviceSpec) -> Result<Device, Error> {
     }
 }
 
-fn load_images(config: &Config) -> Result<ImageSet, Error> {
+/// The images of the training split, or so many of them.
+fn load_images(config: &Config, limit: Option<usize>) -> Result<ImageSet, Error> {
     let resize = (config.data.resize > 0).then_some(config.data.resize);
     let options = LoadOptions {
         resize,
+        limit,
         ..LoadOptions::default()
     };
     let set = images::load(&config.data.dir, Split::Train, &options)?;

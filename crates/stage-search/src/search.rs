@@ -14,12 +14,12 @@ use nn::memory::{Path, StepMemory};
 use nn::optimizer::{Adam, Gradients, Sgd};
 use nn::parameters::{Builder, Parameters};
 use nn::schedule::Schedule;
-use nn::{Architecture, Candidates, ChannelRatio, Pass, Readback, Rng, Supernet, Upload, Uploads};
+use nn::{Architecture, Candidates, Pass, Readback, Rng, Supernet, Upload, Uploads};
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
-use space::{CellKind, Genotype, NetworkSpec, Primitive, SearchSpace, Stem};
+use space::{CellKind, Genotype, NetworkSpec, Primitive, SearchSpace};
 
-use crate::config::{Config, Method, Order};
+use crate::config::{Config, Order};
 use crate::error::Error;
 use crate::guard::{self, Memory, Panel, Policy};
 use crate::objective::Objective;
@@ -67,6 +67,20 @@ pub(crate) fn split(labels: &[u32], config: &Config) -> Result<[Vec<usize>; 3], 
     Ok(parts)
 }
 
+/// Whether what is done to the images leaves something of them.
+pub(crate) fn fits_images(config: &Config, set: &ImageSet) -> Result<(), Error> {
+    let (data, side) = (&config.data, set.height().min(set.width()));
+    let wrong = [("data.pad", data.pad), ("data.cutout", data.cutout)]
+        .into_iter()
+        .find(|(_, pixels)| *pixels >= side);
+    wrong.map_or(Ok(()), |(key, _)| {
+        Err(Error::Setting {
+            key,
+            expected: format!("less than the side of the images, {side} pixels"),
+        })
+    })
+}
+
 /// The two parts of the training split, and what candidates are trained on.
 pub(crate) struct Data<'a> {
     set: &'a ImageSet,
@@ -83,18 +97,7 @@ impl<'a> Data<'a> {
     pub(crate) fn new(set: &'a ImageSet, config: &Config) -> Result<Self, Error> {
         let data = &config.data;
         let [train, valid, further] = split(set.labels(), config)?;
-        let side = set.height().min(set.width());
-        for (key, pixels) in [
-            ("data.pad", config.data.pad),
-            ("data.cutout", config.data.cutout),
-        ] {
-            if pixels >= side {
-                return Err(Error::Setting {
-                    key,
-                    expected: format!("less than the side of the images, {side} pixels"),
-                });
-            }
-        }
+        fits_images(config, set)?;
         let augmentation = Augmentation {
             random_resized_crop: data.random_resized_crop,
             pad: data.pad,
@@ -319,6 +322,8 @@ pub(crate) struct Search<'a> {
     pub(crate) device: Device,
     /// The shape of the supernet.
     spec: NetworkSpec,
+    /// The epoch and the step in it that run, or ran last.
+    now: [usize; 2],
     /// The stage of a progressive search, from 0.
     pub(crate) stage: usize,
     /// The primitives that edges still have.
@@ -371,6 +376,7 @@ impl<'a> Search<'a> {
             config: config.clone(),
             device: device.clone(),
             spec,
+            now: [0; 2],
             stage: 0,
             candidates,
             ranks,
@@ -469,13 +475,15 @@ impl<'a> Search<'a> {
 
     /// A new supernet and alpha for a stage.
     pub(crate) fn begin(&mut self, stage: usize, candidates: Candidates) -> Result<(), Error> {
+        nn::memory::free_buffers();
         (self.network, self.architecture) =
             networks(&self.config, &self.spec, stage, &candidates, &self.device)?;
         (self.sgd, self.adam) = (sgd(&self.config), adam(&self.config));
         self.forget_alpha();
         (self.stage, self.candidates) = (stage, candidates);
-        // What another network was like is no measure for this one.
+        // What another network was like is no measure for this one, nor have its steps of alpha anything to do with these.
         self.memory.least_eigenvalue = None;
+        self.memory.n_roll_backs = 0;
         Ok(())
     }
 
@@ -493,6 +501,12 @@ impl<'a> Search<'a> {
             Some(numbers) => numbers,
             None => self.architecture.numbers()?.to_vec1()?,
         };
+        // Losses may be read many steps later.
+        if !numbers.iter().all(|number| number.is_finite()) {
+            let [epoch, step] = self.now;
+            let what = "alpha";
+            return Err(Error::NonFinite { what, epoch, step });
+        }
         let numbers = AlphaNumbers::of(SearchSpace::darts(), numbers)?;
         self.seen.known = Some(numbers.clone());
         Ok(numbers)
@@ -565,7 +579,8 @@ impl<'a> Search<'a> {
                 let valid = valid.map(|valid| Started::new(valid, &uploads));
                 Ok::<_, Error>((valid.transpose()?, Started::new(train, &uploads)?))
             });
-            for batches in started {
+            for (step, batches) in started.enumerate() {
+                self.now = [epoch, step];
                 let (valid, train) = batches?;
                 let train = data.started(train, &uploads, &device)?;
                 let zero = Tensor::zeros((), DType::F64, &self.device)?;
@@ -612,7 +627,10 @@ impl<'a> Search<'a> {
         if moves_alpha {
             result.bridge_latency_millis = Some(bridge_sum / n_steps);
             if guards.policy != Policy::Off && guards.n_eigenvalue_steps > 0 {
-                result.panel.eigenvalue = Some(self.eigenvalue(data)?);
+                let eigenvalue = self.eigenvalue(data)?;
+                let what = "the Hessian's eigenvalue";
+                let eigenvalue = finite(eigenvalue, what, epoch, n_steps as usize)?;
+                result.panel.eigenvalue = Some(eigenvalue);
             }
         }
         Ok(result)
@@ -892,16 +910,7 @@ fn networks(
     candidates: &Candidates,
     device: &Device,
 ) -> Result<(Supernet, Architecture), Error> {
-    let ratio = ChannelRatio::new(config.network.channel_ratio)
-        .filter(|ratio| {
-            ratio.is_partial() == (config.method == Method::PcDarts)
-                && config.network.init_channels.is_multiple_of(ratio.get())
-        })
-        .ok_or_else(|| Error::Setting {
-            key: "network.channel_ratio",
-            expected: "1 for darts and p-darts, for pc-darts a divisor of init_channels above 1"
-                .to_owned(),
-        })?;
+    let ratio = config.channel_ratio().expect("a config that was checked");
     let spec = match &config.progressive {
         Some(stages) => NetworkSpec {
             n_layers: stages.n_layers[stage],
@@ -995,12 +1004,8 @@ pub(crate) fn finite(
 /// The supernet's shape: its size from the config, its ends from the images.
 pub(crate) fn network_spec(config: &Config, set: &ImageSet) -> Result<NetworkSpec, Error> {
     let network = &config.network;
-    let stem = Stem::from_name(&network.stem).ok_or_else(|| Error::Setting {
-        key: "network.stem",
-        expected: "one of conv3x3, conv3x3-stride2, imagenet".to_owned(),
-    })?;
     let spec = NetworkSpec {
-        stem,
+        stem: network.stem().expect("a config that was checked"),
         n_layers: network.n_layers,
         init_channels: network.init_channels,
         in_channels: set.n_channels(),

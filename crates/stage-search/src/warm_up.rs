@@ -92,7 +92,9 @@ fn path(config: &Config, context: &RunContext) -> Result<PathBuf, Error> {
         machine: context.parts.machine.clone(),
         ..KeyParts::new(&SEARCH, config)?
     };
-    parts.inputs.remove("latency-model");
+    for input in ["latency-model", "surrogate"] {
+        parts.inputs.remove(input);
+    }
     if let Value::Object(config) = &mut parts.config {
         config.retain(|key, _| !WITHOUT_A_SAY.contains(&key.as_str()));
         if let Some(Value::Object(guards)) = config.get_mut("guards") {

@@ -128,6 +128,13 @@ impl Place {
         command
     }
 
+    /// Whether it would take the config.
+    fn check(&self, more: &[&str]) -> Answer {
+        let config = self.path("search.toml");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_search"));
+        Answer::of(command.args(["check", "--config", text(&config)]).args(more))
+    }
+
     fn run_in(&self, store: &str, more: &[&str]) -> Answer {
         Answer::of(&mut self.command(store, more))
     }
@@ -289,6 +296,27 @@ fn a_search_is_made_once_and_its_bytes_repeat() {
     let [a, b] =
         [&first, &other].map(|answer| fs::read(folder(answer).join("alphas.safetensors")).unwrap());
     assert!(a != b, "another seed finds the same alpha");
+}
+
+#[test]
+fn two_that_are_asked_for_the_same_make_it_once() {
+    let place = Place::new();
+    let start = || {
+        let mut command = place.command("store", &["--json"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        child.spawn().unwrap()
+    };
+    let answers: Vec<Value> = [start(), start()]
+        .into_iter()
+        .map(|child| {
+            let output = child.wait_with_output().unwrap();
+            serde_json::from_slice(&output.stdout).unwrap()
+        })
+        .collect();
+    assert_eq!(answers[0]["path"], answers[1]["path"]);
+    let n_cached = answers.iter().filter(|answer| answer["cached"] == true);
+    assert_eq!(n_cached.count(), 1);
+    assert!(!folder(&answers[0]).with_extension("work").exists());
 }
 
 #[test]
@@ -1152,8 +1180,8 @@ fn searches_with_one_warm_up_run_it_once_and_end_with_the_same_bytes() {
             "target.latency=6ms",
             "--set",
             "n_bridge_samples=3",
-            SELECTS[0],
-            SELECTS[1],
+            "--set",
+            "selection={n_candidates=3, n_draws=5, n_epochs=2}",
         ],
         &[
             "--set",
@@ -1274,12 +1302,30 @@ fn a_config_mistake_is_shown_with_its_place() {
         ),
         ("batch_size=21", "batch_size", "images of either part"),
         ("network.channel_ratio=3", "channel_ratio", "a divisor"),
+        ("method=darts", "network.channel_ratio", "1 for darts"),
+        ("network.channel_ratio=0", "channel_ratio", "a divisor"),
         ("network.stem=deep", "network.stem", "conv3x3-stride2"),
-        ("network.n_layers=0", "network", "layers"),
+        ("network.n_layers=0", "network.n_layers", "at least 1"),
+        ("network.init_channels=0", "init_channels", "at least 1"),
+        (
+            "network={stem=\"imagenet\", n_layers=3, init_channels=5, channel_ratio=5}",
+            "network.init_channels",
+            "even",
+        ),
+        ("n_validation_images=0", "n_validation_images", "at least 1"),
+        ("data.pad=8", "data.pad", "8 pixels"),
+        ("data.cutout=9", "data.cutout", "8 pixels"),
         ("architecture.betas=[0.5,1.0]", "betas", "below 1"),
     ] {
         place.run(&["--set", set]).failed(2, &[key, expected]);
+        // Nothing of that waits for the stages before.
+        place.check(&["--set", set]).failed(2, &[key, expected]);
     }
+    assert_eq!(place.check(&[]).code, 0);
+    // What is drawn to be held against a search in stages has its config.
+    let random = ["method=random", "target.latency=8ms", "progressive={n_layers=[3], n_primitives=[8], skip_dropout=[0.0]}"];
+    let random = random.map(|set| ["--set", set]).concat();
+    assert_eq!(place.check(&random).code, 0);
     assert_nothing_stored(&place.path("store"));
 }
 

@@ -123,7 +123,12 @@ pub fn load(dir: &Path, split: Split, options: &LoadOptions) -> Result<ImageSet,
 ///
 /// As [`load`], as far as it is about folders, files and labels.
 pub fn labels(dir: &Path, split: Split) -> Result<(Vec<u32>, Vec<String>), Error> {
-    Layout::detect(dir, split)?.list(None)?.classes()
+    let (labels, class_names) = Layout::detect(dir, split)?.list(None)?.classes()?;
+    if labels.is_empty() {
+        let dir = dir.to_owned();
+        return Err(Error::Empty { dir, split });
+    }
+    Ok((labels, class_names))
 }
 
 /// The files that [`load`] reads for a split, sorted: what decides whether a result can be reused.

@@ -17,7 +17,7 @@ const REGION: usize = 1 << 22;
 enum Purpose {
     /// What is worked on again and again at one size: the room that was worked in last is still in the caches.
     Scratch,
-    /// What goes through memory. A last batch of more than half as many images goes where whole ones were.
+    /// What goes through memory. A last batch of half as many images or more goes where whole ones were.
     Storage,
 }
 
@@ -27,33 +27,46 @@ struct Pool<T: 'static> {
     rooms: BTreeMap<(Purpose, usize), Vec<&'static mut [T]>>,
     /// What is left of the last region.
     region: &'static mut [T],
+    /// All regions.
+    regions: Vec<*mut [T]>,
+    /// Buffers that are in use.
+    n_used: usize,
 }
+
+// SAFETY: a pool owns its regions, and whoever has one of its buffers is alone in having it.
+unsafe impl<T: Element> Send for Pool<T> {}
 
 impl<T: Element> Default for Pool<T> {
     fn default() -> Self {
         Self {
             rooms: BTreeMap::new(),
             region: &mut [],
+            regions: Vec::new(),
+            n_used: 0,
         }
     }
 }
 
 impl<T: Element> Pool<T> {
-    /// Room for so many numbers; in storage for less than twice as many. Of storage there are never more rooms of a length than
-    /// buffers of that length, or of more than half of it, were in use at once.
+    /// Room for so many numbers; in storage for up to twice as many. Of storage there are never more rooms of a length than
+    /// buffers of that length, or of at least half of it, were in use at once.
     fn take(&mut self, purpose: Purpose, len: usize) -> &'static mut [T] {
-        let end = match purpose {
-            Purpose::Scratch => len + 1,
+        self.n_used += 1;
+        let most = match purpose {
+            Purpose::Scratch => len,
             Purpose::Storage => 2 * len,
         };
-        let mut fitting = self.rooms.range_mut((purpose, len)..(purpose, end));
+        let mut fitting = self.rooms.range_mut((purpose, len)..=(purpose, most));
         if let Some(room) = fitting.find_map(|(_, rooms)| rooms.pop()) {
             return room;
         }
         // From line to line of the cache.
         let padded = len.next_multiple_of(LINE);
         if self.region.len() < padded {
-            self.region = Vec::leak(vec![T::zero(); padded.max(REGION)]);
+            let region = Box::into_raw(vec![T::zero(); padded.max(REGION)].into_boxed_slice());
+            self.regions.push(region);
+            // SAFETY: the region is there until `free`, before which every part of it comes back.
+            self.region = unsafe { &mut *region };
         }
         let (buffer, rest) = std::mem::take(&mut self.region).split_at_mut(padded);
         self.region = rest;
@@ -61,18 +74,46 @@ impl<T: Element> Pool<T> {
     }
 }
 
+/// A pool of whatever elements.
+trait AnyPool: Any + Send {
+    /// Gives all regions back to the system, unless a buffer is in use.
+    fn free(&mut self);
+}
+
+impl<T: Element> AnyPool for Pool<T> {
+    fn free(&mut self) {
+        if self.n_used > 0 {
+            return;
+        }
+        self.rooms.clear();
+        self.region = &mut [];
+        for region in self.regions.drain(..) {
+            // SAFETY: it came from a box, and nothing refers to it: its rooms are gone, and so is the rest of it.
+            drop(unsafe { Box::from_raw(region) });
+        }
+    }
+}
+
 /// The pools of all element types: two or three, so that looking at each is soonest done.
-static POOLS: Mutex<Vec<Box<dyn Any + Send>>> = Mutex::new(Vec::new());
+static POOLS: Mutex<Vec<Box<dyn AnyPool>>> = Mutex::new(Vec::new());
+
+/// Gives the buffers that nobody uses back to the system, for a network whose buffers are of other sizes; of an element type of which
+/// any is in use, none.
+pub fn free_buffers() {
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    pools.iter_mut().for_each(|pool| pool.free());
+}
 
 fn with_pool<T: Element, A>(work: impl FnOnce(&mut Pool<T>) -> A) -> A {
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    let index = pools.iter().position(|pool| pool.is::<Pool<T>>());
+    let is_own = |pool: &Box<dyn AnyPool>| (&**pool as &dyn Any).is::<Pool<T>>();
+    let index = pools.iter().position(is_own);
     let index = index.unwrap_or_else(|| {
         pools.push(Box::new(Pool::<T>::default()));
         pools.len() - 1
     });
-    let pool = pools[index].downcast_mut();
-    work(pool.expect("a pool of its type"))
+    let pool: &mut dyn Any = &mut *pools[index];
+    work(pool.downcast_mut().expect("a pool of its type"))
 }
 
 /// A buffer that goes back to a pool when it is dropped, instead of to the system, which would have to
@@ -106,13 +147,6 @@ impl<T: Element> Buffer<T> {
         };
         Self { room, len, purpose }
     }
-
-    /// A buffer of zeros.
-    pub fn zeros(len: usize) -> Self {
-        let mut buffer = Self::any(len);
-        buffer.fill(T::zero());
-        buffer
-    }
 }
 
 impl<T: Element> Default for Buffer<T> {
@@ -126,7 +160,10 @@ impl<T: Element> Drop for Buffer<T> {
         let room = std::mem::take(&mut self.room);
         if !room.is_empty() {
             let key = (self.purpose, room.len());
-            with_pool::<T, _>(|pool| pool.rooms.entry(key).or_default().push(room));
+            with_pool::<T, _>(|pool| {
+                pool.n_used -= 1;
+                pool.rooms.entry(key).or_default().push(room);
+            });
         }
     }
 }
@@ -150,8 +187,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_is_used_again_and_zeros_are_zeros() {
-        // No other test stores buffers of more than half and less than twice this length.
+    fn a_buffer_is_used_again() {
+        // No other test stores buffers of between half and twice this length.
         const LEN: usize = 1_000_003;
         let mut buffer = Buffer::<f32>::any(LEN);
         buffer.fill(7.0);
@@ -160,13 +197,32 @@ mod tests {
         let again = Buffer::<f32>::any(LEN);
         assert_eq!(again.as_ptr(), place);
         drop(again);
-        let smaller = Buffer::<f32>::any(LEN / 2 + 1);
-        assert_eq!((smaller.as_ptr(), smaller.len()), (place, LEN / 2 + 1));
+        let smaller = Buffer::<f32>::any(LEN.div_ceil(2));
+        assert_eq!(smaller.as_ptr(), place);
+        assert_eq!(smaller.len(), LEN.div_ceil(2));
         drop(smaller);
         assert_ne!(Buffer::<f32>::any(LEN / 2).as_ptr(), place);
         assert_ne!(Buffer::<f32>::scratch(LEN).as_ptr(), place);
         assert_eq!(Buffer::<f32>::any(LEN).as_ptr(), place);
-        assert!(Buffer::<f32>::zeros(LEN).iter().all(|&x| x == 0.0));
         assert!(Buffer::<f64>::any(0).is_empty());
+    }
+
+    #[test]
+    fn a_pool_frees_its_regions_when_nothing_is_in_use() {
+        let mut pool = Pool::<f32>::default();
+        let [room, other] = [3, REGION + 1].map(|len| pool.take(Purpose::Storage, len));
+        assert_eq!(pool.regions.len(), 2);
+        pool.free();
+        assert_eq!(pool.regions.len(), 2);
+        room.fill(1.0);
+        other.fill(2.0);
+        for room in [room, other] {
+            pool.n_used -= 1;
+            let key = (Purpose::Storage, room.len());
+            pool.rooms.entry(key).or_default().push(room);
+        }
+        pool.free();
+        assert!(pool.regions.is_empty() && pool.rooms.is_empty() && pool.region.is_empty());
+        assert_eq!(pool.take(Purpose::Storage, 3), [0.0; 3]);
     }
 }

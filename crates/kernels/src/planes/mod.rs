@@ -20,7 +20,7 @@ mod stencil;
 mod stretches;
 mod unit;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, free_buffers};
 pub use combine::{
     Term, accumulate, combine, dots, dropped_dots, moments, normalise, normalise_in_place,
 };

@@ -143,13 +143,15 @@ impl Unit {
         self.sources(rows.end..self.stencil.output().h.min(rows.end + rows.len()))
     }
 
-    /// Output rows from the first that an input row needs to the last that it waits for, itself or behind another; at least 1.
+    /// Output rows from the first that an input row needs to the last that it waits for: itself, behind another, or because its
+    /// span begins with that one; at least 1.
     fn reach(&self) -> usize {
+        let (h, stride) = (self.stencil.output().h, self.stencil.stride());
         let mut end = 0;
         let inputs = 0..self.stencil.input().h;
         let reach = inputs.map(|row| {
             let targets = self.stencil.targets(row);
-            end = end.max(targets.end);
+            end = end.max(targets.end).max((row / stride + 1).min(h));
             if targets.is_empty() {
                 0
             } else {

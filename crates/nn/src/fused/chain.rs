@@ -480,6 +480,11 @@ impl<T: Element> CustomOp3 for ChainOp<T> {
                 nodes,
                 saved: cell.running.is_none().then_some(own),
             });
+            if cell.running.is_some()
+                && let Some(unread) = index.checked_sub(2)
+            {
+                saved.cells[unread].nodes = Buffer::default();
+            }
         }
         let outputs = saved.outputs();
         let y: Vec<T> = match (chain.gives, outputs.last()) {
