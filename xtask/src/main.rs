@@ -57,7 +57,7 @@ enum Command {
         json: bool,
     },
     /// Search and evaluate with several seeds: lambda = 0, latency-aware, and random search at the same latency;
-    /// differences with bootstrap intervals
+    /// differences with 95 % intervals
     Compare {
         #[command(flatten)]
         args: PipelineArgs,
@@ -154,9 +154,10 @@ fn main() -> ExitCode {
             }
             eprintln!("error: {error:#}");
             let refusal = error.downcast_ref::<artifact::Refusal>();
-            refusal
-                .map_or(artifact::ExitCode::Bug, |refusal| refusal.exit_code())
-                .into()
+            let refusal = refusal.map(|refusal| refusal.exit_code());
+            let of_files = error.downcast_ref::<artifact::Error>();
+            let code = refusal.or_else(|| of_files.map(|error| error.exit_code()));
+            code.unwrap_or(artifact::ExitCode::Bug).into()
         }
     }
 }

@@ -427,7 +427,10 @@ mod tests {
         assert_eq!(changes.len(), 3);
         let (config, _) = as_long("search", &small, 10.0);
         assert!(config.contains("train_fraction = 0.5 # of each class\nvalid_fraction = 0.5\n"));
-        assert!(config.contains("[selection]\ntrain_fraction = 0.5\n"), "{config}");
+        assert!(
+            config.contains("[selection]\ntrain_fraction = 0.5\n"),
+            "{config}"
+        );
         assert!(
             config.starts_with("n_epochs = 32 # passes\nn_warmup_epochs = 24\n"),
             "{config}"

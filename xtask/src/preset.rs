@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use artifact::stage::{EVALUATE, PREDICTOR, PROFILE, SEARCH};
-use artifact::{DeviceSpec, ExitCode, Metric, NetworkRecord, PIPELINE, Refusal, StageSpec};
+use artifact::{
+    DeviceSpec, ExitCode, Front, LatencyDataset, Metric, NetworkRecord, PIPELINE, Refusal,
+    StageSpec,
+};
 use serde::Deserialize;
 
 /// The command line or a preset is wrong.
@@ -331,10 +334,16 @@ impl PipelineArgs {
             .map_err(|error| usage(error.to_string()))
     }
 
-    /// An error if the configs of the stages do not go together: if what is modelled is not measured, if a target is of something
+    /// An error if what is given beside the configs is not there, or if the configs of the stages do not go together: if what is modelled is not measured, if a target is of something
     /// else or asks for more held-out architectures than there will be, or if the network that is profiled and the one that
     /// is trained are not alike, so that their latencies could not be compared.
     pub(crate) fn go_together(&self) -> Result<()> {
+        for dir in &self.more {
+            artifact::open::<LatencyDataset>(dir)?;
+        }
+        if let Some(dir) = &self.front {
+            artifact::open::<Front>(dir)?;
+        }
         let profile: ProfileConfig = self.config(&PROFILE)?;
         let predictor: PredictorConfig = self.config(&PREDICTOR)?;
         let evaluate: NetworkConfig = self.config(&EVALUATE)?;

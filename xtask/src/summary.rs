@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use artifact::{Evaluation, Opened, Verdict};
+use artifact::{Evaluation, Metric, Opened, Verdict};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -15,6 +15,8 @@ pub(crate) struct Summary {
     latency_aware: Row,
     /// 1 - latency-aware / baseline, of the measured medians.
     latency_reduction: f64,
+    /// The same of what the search kept low, which need not be latency.
+    cost_reduction: f64,
     report: PathBuf,
 }
 
@@ -24,6 +26,11 @@ struct Row {
     evaluation: PathBuf,
     genotype: Value,
     test_accuracy: f64,
+    /// Test images; `None` where the evaluation does not say.
+    n_test: Option<u64>,
+    /// The standard error of the accuracy that these leave.
+    #[serde(skip)]
+    accuracy_error: Option<f64>,
     latency_median_millis: f64,
     latency_p10_millis: f64,
     latency_p90_millis: f64,
@@ -31,6 +38,11 @@ struct Row {
     n_params: u64,
     n_macs: u64,
     seed: u64,
+    /// The anchor network's latency around this one over that in the profile: what was divided out.
+    anchor_ratio: f64,
+    /// The same, if it is far from 1.
+    #[serde(skip)]
+    slowdown: Option<f64>,
     /// Whether the machine was restless while the network was timed.
     disturbed: bool,
     verdict: Verdict,
@@ -46,6 +58,8 @@ impl Row {
             evaluation: dir.to_owned(),
             genotype: artifact::genotype_to_json(&evaluation.genotype),
             test_accuracy: evaluation.test_accuracy,
+            n_test: evaluation.n_test,
+            accuracy_error: evaluation.accuracy_error(),
             latency_median_millis: evaluation.latency.median_millis,
             latency_p10_millis: evaluation.latency.p10_millis,
             latency_p90_millis: evaluation.latency.p90_millis,
@@ -53,6 +67,8 @@ impl Row {
             n_params: evaluation.n_params,
             n_macs: evaluation.n_macs,
             seed: evaluation.search.seed,
+            anchor_ratio: evaluation.latency.anchor_ratio,
+            slowdown: evaluation.latency.slowdown(),
             disturbed: evaluation.latency.disturbed,
             verdict: evaluation.verdict(),
         })
@@ -64,8 +80,10 @@ impl Summary {
     pub(crate) fn read(baseline: &Path, latency_aware: &Path, report: &Path) -> Result<Self> {
         let (baseline, latency_aware) = (Row::read(baseline)?, Row::read(latency_aware)?);
         let ratio = latency_aware.latency_median_millis / baseline.latency_median_millis;
+        let costs = [&latency_aware, &baseline].map(|row| row.verdict.measured_millis);
         Ok(Self {
             latency_reduction: 1.0 - ratio,
+            cost_reduction: 1.0 - costs[0] / costs[1],
             baseline,
             latency_aware,
             report: report.to_owned(),
@@ -121,15 +139,46 @@ impl fmt::Display for Summary {
                 writeln!(f, "{}", "-".repeat(total + 3 * (columns.len() - 1)))?;
             }
         }
-        let points = 100.0 * (self.latency_aware.test_accuracy - self.baseline.test_accuracy);
-        writeln!(
-            f,
-            "\nmeasured latency {:.1} % lower, test accuracy {points:+.2} percentage points (seed {})",
-            100.0 * self.latency_reduction,
-            self.latency_aware.seed,
-        )?;
         let verdict = &self.latency_aware.verdict;
         let (metric, unit) = (verdict.metric, verdict.metric.unit());
+        let points = 100.0 * (self.latency_aware.test_accuracy - self.baseline.test_accuracy);
+        let change = |reduction: f64| match reduction < 0.0 {
+            true => format!("{:.1} % higher", -100.0 * reduction),
+            false => format!("{:.1} % lower", 100.0 * reduction),
+        };
+        write!(f, "\nmeasured latency {}", change(self.latency_reduction))?;
+        if metric != Metric::Latency {
+            let reduction = change(self.cost_reduction);
+            let measured =
+                [&self.baseline, &self.latency_aware].map(|row| row.verdict.measured_millis);
+            let [before, own] = measured;
+            write!(
+                f,
+                ", {metric} {reduction} ({own:.3} {unit} instead of {before:.3})"
+            )?;
+        }
+        writeln!(
+            f,
+            ", test accuracy {points:+.2} percentage points (seed {})",
+            self.latency_aware.seed
+        )?;
+        let both = [&self.latency_aware, &self.baseline];
+        if self.latency_aware.genotype == self.baseline.genotype {
+            writeln!(
+                f,
+                "both searches found the same cells: what differs is how often it was trained and timed"
+            )?;
+        } else if let (Some(n), [Some(own), Some(other)]) = (
+            self.latency_aware.n_test,
+            both.map(|row| row.accuracy_error),
+        ) {
+            writeln!(
+                f,
+                "one seed; by {} test images alone the difference has a standard error of up to {:.1} points: compare --seeds 3 tells more",
+                thousands(n),
+                100.0 * own.hypot(other)
+            )?;
+        }
         if let (Some(word), Some(target)) = (verdict.word(), verdict.target_millis) {
             writeln!(
                 f,
@@ -149,6 +198,14 @@ impl fmt::Display for Summary {
             ("lambda = 0", &self.baseline),
             ("latency-aware", &self.latency_aware),
         ] {
+            if let Some(ratio) = row.slowdown {
+                writeln!(
+                    f,
+                    "while the {name} network was timed the machine took {ratio:.2} times as long as when it was profiled, which is divided \
+                     out: as it was, {:.3} ms",
+                    ratio * row.latency_median_millis
+                )?;
+            }
             if row.disturbed {
                 writeln!(
                     f,

@@ -1,5 +1,7 @@
 //! A network trained from scratch, tested and timed: what `evaluate` writes.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use space::Genotype;
 
@@ -7,7 +9,7 @@ use crate::error::Error;
 use crate::files::Files;
 use crate::format::{FormatVersion, Kind};
 use crate::latency_dataset::{MeasurementSettings, Metric, NetworkRecord};
-use crate::search_result::TargetRecord;
+use crate::search_result::{SearchResult, TargetRecord};
 use crate::store::Artifact;
 use crate::table::one_column_per_field;
 use crate::tensors::FloatTensors;
@@ -68,16 +70,17 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Holds a measurement against what the search promised, if that is of the same machine; `None` if what the search kept low
-    /// was not measured.
+    /// Holds a measurement, in the unit of what the search kept low, against what the search promised. Only what is corrected to the
+    /// state of the profiled machine, by the code that profiled, is held against predictions; but memory is that of the network, whatever
+    /// the machine.
     pub fn new(
         search: &SearchSummary,
-        latency: &TimingResult,
-        is_of_one_machine: bool,
-    ) -> Option<Self> {
-        let measured_millis = latency.cost(search.metric)?;
+        measured_millis: f64,
+        settings: &MeasurementSettings,
+    ) -> Self {
+        let is_comparable = search.metric == Metric::PeakMemory || settings.anchor.is_some();
         let target_millis = search.target.as_ref().map(|target| target.target_millis);
-        Some(Self {
+        Self {
             metric: search.metric,
             predicted_millis: search.predicted_latency_millis,
             interval_millis: search.interval_millis,
@@ -85,18 +88,52 @@ impl Verdict {
             target_millis,
             is_in_interval: search
                 .interval_millis
-                .filter(|_| is_of_one_machine)
+                .filter(|_| is_comparable)
                 .map(|[low, high]| (low..=high).contains(&measured_millis)),
             is_target_met: target_millis
-                .filter(|_| is_of_one_machine)
+                .filter(|_| is_comparable)
                 .map(|target| measured_millis <= target),
-        })
+        }
     }
 
     /// `PASS` or `FAIL`; `None` without a target.
     pub fn word(&self) -> Option<&'static str> {
         self.is_target_met
             .map(|is_met| if is_met { "PASS" } else { "FAIL" })
+    }
+}
+
+impl fmt::Display for Verdict {
+    /// `measured 0.203 ms, predicted 0.210 ms, target 0.240 ms: PASS`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = self.metric.unit();
+        let (measured, predicted) = (self.measured_millis, self.predicted_millis);
+        write!(
+            f,
+            "measured {measured:.3} {unit}, predicted {predicted:.3} {unit}"
+        )?;
+        let Some(target) = self.target_millis else {
+            return Ok(());
+        };
+        let word = self
+            .word()
+            .unwrap_or("not judged, for it was predicted of another machine or revision");
+        write!(f, ", target {target:.3} {unit}: {word}")
+    }
+}
+
+impl From<&SearchResult> for SearchSummary {
+    fn from(search: &SearchResult) -> Self {
+        Self {
+            method: search.method.clone(),
+            objective: search.objective.clone(),
+            lambda: search.lambda,
+            seed: search.seed,
+            metric: search.metric,
+            predicted_latency_millis: search.predicted_latency_millis,
+            interval_millis: search.interval_millis,
+            target: search.target.clone(),
+        }
     }
 }
 
@@ -125,7 +162,17 @@ pub struct TimingResult {
     pub energy_joules: Option<f64>,
 }
 
+/// How far the machine may be from how it was when it was profiled without anybody being told.
+const NOTABLE_SLOWDOWN: f64 = 0.05;
+
 impl TimingResult {
+    /// How many times as long as in the profile the machine took meanwhile, which is divided out of the latency; `None` where it took about
+    /// as long.
+    pub fn slowdown(&self) -> Option<f64> {
+        let is_notable = (self.anchor_ratio - 1.0).abs() > NOTABLE_SLOWDOWN;
+        is_notable.then_some(self.anchor_ratio)
+    }
+
     /// What the network costs, in the unit of the metric; `None` where it was not measured.
     pub fn cost(&self, metric: Metric) -> Option<f64> {
         metric.among(
@@ -198,6 +245,8 @@ pub struct Evaluation {
     pub seed: u64,
     /// The share of test images classified right.
     pub test_accuracy: f64,
+    /// Test images; `None` before format 1.6.
+    pub n_test: Option<u64>,
     /// The mean cross entropy on the test images, in nats.
     pub test_loss: f64,
     /// The measured latency.
@@ -227,6 +276,9 @@ struct Record {
     search: SearchSummary,
     seed: u64,
     test_accuracy: f64,
+    /// Since format 1.6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    n_test: Option<u64>,
     test_loss: f64,
     n_params: u64,
     n_macs: u64,
@@ -252,18 +304,22 @@ impl Evaluation {
         self.judge().expect("it was measured")
     }
 
-    /// Only what is corrected to the state of the profiled machine, by the code that profiled, is held against predictions; but
-    /// memory is that of the network, whatever the machine.
     fn judge(&self) -> Option<Verdict> {
-        let is_of_any_machine = self.search.metric == Metric::PeakMemory;
-        let is_comparable = is_of_any_machine || self.settings.anchor.is_some();
-        Verdict::new(&self.search, &self.latency, is_comparable)
+        let measured_millis = self.latency.cost(self.search.metric)?;
+        Some(Verdict::new(&self.search, measured_millis, &self.settings))
+    }
+
+    /// The standard error of the test accuracy as the share of a sample of images: other images like these would give another one.
+    /// What another training would give is not in it.
+    pub fn accuracy_error(&self) -> Option<f64> {
+        let n_test = self.n_test? as f64;
+        Some((self.test_accuracy * (1.0 - self.test_accuracy) / n_test).sqrt())
     }
 }
 
 impl Artifact for Evaluation {
     const KIND: Kind = Kind::Evaluation;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 5);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 6);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -274,6 +330,7 @@ impl Artifact for Evaluation {
             search: self.search.clone(),
             seed: self.seed,
             test_accuracy: self.test_accuracy,
+            n_test: self.n_test,
             test_loss: self.test_loss,
             n_params: self.n_params,
             n_macs: self.n_macs,
@@ -309,6 +366,7 @@ impl Artifact for Evaluation {
             search: record.search,
             seed: record.seed,
             test_accuracy: record.test_accuracy,
+            n_test: record.n_test,
             test_loss: record.test_loss,
             latency: files.json(LATENCY)?,
             n_params: record.n_params,
@@ -322,5 +380,27 @@ impl Artifact for Evaluation {
             Some(_) => Ok(evaluation),
             None => Err(files.malformed(LATENCY, evaluation.unmeasured())),
         }
+    }
+    fn headlines(&self) -> Vec<String> {
+        let accuracy = format!("test accuracy {:.2} %", 100.0 * self.test_accuracy);
+        let accuracy = match self.n_test.zip(self.accuracy_error()) {
+            Some((n, error)) => format!(
+                "{accuracy} of {n} images (standard error {:.2} points)",
+                100.0 * error
+            ),
+            None => accuracy,
+        };
+        let slowdown = self.latency.slowdown().map(|ratio| {
+            format!("the machine took {ratio:.2} times as long as when it was profiled: that is divided out")
+        });
+        let disturbed = self
+            .latency
+            .disturbed
+            .then(|| "the machine was restless meanwhile: the latency is uncertain".to_owned());
+        [accuracy, self.verdict().to_string()]
+            .into_iter()
+            .chain(slowdown)
+            .chain(disturbed)
+            .collect()
     }
 }

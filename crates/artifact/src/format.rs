@@ -76,6 +76,7 @@ impl fmt::Display for Kind {
 /// | search-result | 1.4, 1.5 | `candidates`; of each its `gradient_norm`, where candidates were taken by it |
 /// | search-result | 1.6 | of each candidate its `train_loss`, which decides instead of `valid_loss` |
 /// | evaluation | 1.3 | `search.metric`, where it is not latency; in `latency.json` what was measured of that metric |
+/// | evaluation | 1.6 | `n_test` |
 /// | evaluation | 1.4 | `model.onnx`; `images`: how they are normalised, and the names of the classes |
 /// | front | 1.1 | `metric`, where it is not latency |
 /// | evaluation | 1.2 | `search.objective`, `search.target`, `search.interval_millis`; `verdict.json` |

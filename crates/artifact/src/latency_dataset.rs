@@ -479,6 +479,18 @@ impl Artifact for LatencyDataset {
             cells: cells_of(&files.table::<Self>(CELLS)?)?,
         })
     }
+
+    fn headlines(&self) -> Vec<String> {
+        let n = self.samples.len();
+        let n_disturbed = self.samples.iter().filter(|own| own.disturbed).count();
+        let networks = if n == 1 { "network" } else { "networks" };
+        vec![match n_disturbed {
+            0 => format!("{n} {networks} timed"),
+            _ => format!(
+                "{n} {networks} timed, {n_disturbed} of them while the machine was restless: the predictor leaves these out"
+            ),
+        }]
+    }
 }
 
 /// A table in CSV of architectures, each with the file that it is in: the column `file`, and the genes as in a latency data set.

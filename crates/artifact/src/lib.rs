@@ -45,6 +45,7 @@
 //!     stage::execute(&cli.args, key, serde_json::Value::Null, |context| {
 //!         fit(&config, &dataset.value, context)
 //!     })
+//!     .map(drop)
 //! }
 //! # fn fit(_: &Config, _: &LatencyDataset, _: &RunContext) -> Result<LatencyModelArtifact, Error> {
 //! #     unimplemented!()

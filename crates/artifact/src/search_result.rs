@@ -260,4 +260,25 @@ impl Artifact for SearchResult {
             trace: TraceRow::rows(&files.table::<Self>(TRACE)?)?,
         })
     }
+
+    fn headlines(&self) -> Vec<String> {
+        let unit = self.metric.unit();
+        let predicted = format!(
+            "found: {:.4} {unit} predicted",
+            self.predicted_latency_millis
+        );
+        vec![match (&self.target, self.interval_millis) {
+            (Some(target), _) => format!(
+                "{predicted}, at most {:.4} {unit} with a probability of {}, target {:.4} {unit}{}",
+                target.upper_millis,
+                target.probability,
+                target.target_millis,
+                if target.is_met { "" } else { ": not kept" }
+            ),
+            (None, Some([low, high])) => {
+                format!("{predicted}, {low:.4} to {high:.4} {unit} with a probability of 0.9")
+            }
+            (None, None) => predicted,
+        }]
+    }
 }

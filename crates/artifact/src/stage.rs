@@ -56,7 +56,7 @@ pub const PROFILE: StageSpec = StageSpec {
 pub const PREDICTOR: StageSpec = StageSpec {
     name: "predictor",
     package: "stage-predictor",
-    revision: 5,
+    revision: 6,
     inputs: &[Kind::LatencyDataset],
     output: Kind::LatencyModel,
     uses_device: false,
@@ -259,7 +259,7 @@ pub struct StageArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
     /// Threads to compute with; 0 means all cores
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     pub threads: usize,
     /// Print the key and its parts as JSON, and do nothing else
     #[arg(long)]
@@ -272,6 +272,25 @@ pub struct StageArgs {
     pub quiet: bool,
 }
 
+/// A number of threads, of which a machine has use for some at most.
+fn parse_threads(text: &str) -> Result<usize, String> {
+    let n = text
+        .parse()
+        .map_err(|_| "expected a whole number, 0 for all cores".to_owned())?;
+    let n_cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let most = MOST_THREADS.max(4 * n_cores);
+    if n <= most {
+        Ok(n)
+    } else {
+        Err(format!(
+            "expected at most {most}, for this machine has {n_cores} cores"
+        ))
+    }
+}
+
+/// Threads that a stage takes on any machine.
+const MOST_THREADS: usize = 64;
+
 impl StageArgs {
     /// The config of the file and the overrides; see [`config::load_ranged`].
     ///
@@ -279,6 +298,14 @@ impl StageArgs {
     /// As [`config::load_ranged`].
     pub fn load_config<C: DeserializeOwned + Ranged>(&self) -> Result<C, Error> {
         Ok(config::load_ranged(&self.config, &self.overrides)?)
+    }
+
+    /// Tells some lines on standard error, unless that is to be quiet.
+    pub fn tell(&self, lines: &[String]) {
+        if !self.quiet {
+            let progress = Progress::stderr();
+            lines.iter().for_each(|line| progress.line(line));
+        }
     }
 
     /// The number of threads to compute with: all cores where 0 was given.
@@ -431,7 +458,7 @@ pub fn configure_threads(n: usize) -> Result<(), Error> {
 }
 
 /// From a key to an artifact: prints the key (`--key-only`), or finds the artifact in the store, or runs
-/// the stage, on a thread of the pool, and publishes what comes out; then prints where it lies.
+/// the stage, on a thread of the pool, and publishes what comes out; then tells what it comes to, prints where it lies, and returns it.
 ///
 /// `machine` describes the machine in the manifest, as far as the stage knows it ([`Value::Null`]);
 /// what of it belongs into the key stands in `parts`.
@@ -443,7 +470,7 @@ pub fn execute<A, E>(
     parts: KeyParts,
     machine: Value,
     run: impl FnOnce(&RunContext) -> Result<A, E> + Send,
-) -> Result<(), E>
+) -> Result<Option<Opened<A>>, E>
 where
     A: Artifact + Send,
     E: From<Error> + Send,
@@ -463,12 +490,14 @@ where
             "cached": store.contains::<A>(&key),
             "parts": parts,
         });
-        return Ok(print_line(&answer.to_string())?);
+        print_line(&answer.to_string())?;
+        return Ok(None);
     }
     if let Some(found) = store.find::<A>(&key)? {
         // Of a process that was killed just before it removed this.
         let _ = fs::remove_dir_all(store.work_dir::<A>(&key));
-        return Ok(announce(&found, args, true)?);
+        announce(&found, args, true)?;
+        return Ok(Some(found));
     }
 
     let store = Store::open(&args.store)?;
@@ -484,7 +513,8 @@ where
     // Another process may have made it meanwhile.
     if let Some(found) = store.find::<A>(&key)? {
         working.leave();
-        return Ok(announce(&found, args, true)?);
+        announce(&found, args, true)?;
+        return Ok(Some(found));
     }
     let machine_use = MachineUse::in_store(&args.store, &progress);
     let context = RunContext {
@@ -518,7 +548,8 @@ where
         elapsed_secs: clock.elapsed().as_secs_f64(),
     };
     let published = store.publish(parts, origin, value)?;
-    Ok(announce(&published, args, false)?)
+    announce(&published, args, false)?;
+    Ok(Some(published))
 }
 
 /// The working folder of a run, which no other process has: one that is asked for the same waits for this one.
@@ -607,7 +638,7 @@ fn uses_device(stage: &str) -> bool {
         .any(|spec| spec.name == stage && spec.uses_device)
 }
 
-/// Prints where an artifact lies: its folder, or with `--json` one object.
+/// Tells what an artifact comes to, on standard error, and prints where it lies: its folder, or with `--json` one object.
 ///
 /// # Errors
 /// If standard output does not take it, [`Error::Stdout`].
@@ -624,7 +655,12 @@ pub fn announce<A: Artifact>(
         path: &'a Path,
         cached: bool,
     }
-    let Opened { manifest, dir, .. } = artifact;
+    let Opened {
+        manifest,
+        dir,
+        value,
+    } = artifact;
+    args.tell(&value.headlines());
     if args.json {
         let (kind, key, digest) = (manifest.kind, manifest.key, manifest.digest);
         let answer = Answer {

@@ -32,6 +32,11 @@ pub trait Artifact: Sized {
     /// # Errors
     /// If their content does not follow the schema, [`Error::Malformed`].
     fn from_files(files: &Files) -> Result<Self, Error>;
+
+    /// What it comes to, in a few lines for whoever asked for it.
+    fn headlines(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// An artifact that lies in a folder.

@@ -83,6 +83,12 @@ impl Conformal {
         (predicted / factor, predicted * factor)
     }
 
+    /// The largest probability with which anything is promised: n / (n + 1) with n held-out architectures.
+    pub fn most(&self) -> f64 {
+        let n = self.scores.len() as f64;
+        n / (n + 1.0)
+    }
+
     /// The probability that an architecture takes no longer than the target, between 1 / (n + 1) and n / (n + 1).
     ///
     /// Between the scores it is interpolated, so it grows with the target and has a slope to climb; with

@@ -30,7 +30,7 @@ use artifact::stage::EVALUATE;
 use artifact::{
     DeviceSpec, Evaluation, KeyParts, LatencyDataset, LatencySample, MeasurementSettings,
     MemoryPlan, Opened, Precision, RunContext, SearchResult, SearchSummary, TimingRecord,
-    TimingResult,
+    TimingResult, Verdict,
 };
 use candle_core::Device;
 use collective::Collective;
@@ -191,11 +191,7 @@ pub fn run_together(
         let training = open_training(config, search, &data, &device, context, ranks)?;
         train(training, config, context)?
     };
-    progress.line(&format!(
-        "test accuracy {:.2} %, loss {:.4}",
-        100.0 * trained.test_accuracy,
-        trained.test_loss
-    ));
+    progress.line(&format!("test loss {:.4}", trained.test_loss));
     let weights = trained.weights()?;
     let export = trained.export(&network, &search.genotype)?;
     let latency = {
@@ -226,18 +222,10 @@ pub fn run_together(
         genotype: search.genotype.clone(),
         network: config.network.clone(),
         settings,
-        search: SearchSummary {
-            method: search.method.clone(),
-            objective: search.objective.clone(),
-            lambda: search.lambda,
-            seed: search.seed,
-            metric: search.metric,
-            predicted_latency_millis: search.predicted_latency_millis,
-            interval_millis: search.interval_millis,
-            target: search.target.clone(),
-        },
+        search: SearchSummary::from(search),
         seed: config.seed,
         test_accuracy: trained.test_accuracy,
+        n_test: Some(trained.n_test as u64),
         test_loss: trained.test_loss,
         latency,
         n_params,
@@ -286,6 +274,25 @@ impl Found {
         Ok(found.fold(parts, |parts, (index, one)| {
             parts.input(&format!("search-result-{index:03}"), one.digest())
         }))
+    }
+
+    /// What the timings of [`time`] say of each network, in a line that begins with its folder.
+    pub fn verdicts(&self, timed: &LatencyDataset) -> Vec<String> {
+        let Some(settings) = &timed.settings else {
+            return Vec::new();
+        };
+        let lines = self.0.iter().zip(&timed.samples).filter_map(|(one, row)| {
+            let search = SearchSummary::from(&one.value);
+            let measured = search.metric.of(row)?;
+            let verdict = Verdict::new(&search, measured, settings);
+            let doubt = if row.disturbed {
+                " (the machine was restless)"
+            } else {
+                ""
+            };
+            Some(format!("{}: {verdict}{doubt}", one.dir.display()))
+        });
+        lines.collect()
     }
 }
 

@@ -106,15 +106,20 @@ fn run(
         let together = team.as_ref().map(Team::collective);
         stage_evaluate::run_together(&config, &inputs, context, together)
     })
+    .map(drop)
 }
 
 fn time(search_results: &[PathBuf], args: &StageArgs) -> Result<(), Error> {
     let config: Config = args.load_config()?;
     let found = Found::open(search_results)?;
     let key = found.key(&config)?;
-    stage::execute(args, key, machine(), |context| {
+    let timed = stage::execute(args, key, machine(), |context| {
         stage_evaluate::time(&config, &found, context)
-    })
+    })?;
+    if let Some(timed) = timed {
+        args.tell(&found.verdicts(&timed.value));
+    }
+    Ok(())
 }
 
 /// What this machine is, for the manifest.

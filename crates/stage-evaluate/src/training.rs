@@ -306,6 +306,7 @@ impl<'a> Training<'a> {
         Ok(Trained {
             test_loss: loss_sum / set.len() as f64,
             test_accuracy: n_right as f64 / set.len() as f64,
+            n_test: set.len(),
             network: self.network,
             epochs: self.epochs,
             images: self.data.record(),
@@ -323,6 +324,8 @@ pub(crate) struct Trained {
     pub(crate) test_loss: f64,
     /// The share of test images classified right.
     pub(crate) test_accuracy: f64,
+    /// Test images.
+    pub(crate) n_test: usize,
 }
 
 impl Trained {

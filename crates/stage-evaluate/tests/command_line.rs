@@ -255,7 +255,12 @@ fn a_config_mistake_is_shown_with_its_place() {
         .run(&["--set", "drop_path=1.5"])
         .failed(2, &["drop_path", "below 1"]);
     place
-        .run(&["--set", "data.mean=[0.5,0.5]", "--set", "data.std=[0.5,0.5]"])
+        .run(&[
+            "--set",
+            "data.mean=[0.5,0.5]",
+            "--set",
+            "data.std=[0.5,0.5]",
+        ])
         .failed(2, &["data.mean", "in_channels"]);
     place
         .run(&["--set", "precision=bf16"])

@@ -43,7 +43,7 @@ pub(crate) enum Command {
     /// Make the model of a new device from those of others and a few architectures, which it chooses
     Transfer(TransferArgs),
     /// Say which architectures to time on a new device, given models of others: a genotype in JSON per line, for
-    /// profile --architectures
+    /// profile run --architectures
     Choose {
         /// The folder of a latency model of another device (may be repeated)
         #[arg(long = "source-model", value_name = "DIR", required = true)]

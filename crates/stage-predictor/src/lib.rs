@@ -16,6 +16,7 @@ mod split;
 mod table;
 mod transfer;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use artifact::stage::{ExitCode, RunContext, StageError};
@@ -167,7 +168,14 @@ pub fn run(
             .unzip()
     };
     let (mut train_codes, mut train_millis) = part(&train);
-    for sample in more.iter().filter(|sample| !sample.disturbed) {
+    // What judges the models must not be fitted under another name.
+    let judges: HashSet<_> = held_out
+        .iter()
+        .map(|&index| genotypes[index].canonical())
+        .collect();
+    let is_fitted =
+        |own: &&LatencySample| !own.disturbed && !judges.contains(&own.genotype.canonical());
+    for sample in more.iter().filter(is_fitted) {
         if let Some(cost) = config.metric.of(sample) {
             train_codes.push(space.encode(&sample.genotype));
             train_millis.push(cost);
@@ -346,6 +354,12 @@ pub enum Error {
         /// Its folder.
         dir: PathBuf,
     },
+    /// A data set that takes part already.
+    #[error("{dir} was given twice, as --latency-dataset or --more; leave out one of them")]
+    Twice {
+        /// Its folder.
+        dir: PathBuf,
+    },
     /// The data set is too small.
     #[error(
         "the data set holds {found} undisturbed architectures ({n_disturbed} disturbed ones left out), \
@@ -432,6 +446,7 @@ impl StageError for Error {
             | Self::NotMeasured { .. }
             | Self::OtherCells { .. }
             | Self::OtherSettings { .. } => ExitCode::Input,
+            Self::Twice { .. } => ExitCode::Usage,
             Self::Fit(error) => match error {
                 FitError::Setting { .. } => ExitCode::Usage,
                 FitError::NonFinite { .. } | FitError::Singular => ExitCode::Numbers,

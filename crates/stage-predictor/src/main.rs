@@ -59,8 +59,13 @@ fn run(
     for (index, digest) in sources.digests().enumerate() {
         key = key.input(&format!("source-model-{index}"), digest);
     }
+    let mut known = vec![inputs.digest];
     for (index, dir) in more.iter().enumerate() {
         let digest = inputs.add(dir)?;
+        if known.contains(&digest) {
+            return Err(Error::Twice { dir: dir.clone() });
+        }
+        known.push(digest);
         key = key.input(&format!("more-{index:03}"), digest);
     }
     stage::execute(args, key, serde_json::Value::Null, |context| {
@@ -70,4 +75,5 @@ fn run(
             stage_predictor::run_transfer(&config, inputs, sources, context)
         }
     })
+    .map(drop)
 }

@@ -119,4 +119,5 @@ fn run(args: &StageArgs, architectures: Option<PathBuf>) -> Result<(), Error> {
     stage::execute(args, key, fields, |context| {
         stage_profile::run(&config, architectures, context)
     })
+    .map(drop)
 }

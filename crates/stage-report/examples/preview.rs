@@ -1,7 +1,7 @@
 //! Prints the page of an invented run, for whoever works on its looks:
 //! `cargo run --release -p stage-report --example preview > page.html`.
 
-use artifact::stage::{EVALUATE, PREDICTOR, PROFILE};
+use artifact::stage::EVALUATE;
 use stage_report::{Config, Inputs};
 
 #[path = "../tests/fixture/mod.rs"]
@@ -10,17 +10,16 @@ mod fixture;
 fn main() {
     let store = tempfile::tempdir().expect("a folder for temporary files");
     let store = store.path();
+    let (dataset, model) = fixture::publish_model(store, fixture::latency_model());
     // Two published genotypes stand for the found ones; give others by name.
     let mut names = std::env::args().skip(1);
     let mut evaluation = |name: &str, lambda, accuracy, target| {
         let name = names.next().unwrap_or_else(|| name.to_owned());
         let evaluation = fixture::evaluation(&name, lambda, accuracy, target);
-        fixture::publish_with_search(store, evaluation)
+        fixture::publish_with_search(store, &model, evaluation)
     };
     let (first, baseline) = evaluation("PC_DARTS_cifar", 0.0, 0.882, None);
     let (second, aware) = evaluation("DARTS_V2", 0.5, 0.8805, Some(1.02));
-    let dataset = fixture::publish(store, &PROFILE, fixture::latency_dataset());
-    let model = fixture::publish(store, &PREDICTOR, fixture::latency_model());
     let front = fixture::publish(store, &EVALUATE, fixture::front());
     let (searches, evaluations) = ([first, second], [baseline, aware]);
     let inputs = Inputs::open(&dataset, &model, &searches, &evaluations, Some(&front))

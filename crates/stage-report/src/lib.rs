@@ -37,7 +37,8 @@ impl Inputs {
     ///
     /// # Errors
     /// As [`artifact::open`]; if there are not two search results and two evaluations; if an evaluation is not of its search
-    /// result; and if the two networks were timed under different settings, so that their latencies cannot be compared.
+    /// result, the latency-aware search not of the latency model or that not of the data set; if the baseline does not come first; and if the two
+    /// networks were timed under different settings, so that their latencies cannot be compared.
     pub fn open(
         latency_dataset: &Path,
         latency_model: &Path,
@@ -68,9 +69,19 @@ impl Inputs {
                 aware: aware.dir,
             });
         }
+        let [first, second] = &searches;
+        let is_swapped = first.value.target.is_some() || first.value.lambda > 0.0;
+        if is_swapped && second.value.target.is_none() && second.value.lambda == 0.0 {
+            let first = first.dir.clone();
+            return Err(Error::Swapped { first });
+        }
+        let latency_dataset = artifact::open::<LatencyDataset>(latency_dataset)?;
+        let latency_model = artifact::open::<LatencyModelArtifact>(latency_model)?;
+        made_from(&latency_model, &latency_dataset)?;
+        made_from(second, &latency_model)?;
         Ok(Self {
-            latency_dataset: artifact::open(latency_dataset)?,
-            latency_model: artifact::open(latency_model)?,
+            latency_dataset,
+            latency_model,
             searches,
             evaluations: [baseline, aware],
             front: front.map(artifact::open).transpose()?,
@@ -95,6 +106,19 @@ impl Inputs {
             Some(front) => parts.input("front", front.digest()),
             None => parts,
         })
+    }
+}
+
+/// Sees that one artifact was made from another.
+fn made_from<A: Artifact, B: Artifact>(of: &Opened<A>, from: &Opened<B>) -> Result<(), Error> {
+    let inputs = &of.manifest.key_parts.inputs;
+    match inputs.get(B::KIND.name()) {
+        Some(digest) if *digest == from.digest() => Ok(()),
+        _ => Err(Error::NotMadeFrom {
+            of: of.dir.clone(),
+            from: from.dir.clone(),
+            kind: B::KIND,
+        }),
     }
 }
 
@@ -146,6 +170,24 @@ pub enum Error {
         /// The folder of the search result that should be its own.
         search_result: PathBuf,
     },
+    /// An artifact of another run.
+    #[error("{of} was not made from {from}; give --{kind} of the run that it is of")]
+    NotMadeFrom {
+        /// The folder of what should have been made.
+        of: PathBuf,
+        /// The folder of what it should have been made from.
+        from: PathBuf,
+        /// What that is.
+        kind: Kind,
+    },
+    /// The latency-aware search comes first.
+    #[error(
+        "{first} is the search with latency in mind, the other one the baseline: give the baseline's --search-result and --evaluation first"
+    )]
+    Swapped {
+        /// The folder of the first search.
+        first: PathBuf,
+    },
     /// The two evaluations are not of one experiment.
     #[error(
         "the networks of {baseline} and {aware} were timed under different settings, so that their latencies \
@@ -179,10 +221,11 @@ impl StageError for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Artifact(error) => error.exit_code(),
-            Self::NotTwo { .. } => ExitCode::Usage,
-            Self::NotItsSearch { .. } | Self::Incomparable { .. } | Self::Metrics { .. } => {
-                ExitCode::Input
-            }
+            Self::NotTwo { .. } | Self::Swapped { .. } => ExitCode::Usage,
+            Self::NotMadeFrom { .. }
+            | Self::NotItsSearch { .. }
+            | Self::Incomparable { .. }
+            | Self::Metrics { .. } => ExitCode::Input,
             Self::Template(_) => ExitCode::Bug,
         }
     }

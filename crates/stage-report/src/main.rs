@@ -68,4 +68,5 @@ fn run(args: &RunArgs) -> Result<(), Error> {
     stage::execute(&args.stage, key, serde_json::Value::Null, |_| {
         stage_report::run(&config, &inputs)
     })
+    .map(drop)
 }

@@ -223,16 +223,24 @@ fn tiles(inputs: &Inputs) -> Vec<Tile> {
                 "{}\u{a0}points",
                 signed(100.0 * (accuracies[1] - accuracies[0]), 2)
             ),
-            what: "test accuracy".into(),
-            detail: format!(
-                "{} against {}",
-                percent(accuracies[1], 2),
-                percent(accuracies[0], 2)
-            ),
+            what: "test accuracy, one seed".into(),
+            detail: match evaluations.map(Evaluation::accuracy_error) {
+                [Some(own), Some(other)] => format!(
+                    "{} against {}; standard error up to {:.1}\u{a0}points by the test images alone",
+                    percent(accuracies[1], 2),
+                    percent(accuracies[0], 2),
+                    100.0 * own.hypot(other)
+                ),
+                _ => format!(
+                    "{} against {}",
+                    percent(accuracies[1], 2),
+                    percent(accuracies[0], 2)
+                ),
+            },
         },
         Tile {
             value: chosen.map_or("–".to_owned(), |figures| percent(figures.mape, 1)),
-            what: "error of the latency model".into(),
+            what: format!("error of the model of {}", noun(metric)).into(),
             detail: match validation.noise_floor_mape {
                 Some(floor) => format!(
                     "mean over held-out architectures; noise {}",
@@ -285,8 +293,8 @@ fn conclusion([baseline, aware]: [&Evaluation; 2]) -> String {
     format!(
         "With λ = {}, the search found a network whose {cost} is {change} that of the network found with \
          λ = {}; its test accuracy is {}.",
-        aware.search.lambda,
-        baseline.search.lambda,
+        short(aware.search.lambda),
+        short(baseline.search.lambda),
         accuracy.unwrap_or("the same".to_owned()),
     )
 }
@@ -379,13 +387,20 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
             String::new(),
         ),
         row(
-            "λ",
+            "weight of the latency, λ",
             &|e| format!("{} ({})", short(e.search.lambda), e.search.objective),
             String::new(),
         ),
         row(
             "test accuracy",
-            &|e| percent(e.test_accuracy, 2),
+            &|e| match e.accuracy_error() {
+                Some(error) => format!(
+                    "{} (standard error {})",
+                    percent(e.test_accuracy, 2),
+                    percent(error, 2)
+                ),
+                None => percent(e.test_accuracy, 2),
+            },
             format!("{}\u{a0}points", signed(points, 2)),
         ),
         row(
@@ -422,6 +437,18 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
                     ),
                     _ => "–".to_owned(),
                 }
+            },
+            String::new(),
+        ),
+        row(
+            "predicted bound",
+            &|e| match &e.search.target {
+                Some(target) => format!(
+                    "{}\u{a0}{unit}, probability {}",
+                    millis(target.upper_millis),
+                    target.probability
+                ),
+                None => "–".to_owned(),
             },
             String::new(),
         ),
@@ -481,7 +508,15 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
 fn notes(inputs: &Inputs) -> Vec<String> {
     let mut notes = Vec::new();
     for (opened, name) in inputs.evaluations.iter().zip(NAMES) {
-        if opened.value.latency.disturbed {
+        let latency = &opened.value.latency;
+        if let Some(ratio) = latency.slowdown() {
+            notes.push(format!(
+                "While the {name} network was timed, the machine took {ratio:.2} times as long as when it was profiled. That is divided out \
+                 of its latency, as it is for the target: as it was, one call took {}\u{a0}ms.",
+                millis(ratio * latency.median_millis)
+            ));
+        }
+        if latency.disturbed {
             notes.push(format!(
                 "The machine was restless while the {name} network was timed: its latency is uncertain."
             ));

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use artifact::stage::{EVALUATE, PREDICTOR, PROFILE};
+use artifact::stage::EVALUATE;
 use artifact::{Evaluation, LatencyModelArtifact};
 use command_line::{Answer, text};
 use space::Genotype;
@@ -44,11 +44,12 @@ impl Place {
         change_aware(&mut aware);
         // Both are of the same machine.
         baseline.settings.anchor = aware.settings.anchor.clone();
-        let [(first, baseline), (second, aware)] =
-            [baseline, aware].map(|evaluation| fixture::publish_with_search(&inputs, evaluation));
+        let (latency_dataset, latency_model) = fixture::publish_model(&inputs, model);
+        let [(first, baseline), (second, aware)] = [baseline, aware]
+            .map(|evaluation| fixture::publish_with_search(&inputs, &latency_model, evaluation));
         Self {
-            latency_dataset: fixture::publish(&inputs, &PROFILE, fixture::latency_dataset()),
-            latency_model: fixture::publish(&inputs, &PREDICTOR, model),
+            latency_dataset,
+            latency_model,
             searches: [first, second],
             evaluations: [baseline, aware],
             dir,

@@ -4,8 +4,8 @@ use std::fmt;
 
 use artifact::config::{OutOfRange, Ranged};
 use artifact::{Metric, Precision};
-use serde::{Deserialize, Serialize};
 use nn::ChannelRatio;
+use serde::{Deserialize, Serialize};
 use space::{Genotype, Stem};
 
 pub use crate::bridge::Bridge;
@@ -218,7 +218,8 @@ impl Ranged for Config {
             ..
         } = self;
         let stem = network.stem();
-        let fits_stem = |n_channels: usize| stem != Some(Stem::Imagenet) || n_channels.is_multiple_of(2);
+        let fits_stem =
+            |n_channels: usize| stem != Some(Stem::Imagenet) || n_channels.is_multiple_of(2);
         let share = |value: f64| (0.0..1.0).contains(&value);
         let not_negative = |value: f64| value >= 0.0 && value.is_finite();
         let positive = |value: f64| value > 0.0 && value.is_finite();
@@ -524,7 +525,7 @@ pub struct TargetConfig {
 /// `none`, `0.4ms`, or `0.6x` for a ratio of a genotype's latency. Where the model is of another metric, an amount of that one, such as
 /// `12MiB` or `3mJ`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "TargetText", into = "String")]
 pub enum TargetLatency {
     /// Any.
     None,
@@ -534,10 +535,26 @@ pub enum TargetLatency {
     Ratio(f64),
 }
 
-impl TryFrom<String> for TargetLatency {
+/// How a target is written; a number alone is none.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TargetText {
+    Text(String),
+    Number(f64),
+}
+
+impl TryFrom<TargetText> for TargetLatency {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: TargetText) -> Result<Self, String> {
+        let text = match text {
+            TargetText::Text(text) => text,
+            TargetText::Number(number) => {
+                return Err(format!(
+                    "`{number}` has no unit; expected none, {number}ms or {number}x"
+                ));
+            }
+        };
         let number = |text: &str| {
             let value: f64 = text.trim().parse().ok()?;
             (value > 0.0 && value.is_finite()).then_some(value)

@@ -58,7 +58,7 @@ impl Memory {
         };
         if panel.n_skips_normal > config.max_skips {
             add(format_args!(
-                "{} skips in the normal cell",
+                "alpha stands for {} skips in the normal cell",
                 panel.n_skips_normal
             ));
         }

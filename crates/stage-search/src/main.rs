@@ -152,5 +152,5 @@ fn run(
     if ranks.rank() > 0 {
         return stage::follow::<SearchResult, _>(&args, parts, |context| search(context).map(drop));
     }
-    stage::execute(&args, parts, serde_json::Value::Null, search)
+    stage::execute(&args, parts, serde_json::Value::Null, search).map(drop)
 }

@@ -189,12 +189,17 @@ pub(crate) fn found(
     }
     if n_changed_genes > 0 {
         let bound = match target_millis {
-            Some(target) => format!(
-                ": at most {:.4} {} instead of {:.4}, target {target:.4}",
-                upper(&genotype),
-                search.predictor.metric.unit(),
-                upper(&free)
-            ),
+            Some(target) => {
+                let (own, before) = (upper(&genotype), upper(&free));
+                let why = match before <= target && before < own {
+                    true => "to use what the target allows",
+                    false => "to keep to the target",
+                };
+                let unit = search.predictor.metric.unit();
+                format!(
+                    " {why}: at most {own:.4} {unit} instead of {before:.4}, target {target:.4}"
+                )
+            }
             None => String::new(),
         };
         events.push(format!(

@@ -89,7 +89,11 @@ impl Predictor {
     /// Why nothing is promised at all.
     pub(crate) fn why_no_promise(&self) -> String {
         match &self.errors {
-            Ok(_) => "has too few held-out architectures".to_owned(),
+            Ok(errors) => format!(
+                "has too few held-out architectures for more than {:.2}",
+                // Down.
+                (100.0 * errors.most()).floor() / 100.0
+            ),
             Err(error) => format!("does not tell how far it errs: {error}"),
         }
     }

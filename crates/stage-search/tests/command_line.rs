@@ -132,7 +132,11 @@ impl Place {
     fn check(&self, more: &[&str]) -> Answer {
         let config = self.path("search.toml");
         let mut command = Command::new(env!("CARGO_BIN_EXE_search"));
-        Answer::of(command.args(["check", "--config", text(&config)]).args(more))
+        Answer::of(
+            command
+                .args(["check", "--config", text(&config)])
+                .args(more),
+        )
     }
 
     fn run_in(&self, store: &str, more: &[&str]) -> Answer {
@@ -728,6 +732,7 @@ fn evaluations(
             },
             seed: index,
             test_accuracy: 0.7 + 0.02 * millis.ln() - 0.001 * n_poolings as f64,
+            n_test: Some(2000),
             test_loss: 1.0,
             latency: TimingResult {
                 median_millis: millis,
@@ -1323,7 +1328,11 @@ fn a_config_mistake_is_shown_with_its_place() {
     }
     assert_eq!(place.check(&[]).code, 0);
     // What is drawn to be held against a search in stages has its config.
-    let random = ["method=random", "target.latency=8ms", "progressive={n_layers=[3], n_primitives=[8], skip_dropout=[0.0]}"];
+    let random = [
+        "method=random",
+        "target.latency=8ms",
+        "progressive={n_layers=[3], n_primitives=[8], skip_dropout=[0.0]}",
+    ];
     let random = random.map(|set| ["--set", set]).concat();
     assert_eq!(place.check(&random).code, 0);
     assert_nothing_stored(&place.path("store"));

@@ -34,7 +34,7 @@ fn execute(
     run: impl FnOnce(&RunContext) -> Result<Report, Error> + Send,
 ) -> Result<(), Error> {
     let machine = json!({"cpu_model": "a processor"});
-    stage::execute(args, samples::key_parts::<Report>(), machine, run)
+    stage::execute(args, samples::key_parts::<Report>(), machine, run).map(drop)
 }
 
 #[test]

@@ -263,6 +263,7 @@ impl Sample for Evaluation {
             },
             seed: 2,
             test_accuracy: 0.9743,
+            n_test: Some(2000),
             test_loss: 0.1,
             latency: TimingResult {
                 median_millis: 20.2,

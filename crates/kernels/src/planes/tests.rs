@@ -253,7 +253,14 @@ fn a_unit_normalises_what_it_reads_and_gives_the_gradient_behind_that() {
 #[test]
 fn a_unit_gives_the_same_numbers_whoever_helps_with_its_rows() {
     // Of the last one the padding is less than what keeps the size: rows may need none but earlier ones.
-    let windows = [(3, 1, 1), (5, 1, 2), (5, 2, 1), (5, 2, 2), (2, 2, 3), (3, 1, 3)];
+    let windows = [
+        (3, 1, 1),
+        (5, 1, 2),
+        (5, 2, 1),
+        (5, 2, 2),
+        (2, 2, 3),
+        (3, 1, 3),
+    ];
     // Groups of four rows, of one and of three; so few rows that all are one group; and so few in spans of one that an input row
     // needs an output row that none before it needs.
     let sizes = [
@@ -268,7 +275,11 @@ fn a_unit_gives_the_same_numbers_whoever_helps_with_its_rows() {
         .flat_map(|window| sizes.map(|size| (window, size)));
     for ((kernel, stride, dilation), (h, n, c)) in cases {
         let geometry = Conv2dGeometry {
-            padding: if dilation == 3 && kernel == 3 { 2 } else { dilation * kernel / 2 },
+            padding: if dilation == 3 && kernel == 3 {
+                2
+            } else {
+                dilation * kernel / 2
+            },
             stride,
             dilation,
         };

@@ -225,7 +225,14 @@ pub(crate) fn curves(
             .enumerate()
             .map(|(epoch, &value)| frame.at(epoch as f64 + 1.0, value))
             .collect();
-        svg.polyline(&format!("curve {class}"), &points);
+        match points[..] {
+            // One point is no line.
+            [[x, y]] => {
+                let class = format!("curve {class}");
+                svg.line(&class, [x - 6.0, y], [x + 6.0, y]);
+            }
+            _ => svg.polyline(&format!("curve {class}"), &points),
+        }
     }
     for (curve, class) in networks.iter().zip(NETWORKS) {
         if let Some(test) = curve.test {
@@ -268,7 +275,7 @@ pub(crate) fn front(of: &str, networks: &[Swept]) -> String {
         x: Axis::covering(networks.iter().map(|network| network.millis), 6),
         y: Axis::covering(networks.iter().map(|network| network.accuracy), 5),
         left: 62.0,
-        right: WIDTH - 14.0,
+        right: WIDTH - 24.0,
         top: 34.0,
         bottom: 266.0,
     };
