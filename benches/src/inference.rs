@@ -12,7 +12,7 @@ use crate::Size;
 /// Command line of `inference`.
 #[derive(Args)]
 pub(crate) struct InferenceArgs {
-    /// A published name, or a file
+    /// A published name, the text Genotype(…), or a file
     #[arg(long, value_name = "NAME|FILE", default_value = "PC_DARTS_cifar")]
     genotype: String,
     #[command(flatten)]
@@ -31,7 +31,7 @@ pub(crate) struct InferenceArgs {
 /// Runs the inferences and prints what they took.
 pub(crate) fn run(args: &InferenceArgs) -> Result<()> {
     artifact::stage::configure_threads(args.size.threads.max(1))?;
-    let genotype = artifact::genotype_from_arg(&args.genotype)?;
+    let genotype = artifact::genotype_from_arg(&args.genotype).map_err(artifact::Error::from)?;
     let prepared = Prepared::network(&args.size.spec()?, &genotype, args.size.batch, &On::cpu())?;
     let protocol = Protocol {
         n_warmup: args.warmup,

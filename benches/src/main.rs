@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use artifact::{Refusal, StageError};
 use clap::{Args, Parser, Subcommand};
 use measure::timing::quantile;
+use nn::ChannelRatio;
 
 /// Buffers of one step are those of the next, as in the stages.
 #[global_allocator]
@@ -75,6 +76,17 @@ impl Size {
             return Err(usage("--batch must be at least 1"));
         }
         Ok(spec)
+    }
+
+    /// One channel in `k` through the operations of a supernet.
+    fn ratio(&self, k: usize) -> anyhow::Result<ChannelRatio> {
+        let ratio = ChannelRatio::new(k).filter(|_| self.channels.is_multiple_of(k));
+        ratio.ok_or_else(|| {
+            usage(format!(
+                "--channels {} must be a multiple of {k}, the K of the supernet",
+                self.channels
+            ))
+        })
     }
 }
 

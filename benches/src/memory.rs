@@ -5,7 +5,7 @@ use candle_core::{DType, Device};
 use clap::Args;
 use nn::memory::{Path, StepMemory};
 use nn::parameters::Builder;
-use nn::{ChannelRatio, DerivedNet, Rng, Supernet};
+use nn::{DerivedNet, Rng, Supernet};
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::json;
 use space::{Genotype, NetworkSpec, SearchSpace, Stem};
@@ -47,8 +47,7 @@ pub(crate) fn run(args: &MemoryArgs) -> Result<()> {
     let builder = Builder::new(&Device::Cpu, DType::F32, &mut rng);
     let memory_of: Box<dyn Fn(Path) -> StepMemory> = match args.supernet {
         Some(k) => {
-            let ratio =
-                ChannelRatio::new(k).ok_or_else(|| usage("--supernet: expected at least 1"))?;
+            let ratio = args.size.ratio(k)?;
             let network = Supernet::new(&builder, SearchSpace::darts(), &spec, ratio)?;
             let n = args.size.batch;
             Box::new(move |path| network.step_memory(&spec, n, path))

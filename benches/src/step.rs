@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use nn::loss::{cross_entropy, scalar};
 use nn::optimizer::{Adam, Gradients, Sgd};
 use nn::parameters::Builder;
-use nn::{Architecture, ChannelRatio, DerivedNet, Pass, Rng, Supernet};
+use nn::{Architecture, DerivedNet, Pass, Rng, Supernet};
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::json;
 use space::{CellKind, Genotype, SearchSpace};
@@ -143,10 +143,7 @@ fn secs_of(step: impl FnOnce() -> Result<()>) -> Result<f64> {
 }
 
 fn supernet(args: &StepArgs, k: usize) -> Result<Times> {
-    let (space, ratio) = (
-        SearchSpace::darts(),
-        ChannelRatio::new(k).context("K is 0")?,
-    );
+    let (space, ratio) = (SearchSpace::darts(), args.size.ratio(k)?);
     let device = args.device()?;
     let mut rng = Rng::seed_from_u64(0);
     let (x, y) = batch(&args.size, &device, &mut rng)?;

@@ -68,7 +68,7 @@ impl Row {
             n_macs: evaluation.n_macs,
             seed: evaluation.search.seed,
             anchor_ratio: evaluation.latency.anchor_ratio,
-            slowdown: evaluation.latency.slowdown(),
+            slowdown: evaluation.slowdown(),
             disturbed: evaluation.latency.disturbed,
             verdict: evaluation.verdict(),
         })

@@ -162,17 +162,7 @@ pub struct TimingResult {
     pub energy_joules: Option<f64>,
 }
 
-/// How far the machine may be from how it was when it was profiled without anybody being told.
-const NOTABLE_SLOWDOWN: f64 = 0.05;
-
 impl TimingResult {
-    /// How many times as long as in the profile the machine took meanwhile, which is divided out of the latency; `None` where it took about
-    /// as long.
-    pub fn slowdown(&self) -> Option<f64> {
-        let is_notable = (self.anchor_ratio - 1.0).abs() > NOTABLE_SLOWDOWN;
-        is_notable.then_some(self.anchor_ratio)
-    }
-
     /// What the network costs, in the unit of the metric; `None` where it was not measured.
     pub fn cost(&self, metric: Metric) -> Option<f64> {
         metric.among(
@@ -309,6 +299,11 @@ impl Evaluation {
         Some(Verdict::new(&self.search, measured_millis, &self.settings))
     }
 
+    /// How many times as long as in the profile the machine took while the network was timed, [if that is of note](MeasurementSettings::slowdown).
+    pub fn slowdown(&self) -> Option<f64> {
+        self.settings.slowdown(self.latency.anchor_ratio)
+    }
+
     /// The standard error of the test accuracy as the share of a sample of images: other images like these would give another one.
     /// What another training would give is not in it.
     pub fn accuracy_error(&self) -> Option<f64> {
@@ -390,7 +385,7 @@ impl Artifact for Evaluation {
             ),
             None => accuracy,
         };
-        let slowdown = self.latency.slowdown().map(|ratio| {
+        let slowdown = self.slowdown().map(|ratio| {
             format!("the machine took {ratio:.2} times as long as when it was profiled: that is divided out")
         });
         let disturbed = self

@@ -58,12 +58,18 @@ pub fn genotype_to_json(genotype: &Genotype) -> Value {
 #[derive(Debug, Error)]
 pub enum ReadGenotypeError {
     /// Neither a published name nor a file.
-    #[error("there is no genotype `{arg}`; expected {names}, or a file")]
+    #[error("there is no genotype `{arg}`; expected {names}, the text Genotype(…), or a file")]
     Unknown {
         /// What was given.
         arg: String,
         /// The published names.
         names: String,
+    },
+    /// The text is not in the tuple form.
+    #[error("the genotype that was given")]
+    Given {
+        /// What is wrong with it.
+        source: space::ParseGenotypeError,
     },
     /// The file cannot be read.
     #[error("cannot read {path}")]
@@ -91,13 +97,17 @@ pub enum ReadGenotypeError {
     },
 }
 
-/// The genotype that a command line names: a published one, or a file in JSON or in the tuple form.
+/// The genotype that a command line names: a published one, one in the tuple form, or a file in JSON or in that form.
 ///
 /// # Errors
 /// If it is neither, listing the names; if the file does not hold a genotype, saying where.
 pub fn genotype_from_arg(arg: &str) -> Result<Genotype, ReadGenotypeError> {
     if let Some(genotype) = Genotype::named(arg) {
         return Ok(genotype);
+    }
+    if arg.trim_start().starts_with("Genotype(") {
+        let given = |source| ReadGenotypeError::Given { source };
+        return arg.parse().map_err(given);
     }
     let path = Path::new(arg).to_owned();
     let text = match std::fs::read_to_string(&path) {

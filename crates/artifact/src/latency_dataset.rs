@@ -400,6 +400,18 @@ impl LatencyDataset {
     }
 }
 
+/// How far the machine may have drifted since it was profiled without a word about it.
+const MAX_UNREMARKED_DRIFT: f64 = 0.1;
+
+impl MeasurementSettings {
+    /// How many times as long as in the profile the machine took, by its anchor's ratio, which is divided out of what is measured; `None` where
+    /// it took about as long, or where there is no anchor of it.
+    pub fn slowdown(&self, anchor_ratio: f64) -> Option<f64> {
+        let is_notable = (anchor_ratio - 1.0).abs() > MAX_UNREMARKED_DRIFT;
+        (self.anchor.is_some() && is_notable).then_some(anchor_ratio)
+    }
+}
+
 impl Artifact for LatencyDataset {
     const KIND: Kind = Kind::LatencyDataset;
     const FORMAT: FormatVersion = FormatVersion::new(1, 4);

@@ -285,12 +285,15 @@ impl Found {
             let search = SearchSummary::from(&one.value);
             let measured = search.metric.of(row)?;
             let verdict = Verdict::new(&search, measured, settings);
-            let doubt = if row.disturbed {
-                " (the machine was restless)"
-            } else {
-                ""
+            let slowdown = settings.slowdown(row.anchor_ratio).map(|ratio| {
+                format!("; the machine took {ratio:.2} times as long as when it was profiled, which is divided out")
+            });
+            let slowdown = slowdown.unwrap_or_default();
+            let doubt = match row.disturbed {
+                true => "; it was restless, and the latency is uncertain",
+                false => "",
             };
-            Some(format!("{}: {verdict}{doubt}", one.dir.display()))
+            Some(format!("{}: {verdict}{slowdown}{doubt}", one.dir.display()))
         });
         lines.collect()
     }

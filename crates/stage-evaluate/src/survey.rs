@@ -193,3 +193,29 @@ pub(crate) fn same_classes(dir: &Path, [train, test]: [&[String]; 2]) -> Result<
 pub(crate) fn describe([c, h, w]: [usize; 3], n_classes: usize) -> String {
     format!("{c} x {h} x {w} (channels, height, width) of {n_classes} classes")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_with_names_are_the_same_in_both_splits() {
+        let names = |names: &[&str]| {
+            names
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect::<Vec<_>>()
+        };
+        let check = |train: &[&str], test: &[&str]| {
+            same_classes(Path::new("set"), [&names(train), &names(test)])
+        };
+        let error = check(&["cat", "dog"], &["dog", "cat"]).unwrap_err();
+        assert!(error.to_string().starts_with(
+            "class 0 of the train images in set is called `cat`, of the test images `dog`"
+        ));
+        assert!(check(&["cat", "dog"], &["cat", "dog"]).is_ok());
+        // The last ones may be missing, and numbers are no names.
+        assert!(check(&["cat", "dog"], &["cat"]).is_ok());
+        assert!(check(&["cat", "dog"], &["0", "1"]).is_ok());
+    }
+}

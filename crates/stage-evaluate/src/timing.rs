@@ -9,9 +9,6 @@ use space::{Genotype, NetworkSpec};
 use crate::config::TimingConfig;
 use crate::error::Error;
 
-/// How far the machine may have drifted since it was profiled without a word about it.
-const MAX_UNREMARKED_DRIFT: f64 = 0.1;
-
 /// How many series of rounds are timed at most. A neighbour often disturbs for some seconds, which one series takes.
 const MAX_SERIES: usize = 8;
 
@@ -90,11 +87,6 @@ pub(crate) fn time(
         anchor_ratio,
         disturbed,
     } = median(rounds);
-    if settings.anchor.is_some() && (anchor_ratio - 1.0).abs() > MAX_UNREMARKED_DRIFT {
-        progress.line(&format!(
-            "this machine takes {anchor_ratio:.2} times as long as when it was profiled; that is divided out"
-        ));
-    }
     Ok(TimingResult {
         median_millis: timing.median_millis(),
         p10_millis: timing.p10_millis(),

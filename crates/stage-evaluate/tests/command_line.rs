@@ -161,6 +161,22 @@ fn a_prediction_of_another_machine_or_revision_is_not_judged() {
         let answer = place.run(&["--json"]);
         let says = answer.stderr.contains("not held against each other");
         assert_eq!(says, what.is_some());
+        let verdict = match what {
+            Some(_) => "not judged",
+            None => "PASS",
+        };
+        let judged = |answer: &Answer| {
+            let mut lines = answer.stderr.lines();
+            lines.any(|line| line.contains(", target ") && line.contains(verdict))
+        };
+        let fails = |answer: &Answer| answer.stderr.contains(": FAIL");
+        assert!(
+            judged(&answer) || what.is_none() && fails(&answer),
+            "{}",
+            answer.stderr
+        );
+        // Of what is cached as well.
+        assert!(judged(&place.run(&["--json"])) || what.is_none() && fails(&answer));
         assert!(what.is_none_or(|what| answer.stderr.contains(what)));
         let dir = answer.json()["path"].as_str().unwrap().to_owned();
         let evaluation = artifact::open::<Evaluation>(&dir).unwrap().value;
@@ -210,10 +226,15 @@ fn what_the_search_kept_low_is_measured_and_judged() {
         "--search-result",
         text(&place.search_result),
     ]);
-    let answer = answer.json();
+    let (answer_of_time, answer) = (&answer, answer.json());
     let dir = Path::new(answer["path"].as_str().unwrap());
     let dataset = artifact::open::<LatencyDataset>(dir).unwrap().value;
     assert_eq!(dataset.samples[0].peak_memory_bytes, Some(bytes));
+    assert!(
+        answer_of_time.stderr.contains("MiB: PASS"),
+        "{}",
+        answer_of_time.stderr
+    );
 }
 
 #[test]
@@ -222,7 +243,13 @@ fn progress_goes_to_standard_error_in_plain_lines() {
     let answer = place.run(&["--set", "n_epochs=2"]);
     assert_eq!(answer.code, 0, "{}", answer.stderr);
     assert_eq!(answer.stdout.lines().count(), 1, "the folder alone");
-    for line in ["epoch 1/2: 3/3", "epoch 2/2: 3/3", "test accuracy "] {
+    for line in [
+        "epoch 1/2: 3/3",
+        "epoch 2/2: 3/3",
+        "test accuracy ",
+        "(standard error ",
+        "\nmeasured ",
+    ] {
         assert!(
             answer.stderr.contains(line),
             "`{line}` is not in\n{}",

@@ -12,7 +12,7 @@ use artifact::{
     CellSample, Digest, KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, Metric,
     Opened, Store, open, stage,
 };
-use command_line::{Answer, assert_nothing_stored};
+use command_line::{Answer, assert_nothing_stored, text};
 use latency::{LatencyModel, Mlp, Ridge, State, StateTensor, Structured, Transferred};
 use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::KeyValue;
@@ -477,6 +477,13 @@ fn a_config_mistake_is_shown_with_its_place() {
         place.run(&["--set", set]).failed(2, &[says]);
     }
     assert_nothing_stored(&place.path("store"));
+}
+
+#[test]
+fn a_data_set_takes_part_once() {
+    let place = Place::new();
+    let more = ["--more", text(&place.dataset)];
+    place.run(&more).failed(2, &[text(&place.dataset), "twice"]);
 }
 
 #[test]

@@ -240,7 +240,7 @@ fn tiles(inputs: &Inputs) -> Vec<Tile> {
         },
         Tile {
             value: chosen.map_or("–".to_owned(), |figures| percent(figures.mape, 1)),
-            what: format!("error of the model of {}", noun(metric)).into(),
+            what: format!("error of the {} model", noun(metric)).into(),
             detail: match validation.noise_floor_mape {
                 Some(floor) => format!(
                     "mean over held-out architectures; noise {}",
@@ -392,13 +392,11 @@ fn results(baseline: &Evaluation, aware: &Evaluation) -> Vec<Row> {
             String::new(),
         ),
         row(
-            "test accuracy",
+            "test accuracy ± standard error",
             &|e| match e.accuracy_error() {
-                Some(error) => format!(
-                    "{} (standard error {})",
-                    percent(e.test_accuracy, 2),
-                    percent(error, 2)
-                ),
+                Some(error) => {
+                    format!("{} ± {:.2}", percent(e.test_accuracy, 2), 100.0 * error)
+                }
                 None => percent(e.test_accuracy, 2),
             },
             format!("{}\u{a0}points", signed(points, 2)),
@@ -509,7 +507,7 @@ fn notes(inputs: &Inputs) -> Vec<String> {
     let mut notes = Vec::new();
     for (opened, name) in inputs.evaluations.iter().zip(NAMES) {
         let latency = &opened.value.latency;
-        if let Some(ratio) = latency.slowdown() {
+        if let Some(ratio) = opened.value.slowdown() {
             notes.push(format!(
                 "While the {name} network was timed, the machine took {ratio:.2} times as long as when it was profiled. That is divided out \
                  of its latency, as it is for the target: as it was, one call took {}\u{a0}ms.",

@@ -280,6 +280,41 @@ fn an_evaluation_of_another_search_is_named() {
 }
 
 #[test]
+fn artifacts_of_other_runs_are_named() {
+    let (place, other) = (
+        Place::new(),
+        Place::with(|model| model.card.n_train += 1, |_| ()),
+    );
+    let [baseline, aware] = place.searches.clone();
+    let Place {
+        latency_dataset,
+        evaluations,
+        ..
+    } = &place;
+    let of_other_model = Place {
+        latency_model: other.latency_model.clone(),
+        latency_dataset: latency_dataset.clone(),
+        searches: [baseline.clone(), aware.clone()],
+        evaluations: evaluations.clone(),
+        ..Place::new()
+    };
+    let model = text(&other.latency_model);
+    of_other_model.run(&[]).failed(
+        3,
+        &[text(&aware), "was not made from", model, "--latency-model"],
+    );
+    let [first, second] = evaluations.clone();
+    let swapped = Place {
+        searches: [aware.clone(), baseline],
+        evaluations: [second, first],
+        ..place
+    };
+    swapped
+        .run(&[])
+        .failed(2, &[text(&aware), "give the baseline"]);
+}
+
+#[test]
 fn networks_timed_differently_are_not_compared() {
     let place = Place::with(|_| (), |aware| aware.settings.timing.n_threads = 2);
     let [baseline, aware] = place.evaluations.each_ref().map(|path| text(path));

@@ -77,6 +77,8 @@ fn an_argument_is_a_name_or_a_file() {
     assert_eq!(genotype_from_arg(&json).unwrap(), genotype);
     let tuples = file("a.txt", format!("X = {genotype}\n"));
     assert_eq!(genotype_from_arg(&tuples).unwrap(), genotype);
+    assert_eq!(genotype_from_arg(&genotype.to_string()).unwrap(), genotype);
+    assert!(genotype_from_arg("Genotype(normal=[])").is_err());
     // A search result's file as it is.
     let result = samples::publish::<SearchResult>(&artifact::Store::at(scratch.path()));
     let path = result.dir.join("genotype.json");
@@ -87,7 +89,7 @@ fn an_argument_is_a_name_or_a_file() {
     assert_eq!(
         error.to_string(),
         "there is no genotype `DARTS_V3`; expected DARTS_V1, DARTS_V2, PDARTS, PC_DARTS_cifar, \
-         PC_DARTS_image, or a file"
+         PC_DARTS_image, the text Genotype(…), or a file"
     );
     assert_eq!(error.exit_code(), ExitCode::Usage);
     for (name, text) in [("b.json", "{}"), ("b.txt", "Genotype(normal=[")] {

@@ -106,8 +106,8 @@ pub fn free_buffers() {
 
 fn with_pool<T: Element, A>(work: impl FnOnce(&mut Pool<T>) -> A) -> A {
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_own = |pool: &Box<dyn AnyPool>| (&**pool as &dyn Any).is::<Pool<T>>();
-    let index = pools.iter().position(is_own);
+    let is_own = |pool: &dyn AnyPool| (pool as &dyn Any).is::<Pool<T>>();
+    let index = pools.iter().position(|pool| is_own(&**pool));
     let index = index.unwrap_or_else(|| {
         pools.push(Box::new(Pool::<T>::default()));
         pools.len() - 1
