@@ -80,7 +80,8 @@ impl Size {
 
     /// One channel in `k` through the operations of a supernet.
     fn ratio(&self, k: usize) -> anyhow::Result<ChannelRatio> {
-        let ratio = ChannelRatio::new(k).filter(|_| self.channels.is_multiple_of(k));
+        let ratio = ChannelRatio::new(k).ok_or_else(|| usage("K must be at least 1"))?;
+        let ratio = Some(ratio).filter(|_| self.channels.is_multiple_of(k));
         ratio.ok_or_else(|| {
             usage(format!(
                 "--channels {} must be a multiple of {k}, the K of the supernet",
@@ -117,11 +118,10 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             let refusal = error.downcast_ref::<Refusal>().map(Refusal::exit_code);
-            // That there is no such device has a code of its own.
-            let no_device = error.downcast_ref::<artifact::Error>();
-            let no_device = no_device.map(artifact::Error::exit_code);
+            let of_files = error.downcast_ref::<artifact::Error>();
+            let of_files = of_files.map(artifact::Error::exit_code);
             refusal
-                .or(no_device)
+                .or(of_files)
                 .unwrap_or(artifact::ExitCode::Bug)
                 .into()
         }

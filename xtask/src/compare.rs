@@ -123,8 +123,9 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
         seed: Some(first),
         ..args.clone()
     };
-    stage::check(&bin_dir, args, &steps(&with_seed)?)?;
-    stage::check(&bin_dir, args, &random_steps(1.0, Metric::Latency, first))?;
+    let mut checked = steps(&with_seed)?;
+    checked.extend(random_steps(1.0, args.metric()?, first));
+    stage::check(&bin_dir, args, &checked)?;
     let (mut rows, mut searches) = (Vec::new(), Vec::new());
     for seed in first..first + compare.seeds {
         eprintln!("seed {seed}");

@@ -41,6 +41,10 @@ pub(crate) fn run(args: &PipelineArgs, attempts: u32, json: bool) -> Result<()> 
             100.0 * by,
             measured.display()
         );
+        if args.more.contains(&measured) {
+            // What the predictor learned from it did not change the search.
+            break;
+        }
         args.more.push(measured);
         let again = [
             step_name(&PREDICTOR, None),

@@ -117,8 +117,8 @@ type StepRow = (
     &'static [&'static str],
 );
 
-/// The pipeline in the order in which it runs. The baseline's loss has no latency, whatever the bridge and whatever is said of targets:
-/// one serves all.
+/// The pipeline in the order in which it runs. The baseline's loss has no latency, whatever the bridge and whatever is said of targets
+/// but for the probability, with which its trace tells bounds: one serves all.
 #[rustfmt::skip]
 const STEPS: [StepRow; 7] = [
     ("profile",   None,                &[],                           &[]),
@@ -240,7 +240,7 @@ struct SearchConfig {
 
 #[derive(Deserialize)]
 struct TargetConfig {
-    latency: String,
+    latency: serde_json::Value,
     probability: f64,
 }
 
@@ -316,7 +316,11 @@ impl PipelineArgs {
         if let Some(target) = &self.target {
             return Ok(target.clone());
         }
-        Ok(self.search_config()?.target.latency)
+        Ok(match self.search_config()?.target.latency {
+            serde_json::Value::String(target) => target,
+            // For the stage to refuse.
+            other => other.to_string(),
+        })
     }
 
     /// Whether searches train candidates and take the best.
@@ -334,9 +338,8 @@ impl PipelineArgs {
             .map_err(|error| usage(error.to_string()))
     }
 
-    /// An error if what is given beside the configs is not there, or if the configs of the stages do not go together: if what is modelled is not measured, if a target is of something
-    /// else or asks for more held-out architectures than there will be, or if the network that is profiled and the one that
-    /// is trained are not alike, so that their latencies could not be compared.
+    /// An error if what is given beside the configs is not there, if what is modelled is not measured, or if the network that is profiled
+    /// and the one that is trained are not alike, so that their latencies could not be compared.
     pub(crate) fn go_together(&self) -> Result<()> {
         for dir in &self.more {
             artifact::open::<LatencyDataset>(dir)?;
@@ -353,22 +356,6 @@ impl PipelineArgs {
                 "metric = \"{metric}\" in predictor.toml, which metrics in profile.toml does not hold: --set 'profile.metrics=[\"{metric}\"]'"
             )));
         }
-        let target = self.target_latency()?;
-        if target.trim() != "none" {
-            self.fits_metric(&target)?;
-            let probability = self.search_config()?.target.probability;
-            let n_held_out = (profile.n_architectures as f64 * predictor.held_out).ceil();
-            // Of n errors the ⌈p (n + 1)⌉-th is the bound.
-            if (probability * (n_held_out + 1.0) - 1e-9).ceil() > n_held_out {
-                return Err(usage(format!(
-                    "target.probability = {probability} in search.toml takes the errors of {:.0} held-out architectures, held_out = {} of \
-                     n_architectures = {} are {n_held_out:.0}: raise one of these, or lower target.probability",
-                    (probability / (1.0 - probability) - 1e-9).ceil(),
-                    predictor.held_out,
-                    profile.n_architectures
-                )));
-            }
-        }
         if profile.network == evaluate.network {
             return Ok(());
         }
@@ -380,15 +367,51 @@ impl PipelineArgs {
         )))
     }
 
-    /// An error if a target such as `0.4ms` is of something else than the predictor models.
-    pub(crate) fn fits_metric(&self, target: &str) -> Result<()> {
-        let metric = self.config::<PredictorConfig>(&PREDICTOR)?.metric;
-        if is_ratio(target) || target.trim().ends_with(metric.unit()) {
+    /// What the predictor models.
+    pub(crate) fn metric(&self) -> Result<Metric> {
+        Ok(self.config::<PredictorConfig>(&PREDICTOR)?.metric)
+    }
+
+    /// An error if the target of a search, if it has one, is of something else than the predictor models, or asks for more certainty
+    /// than the held-out architectures will give.
+    pub(crate) fn promises(&self, step: &Step) -> Result<()> {
+        let given = |key: &str| {
+            let own = step.overrides.iter().rev();
+            let mut values = own.filter_map(|own| own.strip_prefix(key)?.strip_prefix('='));
+            values.next().map(str::to_owned)
+        };
+        let target = match (given("target.latency"), step.variant) {
+            (Some(target), _) => target,
+            (None, Some(LATENCY_AWARE)) => self.target_latency()?,
+            _ => return Ok(()),
+        };
+        if target.trim() == "none" {
+            return Ok(());
+        }
+        let predictor: PredictorConfig = self.config(&PREDICTOR)?;
+        let metric = predictor.metric;
+        if !is_ratio(&target) && !target.trim().ends_with(metric.unit()) {
+            return Err(usage(format!(
+                "the target {target} is not of the {metric} that predictor.toml models: expected a number of {}, or a ratio such as 0.6x",
+                metric.unit()
+            )));
+        }
+        let probability = given("target.probability").and_then(|text| text.parse().ok());
+        let probability = match probability {
+            Some(probability) => probability,
+            None => self.search_config()?.target.probability,
+        };
+        let n_architectures = self.config::<ProfileConfig>(&PROFILE)?.n_architectures;
+        let n_held_out = (n_architectures as f64 * predictor.held_out).ceil();
+        // Of n errors the ⌈p (n + 1)⌉-th is the bound.
+        if (probability * (n_held_out + 1.0) - 1e-9).ceil() <= n_held_out {
             return Ok(());
         }
         Err(usage(format!(
-            "the target {target} is not of the {metric} that predictor.toml models: expected a number of {}, or a ratio such as 0.6x",
-            metric.unit()
+            "target.probability = {probability} in search.toml takes the errors of {:.0} held-out architectures, held_out = {} of \
+             n_architectures = {n_architectures} are {n_held_out:.0}: raise one of these, or lower target.probability",
+            (probability / (1.0 - probability) - 1e-9).ceil(),
+            predictor.held_out
         )))
     }
 

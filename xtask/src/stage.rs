@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
+use artifact::stage::SEARCH;
 use artifact::{DeviceSpec, LatencyDataset, Opened, PIPELINE, SearchResult};
 use serde::Deserialize;
 use serde_json::Value;
@@ -139,6 +140,9 @@ pub(crate) fn time(
 /// Whether every step would take its config, and the configs go together, before the first has run for an hour.
 pub(crate) fn check(bin_dir: &Path, args: &PipelineArgs, steps: &[Step]) -> Result<()> {
     for step in steps {
+        if step.stage.name == SEARCH.name {
+            args.promises(step)?;
+        }
         let mut command = configured(bin_dir, args, step.stage.name, "check")?;
         override_for(&mut command, args, step);
         output(command, &format!("the config of {}", step.name()))?;

@@ -166,7 +166,7 @@ impl fmt::Display for Summary {
         if self.latency_aware.genotype == self.baseline.genotype {
             writeln!(
                 f,
-                "both searches found the same cells: what differs is how often it was trained and timed"
+                "both searches found the same cells: what differs is noise of the timing"
             )?;
         } else if let (Some(n), [Some(own), Some(other)]) = (
             self.latency_aware.n_test,

@@ -12,6 +12,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::Result;
 use artifact::manifest::{Build, Origin};
+use artifact::stage::SEARCH;
 use artifact::{
     Evaluation, Front, FrontPoint, KeyParts, Kind, Metric, Opened, SearchResult, StageSpec, Store,
 };
@@ -20,7 +21,8 @@ use serde_json::json;
 
 use crate::pipeline::run_steps;
 use crate::preset::{
-    BASELINE_SEARCH, NEIGHBOUR, PipelineArgs, is_ratio, parse_target, point_steps, steps, usage,
+    BASELINE_SEARCH, LATENCY_AWARE, NEIGHBOUR, PipelineArgs, Step, is_ratio, parse_target,
+    point_steps, step_name, steps, usage,
 };
 use crate::stage;
 
@@ -114,14 +116,14 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
         ..args.clone()
     };
     let mut first = steps(&with_seed)?;
-    stage::check(&bin_dir, args, &first)?;
+    // The preset's own target is none of these.
+    let mut checked: Vec<Step> = steps(&with_seed)?;
+    checked.retain(|step| step.name() != step_name(&SEARCH, Some(LATENCY_AWARE)));
     for Point { name, overrides } in &asked {
-        if sweep.points.lambdas.is_empty() {
-            args.fits_metric(name)?;
-        }
         let [search, _] = point_steps(overrides.clone(), false, is_ratio(name));
-        stage::check(&bin_dir, args, &[search])?;
+        checked.push(search);
     }
+    stage::check(&bin_dir, args, &checked)?;
     first.retain(|step| ["profile", "predictor"].contains(&step.stage.name));
     run_steps(&bin_dir, args, &first, &mut shared)?;
     let started = SystemTime::now();

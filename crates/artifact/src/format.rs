@@ -76,13 +76,13 @@ impl fmt::Display for Kind {
 /// | search-result | 1.4, 1.5 | `candidates`; of each its `gradient_norm`, where candidates were taken by it |
 /// | search-result | 1.6 | of each candidate its `train_loss`, which decides instead of `valid_loss` |
 /// | evaluation | 1.3 | `search.metric`, where it is not latency; in `latency.json` what was measured of that metric |
-/// | evaluation | 1.6 | `n_test` |
 /// | evaluation | 1.4 | `model.onnx`; `images`: how they are normalised, and the names of the classes |
 /// | front | 1.1 | `metric`, where it is not latency |
 /// | evaluation | 1.2 | `search.objective`, `search.target`, `search.interval_millis`; `verdict.json` |
 /// | latency-dataset | 1.3 | the columns `latency_graph_median_millis` and `gpu_…`, on CUDA |
 /// | latency-dataset, search-result, evaluation; latency model | 1.3; 1.4 | `settings.timing.precision` and `.flush_l2`, where they are not `f32` and false |
 /// | latency-dataset; latency model; search-result; evaluation; front | 1.4; 1.6; 1.7; 1.5; 1.2 | `settings.anchor.revision`: whose code the anchor ran by |
+/// | evaluation | 1.6 | `n_test` |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FormatVersion {

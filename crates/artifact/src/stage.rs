@@ -86,7 +86,7 @@ pub const EVALUATE: StageSpec = StageSpec {
 pub const REPORT: StageSpec = StageSpec {
     name: "report",
     package: "stage-report",
-    revision: 5,
+    revision: 6,
     inputs: &[
         Kind::LatencyDataset,
         Kind::LatencyModel,
@@ -547,7 +547,13 @@ where
         started_unix_secs,
         elapsed_secs: clock.elapsed().as_secs_f64(),
     };
-    let published = store.publish(parts, origin, value)?;
+    let published = match store.publish(parts, origin, value) {
+        Ok(published) => published,
+        Err(error) => {
+            working.leave();
+            return Err(error.into());
+        }
+    };
     announce(&published, args, false)?;
     Ok(Some(published))
 }
@@ -560,7 +566,7 @@ struct Working {
 }
 
 impl Working {
-    /// Makes the folder if need be, and waits until nobody else works in it. Whoever did may have removed it then.
+    /// Makes the folder if need be, and waits until nobody else works in it.
     fn in_folder(dir: &Path, progress: &Progress) -> Result<Self, Error> {
         let lock = dir.join(".lock");
         let take = || {
@@ -570,19 +576,33 @@ impl Working {
                 progress.line("waiting for another process that makes the same");
                 file.lock()?;
             }
-            io::Result::Ok(file)
+            // Whoever had it may have removed it, and another may have made one since.
+            let is_there = is_at(&file, &lock)?;
+            io::Result::Ok((file, is_there))
+        };
+        // The folder may be removed at any moment until it is locked.
+        let was_removed = |error: &io::Error| {
+            let kinds = [io::ErrorKind::NotFound, io::ErrorKind::AlreadyExists];
+            kinds.contains(&error.kind())
+                && dir.parent().is_some_and(Path::is_dir)
+                && !dir.is_file()
         };
         loop {
-            let file = take().map_err(|source| Error::Store {
-                path: dir.to_owned(),
-                source,
-            })?;
-            if lock.exists() {
-                return Ok(Self {
-                    dir: dir.to_owned(),
-                    lock,
-                    _file: file,
-                });
+            match take() {
+                Ok((file, true)) => {
+                    return Ok(Self {
+                        dir: dir.to_owned(),
+                        lock,
+                        _file: file,
+                    });
+                }
+                Err(source) if !was_removed(&source) => {
+                    return Err(Error::Store {
+                        path: dir.to_owned(),
+                        source,
+                    });
+                }
+                _ => {}
             }
         }
     }
@@ -593,6 +613,20 @@ impl Working {
         // Removes empty folders only.
         let _ = fs::remove_dir(&self.dir);
     }
+}
+
+/// Whether an open file is the one at a path.
+#[cfg(unix)]
+fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let (own, there) = (file.metadata()?, fs::metadata(path)?);
+    Ok((own.dev(), own.ino()) == (there.dev(), there.ino()))
+}
+
+/// Whether there is a file at a path, where it cannot be told which.
+#[cfg(not(unix))]
+fn is_at(_: &fs::File, path: &Path) -> io::Result<bool> {
+    Ok(path.exists())
 }
 
 /// Takes part in a run whose first process calls [`execute`] with the same arguments: with that process's working
@@ -720,4 +754,33 @@ fn chain(error: &(impl StageError + ?Sized)) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_is_worked_in_by_one_at_a_time() {
+        let store = tempfile::tempdir().unwrap();
+        let dir = store.path().join("key.work");
+        let n_inside = AtomicUsize::new(0);
+        let work = || {
+            for _ in 0..200 {
+                let working = Working::in_folder(&dir, &Progress::hidden()).unwrap();
+                assert_eq!(n_inside.fetch_add(1, Ordering::SeqCst), 0);
+                std::thread::yield_now();
+                n_inside.fetch_sub(1, Ordering::SeqCst);
+                working.leave();
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(work);
+            }
+        });
+        assert!(!dir.exists());
+    }
 }

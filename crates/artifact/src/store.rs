@@ -236,7 +236,8 @@ impl Store {
         let published = self
             .write_folder::<A>(&dir, &files, &manifest)
             .map_err(failed)?;
-        remove_folder(&self.work_dir::<A>(&manifest.key)).map_err(failed)?;
+        // Whether or not that goes: the artifact is there, and whoever is asked for it next tries again.
+        let _ = fs::remove_dir_all(self.work_dir::<A>(&manifest.key));
         if published {
             Ok(Opened {
                 value,
@@ -277,12 +278,5 @@ impl Store {
             Err(_) if dir.join(manifest::FILE).exists() => Ok(false),
             Err(error) => Err(error),
         }
-    }
-}
-
-fn remove_folder(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }

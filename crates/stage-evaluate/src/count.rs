@@ -11,7 +11,7 @@ use crate::error::Error;
 /// The arguments of `evaluate count`.
 #[derive(Clone, Debug, Args)]
 pub struct CountArgs {
-    /// A published genotype (DARTS_V2, …), or a file with one in JSON or in the original code's notation
+    /// A published genotype (DARTS_V2, …), one in the original code's notation, Genotype(…), or a file with one in that or in JSON
     #[arg(long, value_name = "NAME|FILE")]
     genotype: String,
     /// The published network that the genotype is put into

@@ -107,7 +107,12 @@ impl Ranged for Config {
             ),
             (
                 "ridge.l2",
-                !self.ridge.l2.is_empty() && self.ridge.l2.iter().all(|&own| own > 0.0),
+                !self.ridge.l2.is_empty()
+                    && self
+                        .ridge
+                        .l2
+                        .iter()
+                        .all(|&own| own > 0.0 && own.is_finite()),
                 "one penalty or more, each above 0",
             ),
             (

@@ -70,8 +70,8 @@ impl Inputs {
             });
         }
         let [first, second] = &searches;
-        let is_swapped = first.value.target.is_some() || first.value.lambda > 0.0;
-        if is_swapped && second.value.target.is_none() && second.value.lambda == 0.0 {
+        let minds_latency = |search: &SearchResult| search.target.is_some() || search.lambda > 0.0;
+        if minds_latency(&first.value) && !minds_latency(&second.value) {
             let first = first.dir.clone();
             return Err(Error::Swapped { first });
         }

@@ -55,7 +55,7 @@ pub struct Config {
     pub weights: WeightsConfig,
     /// The optimiser of alpha and beta.
     pub architecture: ArchitectureConfig,
-    /// The stages of the method `p-darts`, which alone has them.
+    /// The stages of the method `p-darts`; no search has them but `random`, which is held against one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progressive: Option<ProgressiveConfig>,
     /// Which of several genotypes comes out; without it, the one that alpha stands for.
