@@ -314,7 +314,13 @@ fn a_network_that_misses_its_target_teaches_the_predictor() {
 
     let pipeline = |attempts: &str| {
         let args = ["pipeline", "--target", "2x", "--attempts", attempts];
-        let promise = ["--set", "search.target.probability=0.5"];
+        // A network ten times as slow as all others must not make of predictions what no latency can be.
+        let promise = [
+            "--set",
+            "search.target.probability=0.5",
+            "--set",
+            "predictor.model=structured",
+        ];
         // Rounds of an evaluation never count as disturbed here, whatever the machine does.
         let restless = ["--set", "evaluate.timing.max_disturbance=1e9"];
         let output = output(xtask(&store, &[&args[..], &promise, &restless].concat()));

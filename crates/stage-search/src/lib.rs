@@ -407,7 +407,7 @@ fn target_millis(
     if upper(&Genotype::named("PDARTS").expect("a published genotype")).is_none() {
         return Err(Error::NoPromise {
             path: inputs.latency_model.dir.display().to_string(),
-            why: predictor.why_no_promise(),
+            why: predictor.why_no_promise(probability),
             probability,
         });
     }

@@ -86,9 +86,12 @@ impl Predictor {
         (predicted > 0.0 && high.is_finite()).then_some([low, high])
     }
 
-    /// Why nothing is promised at all.
-    pub(crate) fn why_no_promise(&self) -> String {
+    /// Why nothing is promised with that probability.
+    pub(crate) fn why_no_promise(&self, probability: f64) -> String {
         match &self.errors {
+            Ok(errors) if errors.most() >= probability => {
+                "predicts latencies that are not above 0".to_owned()
+            }
             Ok(errors) => format!(
                 "has too few held-out architectures for more than {:.2}",
                 // Down.
