@@ -81,13 +81,13 @@ impl Size {
     /// One channel in `k` through the operations of a supernet.
     fn ratio(&self, k: usize) -> anyhow::Result<ChannelRatio> {
         let ratio = ChannelRatio::new(k).ok_or_else(|| usage("K must be at least 1"))?;
-        let ratio = Some(ratio).filter(|_| self.channels.is_multiple_of(k));
-        ratio.ok_or_else(|| {
-            usage(format!(
-                "--channels {} must be a multiple of {k}, the K of the supernet",
-                self.channels
-            ))
-        })
+        if self.channels.is_multiple_of(k) {
+            return Ok(ratio);
+        }
+        Err(usage(format!(
+            "--channels {} must be a multiple of {k}, the K of the supernet",
+            self.channels
+        )))
     }
 }
 

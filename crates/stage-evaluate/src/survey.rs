@@ -168,9 +168,8 @@ impl Form {
 /// Sees that the classes of both splits are the same, as far as they have names.
 pub(crate) fn same_classes(dir: &Path, [train, test]: [&[String]; 2]) -> Result<(), Error> {
     let has_names = |names: &[String]| {
-        (0..)
-            .zip(names)
-            .any(|(index, name)| *name != index.to_string())
+        let mut numbered = names.iter().enumerate();
+        numbered.any(|(index, name)| *name != index.to_string())
     };
     if !(has_names(train) && has_names(test)) {
         return Ok(());
