@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use artifact::{Front, LatencyDataset, LatencyModelArtifact, SearchResult, Store};
+use artifact::{Comparison, Front, LatencyDataset, LatencyModelArtifact, SearchResult, Store};
 use pipeline_tests::{binary, command, output, root, stdout, tiny};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -181,9 +181,17 @@ fn a_sweep_is_timed_the_predictor_learns_from_it_and_a_front_comes_out() {
     let store = dir.path().join("store");
     // Targets that any network keeps: of so few timed architectures nothing tighter can be promised.
     let sweep = |how: &str, more: &[&str]| {
-        let args = ["sweep", "--targets", "9x,8x", "--evaluate", how];
+        // No network keeps to the last one, which ends nothing.
+        let args = ["sweep", "--targets", "9x,8x,0.0001x", "--evaluate", how];
         let promise = ["--set", "search.target.probability=0.5"];
-        stdout(xtask(&store, &[&args[..], &promise, more].concat()))
+        let output = output(xtask(&store, &[&args[..], &promise, more].concat()));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        assert!(
+            stderr.contains("keeps to that: 0.0001x (seed 0)"),
+            "{stderr}"
+        );
+        String::from_utf8(output.stdout).unwrap()
     };
     let timed: Value = serde_json::from_str(&sweep("time", &["--json"])).unwrap();
     let rows = timed["rows"].as_array().unwrap();
@@ -277,6 +285,20 @@ fn a_comparison_trains_first_and_times_later() {
     assert!(now["against_random"]["latency"]["mean"].is_f64());
     assert_eq!(folders(&store, "latency-dataset").len(), n_sets + 1);
     assert_eq!(folders(&store, "evaluation").len(), 4);
+
+    // Both are kept, and a report shows one.
+    let comparisons = folders(&store, "comparison");
+    let open = |dir: &PathBuf| artifact::open::<Comparison>(dir).unwrap().value;
+    let of_now = comparisons.iter().find(|dir| open(dir).settings.is_some());
+    assert_eq!(comparisons.len(), 2);
+    let kept = serde_json::to_value(open(of_now.unwrap())).unwrap();
+    assert_eq!(kept, now);
+    let shown = ["--comparison", of_now.unwrap().to_str().unwrap()];
+    let run = ["run", "report", "--seed", "0", "--target", "9x"];
+    let promise = ["--set", "search.target.probability=0.5"];
+    let said = stdout(xtask(&store, &[&run[..], &promise, &shown].concat()));
+    let page = std::fs::read_to_string(root().join(said.trim()).join("report.html")).unwrap();
+    assert!(page.contains("4 networks of 1 seed"));
 
     // What alpha stands for with lambda = 0 is chosen from nothing.
     let n_without = || {
@@ -510,6 +532,8 @@ fn networks_and_images_that_do_not_go_together_end_a_run_before_it_begins() {
     for (args, code, says) in [
         (&["pipeline", "--more", "nowhere"][..], 3, "nowhere"),
         (&["pipeline", "--front", "nowhere"], 3, "nowhere"),
+        (&["pipeline", "--comparison", "nowhere"], 3, "nowhere"),
+        (&["compare", "--comparison", "."], 2, "makes no report"),
         (&["sweep", "--lambdas=-0.1"], 2, "lambda is out of range"),
         (&["sweep", "--targets", "3MiB"], 2, "a number of ms"),
     ] {

@@ -4,23 +4,27 @@
 //! random searches at the latter's predicted latency, with as many candidates (`[selection]`). Then all are timed, one after
 //! the other.
 //! Differences are taken within a seed; their mean has an interval over seeds: from eight seeds on by bootstrap, of fewer by
-//! Student's t.
+//! Student's t. All of it is an artifact, which a report can show.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use artifact::{Evaluation, Metric, Opened, SearchResult};
+use anyhow::Result;
+use artifact::{
+    Comparison, ComparisonRow, Differences, Digest, Evaluation, Interval, IntervalMethod,
+    LatencyDataset, Opened, SearchResult,
+};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use serde::Serialize;
+use serde_json::json;
 
 use crate::pipeline::run_steps;
 use crate::preset::{
     BASELINE, BASELINE_SEARCH, LATENCY_AWARE, PipelineArgs, RANDOM, random_steps, steps, usage,
 };
+use crate::publish::{Begun, COMPARE, seeds};
 use crate::stage;
 
 /// Resamples of a bootstrap.
@@ -66,78 +70,40 @@ enum Timing {
     Later,
 }
 
-/// Everything that was found; field names are a contract of `--json`.
-#[derive(Serialize)]
-struct Comparison {
-    metric: Metric,
-    rows: Vec<Row>,
-    /// Latency-aware less lambda = 0.
-    against_baseline: Differences,
-    /// Latency-aware less random.
-    against_random: Differences,
-}
-
-/// One trained network.
-#[derive(Serialize)]
-struct Row {
-    seed: u64,
-    search: &'static str,
-    genotype: String,
-    test_accuracy: f64,
-    predicted_millis: f64,
-    /// `None` where networks are timed later.
-    measured_millis: Option<f64>,
-    /// Whether the machine was restless meanwhile.
-    disturbed: Option<bool>,
-    target_millis: Option<f64>,
-}
-
-/// Of the latency-aware network less the others of the same seed.
-#[derive(Serialize)]
-struct Differences {
-    /// Of test accuracies, ratios.
-    test_accuracy: Interval,
-    /// latency / other latency - 1.
-    latency: Option<Interval>,
-}
-
-/// A mean over seeds and its 95 % interval, which one seed does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Interval {
-    mean: f64,
-    low: Option<f64>,
-    high: Option<f64>,
-}
-
-/// Runs what is not cached and prints a table, or with `--json` the object, on stdout.
+/// Runs what is not cached, publishes the comparison and prints a table, or with `--json` the object, on stdout.
 pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
-    for (name, n) in [("--seeds", compare.seeds), ("--randoms", compare.randoms)] {
-        if n == 0 {
-            return Err(usage(format!("{name} 0: expected at least 1")));
-        }
+    let seeds = seeds(args, compare.seeds)?;
+    if compare.randoms == 0 {
+        return Err(usage("--randoms 0: expected at least 1".to_owned()));
     }
-    args.shows_no_front()?;
+    args.shows_nothing_more()?;
     let bin_dir = stage::build_for(args)?;
-    let first = args.seed.unwrap_or(0);
     let with_seed = PipelineArgs {
-        seed: Some(first),
+        seed: seeds.clone().next().map(u64::from),
         ..args.clone()
     };
     let mut checked = steps(&with_seed)?;
-    checked.extend(random_steps(1.0, args.metric()?, first));
+    checked.extend(random_steps(1.0, args.metric()?, 0));
     stage::check(&bin_dir, args, &checked)?;
+    let begun = Begun::now();
     let (mut rows, mut searches) = (Vec::new(), Vec::new());
-    for seed in first..first + compare.seeds {
+    let mut made_of: Vec<(String, Digest)> = Vec::new();
+    for seed in seeds.clone() {
         eprintln!("seed {seed}");
         let args = PipelineArgs {
-            seed: Some(seed),
+            seed: Some(seed.into()),
             ..args.clone()
         };
         let mut artifacts: BTreeMap<String, PathBuf> = BTreeMap::new();
         let mut add = |search: &'static str, artifacts: &BTreeMap<String, PathBuf>| {
             let found = artifact::open::<SearchResult>(&artifacts[&format!("search ({search})")])?;
             let evaluation = &artifacts[&format!("evaluate ({search})")];
-            rows.push(Row::read(seed, search, &found, evaluation)?);
+            let evaluation = artifact::open::<Evaluation>(evaluation)?;
+            made_of.push((
+                format!("evaluation-{:03}", made_of.len()),
+                evaluation.digest(),
+            ));
+            rows.push(row(seed, search, &found, &evaluation));
             searches.push(found);
             anyhow::Ok(())
         };
@@ -156,13 +122,14 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
         let found = artifact::open::<SearchResult>(found)?.value;
         for draw in 0..compare.randoms {
             // No two seeds draw the same.
-            let draw = seed * compare.randoms + draw;
+            let draw = u64::from(seed) * compare.randoms + draw;
             for step in random_steps(found.predicted_latency_millis, found.metric, draw) {
                 run_steps(&bin_dir, &args, &[step], &mut artifacts)?;
             }
             add(RANDOM, &artifacts)?;
         }
     }
+    let mut settings = None;
     if compare.timing == Timing::Now {
         let searches: Vec<&Opened<SearchResult>> = searches.iter().collect();
         let measured = stage::time(&bin_dir, args, &searches)?;
@@ -170,101 +137,98 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
             row.measured_millis = Some(cost);
             row.disturbed = Some(disturbed);
         }
+        let timings = artifact::open::<LatencyDataset>(&measured.dir)?;
+        made_of.push(("latency-dataset".to_owned(), timings.digest()));
+        settings = timings.value.settings;
     }
     let comparison = Comparison {
         metric: searches[0].value.metric,
-        against_baseline: Differences::between(&rows, BASELINE),
-        against_random: Differences::between(&rows, RANDOM),
+        settings,
+        intervals: interval_method(seeds.clone().count()),
+        against_baseline: differences(&rows, BASELINE),
+        against_random: differences(&rows, RANDOM),
         rows,
     };
+    let asked = json!({ "seeds": seeds.collect::<Vec<_>>() });
+    let opened = begun.publish(&COMPARE, args, &asked, made_of, comparison)?;
     if compare.json {
-        println!("{}", serde_json::to_string(&comparison)?);
+        println!("{}", serde_json::to_string(&opened.value)?);
     } else {
-        print!("{}", table(&comparison)?);
+        print!("{}", table(&opened.value)?);
+        println!("comparison: {}", opened.dir.display());
     }
     Ok(())
 }
 
-impl Row {
-    fn read(
-        seed: u64,
-        search: &'static str,
-        found: &Opened<SearchResult>,
-        evaluation: &Path,
-    ) -> Result<Self> {
-        let evaluation = artifact::open::<Evaluation>(evaluation)
-            .with_context(|| format!("cannot open {}", evaluation.display()))?
-            .value;
-        let found = &found.value;
-        Ok(Self {
-            seed,
-            search,
-            genotype: found.genotype.to_string(),
-            test_accuracy: evaluation.test_accuracy,
-            predicted_millis: found.predicted_latency_millis,
-            measured_millis: None,
-            disturbed: None,
-            // A random genotype is drawn about a latency; no promise was made.
-            target_millis: found
-                .target
-                .as_ref()
-                .filter(|_| search == LATENCY_AWARE)
-                .map(|target| target.target_millis),
-        })
+fn row(
+    seed: u32,
+    search: &str,
+    found: &Opened<SearchResult>,
+    evaluation: &Opened<Evaluation>,
+) -> ComparisonRow {
+    // A random genotype is drawn about a latency; no promise was made.
+    let target = found.value.target.as_ref();
+    let target = target.filter(|_| search == LATENCY_AWARE);
+    ComparisonRow {
+        seed,
+        search: search.to_owned(),
+        genotype: found.value.genotype.to_string(),
+        test_accuracy: evaluation.value.test_accuracy,
+        predicted_millis: found.value.predicted_latency_millis,
+        measured_millis: None,
+        disturbed: None,
+        target_millis: target.map(|target| target.target_millis),
+        search_result: found.digest().to_string(),
+        evaluation: evaluation.digest().to_string(),
     }
 }
 
-impl Differences {
-    fn between(rows: &[Row], other: &str) -> Self {
-        let pairs = |value: fn(&Row) -> Option<f64>, difference: fn(f64, f64) -> f64| {
-            let aware = rows.iter().filter(|row| row.search == LATENCY_AWARE);
-            let differences = aware.map(|aware| {
-                let others = rows.iter().filter(|row| row.search == other);
-                let others = others.filter(|row| row.seed == aware.seed);
-                let own = others.map(|other| Some(difference(value(aware)?, value(other)?)));
-                let own: Vec<f64> = own.collect::<Option<_>>()?;
-                Some(own.iter().sum::<f64>() / own.len() as f64)
-            });
-            let differences: Option<Vec<f64>> = differences.collect();
-            differences.map(|differences| Interval::over(&differences))
-        };
-        let accuracy = pairs(|row| Some(row.test_accuracy), |a, b| a - b);
-        Self {
-            test_accuracy: accuracy.expect("every network was tested"),
-            latency: pairs(|row| row.measured_millis, |a, b| a / b - 1.0),
-        }
-    }
-}
-
-impl Interval {
-    /// The mean of one value or more, and where it lies in 95 % of such samples.
-    fn over(values: &[f64]) -> Self {
-        let n = values.len();
-        let mean = values.iter().sum::<f64>() / n as f64;
-        let ends = n.checked_sub(2).map(|index| match STUDENT.get(index) {
-            Some(quantile) => {
-                let squares = values.iter().map(|value| (value - mean).powi(2));
-                let error = (squares.sum::<f64>() / ((n - 1) * n) as f64).sqrt();
-                [mean - quantile * error, mean + quantile * error]
-            }
-            None => resampled(values),
+/// Of the latency-aware networks less those of another search.
+fn differences(rows: &[ComparisonRow], other: &str) -> Differences {
+    let pairs = |value: fn(&ComparisonRow) -> Option<f64>, difference: fn(f64, f64) -> f64| {
+        let aware = rows.iter().filter(|row| row.search == LATENCY_AWARE);
+        let differences = aware.map(|aware| {
+            let others = rows.iter().filter(|row| row.search == other);
+            let others = others.filter(|row| row.seed == aware.seed);
+            let own = others.map(|other| Some(difference(value(aware)?, value(other)?)));
+            let own: Vec<f64> = own.collect::<Option<_>>()?;
+            Some(own.iter().sum::<f64>() / own.len() as f64)
         });
-        Self {
-            mean,
-            low: ends.map(|[low, _]| low),
-            high: ends.map(|[_, high]| high),
-        }
+        let differences: Option<Vec<f64>> = differences.collect();
+        differences.map(|differences| interval(&differences))
+    };
+    let accuracy = pairs(|row| Some(row.test_accuracy), |a, b| a - b);
+    Differences {
+        test_accuracy: accuracy.expect("every network was tested"),
+        latency: pairs(|row| row.measured_millis, |a, b| a / b - 1.0),
     }
+}
 
-    /// In percent or in points, with the interval in brackets.
-    fn text(&self, unit: &str, precision: usize) -> String {
-        let own = |value: f64| format!("{:+.precision$}", 100.0 * value);
-        let ends = self
-            .low
-            .zip(self.high)
-            .map(|(low, high)| [low, high].map(own));
-        let ends = ends.map_or(String::new(), |[low, high]| format!(" [{low}, {high}]"));
-        format!("{} {unit}{ends}", own(self.mean))
+/// How the interval of the mean of so many values comes about.
+fn interval_method(n: usize) -> Option<IntervalMethod> {
+    match n.checked_sub(2)? {
+        index if index < STUDENT.len() => Some(IntervalMethod::StudentT),
+        _ => Some(IntervalMethod::Bootstrap),
+    }
+}
+
+/// The mean of one value or more, and where it lies in 95 % of such samples.
+fn interval(values: &[f64]) -> Interval {
+    let n = values.len();
+    let mean = values.iter().sum::<f64>() / n as f64;
+    let ends = interval_method(n).map(|method| match method {
+        IntervalMethod::StudentT => {
+            let squares = values.iter().map(|value| (value - mean).powi(2));
+            let error = (squares.sum::<f64>() / ((n - 1) * n) as f64).sqrt();
+            let quantile = STUDENT[n - 2];
+            [mean - quantile * error, mean + quantile * error]
+        }
+        IntervalMethod::Bootstrap => resampled(values),
+    });
+    Interval {
+        mean,
+        low: ends.map(|[low, _]| low),
+        high: ends.map(|[_, high]| high),
     }
 }
 
@@ -317,10 +281,9 @@ fn table(comparison: &Comparison) -> Result<String, std::fmt::Error> {
             .filter(move |row| row.search == search)
     };
     let n_seeds = of(LATENCY_AWARE).count();
-    let by = match n_seeds {
-        1 => "",
-        n if n < 2 + STUDENT.len() => " [95 %, Student's t]",
-        _ => " [95 %, bootstrap]",
+    let by = match comparison.intervals {
+        None => " (no interval: --seeds 3 or more)".to_owned(),
+        Some(method) => format!(" [95 %, {}]", method.name()),
     };
     for (search, other, differences) in [
         (BASELINE, "lambda = 0", &comparison.against_baseline),
@@ -339,14 +302,14 @@ fn table(comparison: &Comparison) -> Result<String, std::fmt::Error> {
             text,
             "\nlatency-aware against {other}{n_each}, mean over {n_seeds} seed{}{by}\n  test accuracy {}",
             if n_seeds == 1 { "" } else { "s" },
-            test_accuracy.text("points", 2),
+            test_accuracy.text(" points", 2),
         )?;
         if let Some(latency) = latency {
             writeln!(
                 text,
                 "  {} {}",
                 comparison.metric.name(),
-                latency.text("%", 1),
+                latency.text(" %", 1),
             )?;
         }
     }
@@ -359,16 +322,16 @@ mod tests {
 
     #[test]
     fn an_interval_holds_its_mean_and_narrows_with_seeds() {
-        let one = Interval::over(&[0.3]);
+        let one = interval(&[0.3]);
         assert_eq!((one.mean, one.low, one.high), (0.3, None, None));
-        assert_eq!(one.text("points", 2), "+30.00 points");
+        assert_eq!(one.text(" points", 2), "+30.00 points");
         // 4.303 standard errors of 1 / sqrt(3).
-        let few = Interval::over(&[-1.0, 0.0, 1.0]);
-        assert_eq!(few.text("%", 1), "+0.0 % [-248.4, +248.4]");
-        let many = Interval::over(&[-1.0, 0.0, 1.0].repeat(20));
+        let few = interval(&[-1.0, 0.0, 1.0]);
+        assert_eq!(few.text(" %", 1), "+0.0 % [-248.4, +248.4]");
+        let many = interval(&[-1.0, 0.0, 1.0].repeat(20));
         let (low, high) = many.low.zip(many.high).unwrap();
         assert!((-0.3..-0.1).contains(&low) && (0.1..0.3).contains(&high));
-        assert_eq!(many, Interval::over(&[-1.0, 0.0, 1.0].repeat(20)));
+        assert_eq!(many, interval(&[-1.0, 0.0, 1.0].repeat(20)));
     }
 
     /// Where both ways meet, they agree as far as a sample of eight allows.
@@ -376,23 +339,25 @@ mod tests {
     fn seven_values_and_eight_have_like_intervals() {
         let values = [0.3, -0.2, 0.1, 0.5, -0.4, 0.0, 0.2, -0.1];
         let width = |values: &[f64]| {
-            let Interval { low, high, .. } = Interval::over(values);
+            let Interval { low, high, .. } = interval(values);
             high.unwrap() - low.unwrap()
         };
         let ratio = width(&values[..7]) / width(&values);
         assert!((1.0..1.6).contains(&ratio), "{ratio}");
     }
 
-    fn row(seed: u64, search: &'static str, test_accuracy: f64, measured_millis: f64) -> Row {
-        Row {
+    fn row(seed: u32, search: &str, test_accuracy: f64, measured_millis: f64) -> ComparisonRow {
+        ComparisonRow {
             seed,
-            search,
+            search: search.to_owned(),
             genotype: String::new(),
             test_accuracy,
             predicted_millis: measured_millis,
             measured_millis: Some(measured_millis),
             disturbed: Some(false),
             target_millis: (search == LATENCY_AWARE).then_some(1.5),
+            search_result: String::new(),
+            evaluation: String::new(),
         }
     }
 
@@ -411,19 +376,21 @@ mod tests {
         let Differences {
             test_accuracy,
             latency,
-        } = Differences::between(&rows, BASELINE);
+        } = differences(&rows, BASELINE);
         assert_eq!(
-            test_accuracy.text("points", 2),
+            test_accuracy.text(" points", 2),
             "+10.00 points [+10.00, +10.00]"
         );
-        assert_eq!(latency.unwrap().text("%", 1), "-50.0 % [-50.0, -50.0]");
-        let random = Differences::between(&rows, RANDOM).test_accuracy;
+        assert_eq!(latency.unwrap().text(" %", 1), "-50.0 % [-50.0, -50.0]");
+        let random = differences(&rows, RANDOM).test_accuracy;
         assert!(random.mean.abs() < 1e-12 && random.low < Some(0.0) && random.high > Some(0.0));
 
-        let comparison = |rows: Vec<Row>| Comparison {
-            metric: Metric::Latency,
-            against_baseline: Differences::between(&rows, BASELINE),
-            against_random: Differences::between(&rows, RANDOM),
+        let comparison = |rows: Vec<ComparisonRow>| Comparison {
+            metric: artifact::Metric::Latency,
+            settings: None,
+            intervals: interval_method(2),
+            against_baseline: differences(&rows, BASELINE),
+            against_random: differences(&rows, RANDOM),
             rows,
         };
         rows[3].measured_millis = None;

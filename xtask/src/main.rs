@@ -13,6 +13,7 @@ mod new_preset;
 mod pipeline;
 mod plan;
 mod preset;
+mod publish;
 mod stage;
 mod summary;
 mod sweep;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use artifact::stage::{EVALUATE, PREDICTOR, PROFILE, SEARCH};
 use artifact::{
-    DeviceSpec, ExitCode, Front, LatencyDataset, Metric, NetworkRecord, PIPELINE, Refusal,
-    StageSpec,
+    Comparison, DeviceSpec, ExitCode, Front, LatencyDataset, Metric, NetworkRecord, PIPELINE,
+    Refusal, StageSpec,
 };
 use serde::Deserialize;
 
@@ -54,6 +54,9 @@ pub(crate) struct PipelineArgs {
     /// The folder of a front that `sweep` left: the report shows it
     #[arg(long, value_name = "DIR")]
     pub(crate) front: Option<PathBuf>,
+    /// The folder of a comparison that `compare` left: the report shows it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) comparison: Option<PathBuf>,
     /// Override a value of a stage's config, e.g. search.lambda=0.5
     #[arg(long = "set", value_name = "STAGE.KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
@@ -307,6 +310,7 @@ impl PipelineArgs {
             target: None,
             more: Vec::new(),
             front: None,
+            comparison: None,
             overrides: Vec::new(),
         }
     }
@@ -346,6 +350,9 @@ impl PipelineArgs {
         }
         if let Some(dir) = &self.front {
             artifact::open::<Front>(dir)?;
+        }
+        if let Some(dir) = &self.comparison {
+            artifact::open::<Comparison>(dir)?;
         }
         let profile: ProfileConfig = self.config(&PROFILE)?;
         let predictor: PredictorConfig = self.config(&PREDICTOR)?;
@@ -415,12 +422,13 @@ impl PipelineArgs {
         )))
     }
 
-    /// An error if a front is given to a command that makes no report.
-    pub(crate) fn shows_no_front(&self) -> Result<()> {
-        match self.front {
-            Some(_) => Err(usage(
-                "--front: this command makes no report that would show it".to_owned(),
-            )),
+    /// An error if a command that makes no report is given what a report would show.
+    pub(crate) fn shows_nothing_more(&self) -> Result<()> {
+        let given = [("--front", &self.front), ("--comparison", &self.comparison)];
+        match given.iter().find(|(_, dir)| dir.is_some()) {
+            Some((option, _)) => Err(usage(format!(
+                "{option}: this command makes no report that would show it"
+            ))),
             None => Ok(()),
         }
     }

@@ -8,9 +8,8 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 use artifact::stage::SEARCH;
-use artifact::{DeviceSpec, LatencyDataset, Opened, PIPELINE, SearchResult};
+use artifact::{DeviceSpec, KeyParts, LatencyDataset, Opened, PIPELINE, SearchResult};
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::ci::cargo;
 use crate::cuda;
@@ -59,7 +58,7 @@ impl std::error::Error for Failed {}
 #[derive(Debug, Deserialize)]
 pub(crate) struct KeyAnswer {
     /// The parts that the key is made of.
-    pub(crate) parts: Value,
+    pub(crate) parts: KeyParts,
     /// The artifact's folder.
     pub(crate) path: PathBuf,
     /// Whether it is there already.
@@ -236,6 +235,9 @@ pub(crate) fn command(
     }
     if let (Some(front), "report") = (&args.front, stage) {
         command.arg("--front").arg(front);
+    }
+    if let (Some(comparison), "report") = (&args.comparison, stage) {
+        command.arg("--comparison").arg(comparison);
     }
     for name in step.inputs {
         let path = artifacts

@@ -8,14 +8,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::time::{Instant, SystemTime};
 
 use anyhow::Result;
-use artifact::manifest::{Build, Origin};
 use artifact::stage::SEARCH;
-use artifact::{
-    Evaluation, Front, FrontPoint, KeyParts, Kind, Metric, Opened, SearchResult, StageSpec, Store,
-};
+use artifact::{Evaluation, ExitCode, Front, FrontPoint, Metric, Opened, SearchResult};
 use serde::Serialize;
 use serde_json::json;
 
@@ -24,17 +20,8 @@ use crate::preset::{
     BASELINE_SEARCH, LATENCY_AWARE, NEIGHBOUR, PipelineArgs, Step, is_ratio, parse_target,
     point_steps, step_name, steps, usage,
 };
-use crate::stage;
-
-/// What the front's key says of who wrote it.
-const SWEEP: StageSpec = StageSpec {
-    name: "sweep",
-    package: "xtask",
-    revision: 1,
-    inputs: &[Kind::Evaluation],
-    output: Kind::Front,
-    uses_device: false,
-};
+use crate::publish::{Begun, SWEEP, seeds};
+use crate::stage::{self, Failed};
 
 /// What is varied, and what becomes of it.
 #[derive(clap::Args)]
@@ -80,29 +67,19 @@ enum Evaluate {
 
 /// A network that was found.
 struct Found {
-    seed: u64,
+    seed: u32,
     asked: String,
     search: Opened<SearchResult>,
 }
 
 /// Runs what is not cached, publishes the front and prints a table, or with `--json` an object, on stdout.
 pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
-    if sweep.seeds == 0 {
-        return Err(usage("--seeds 0: expected at least 1".to_owned()));
-    }
-    let first_seed = args.seed.unwrap_or(0);
-    let last_seed = first_seed.saturating_add(sweep.seeds - 1);
-    if u32::try_from(last_seed).is_err() {
-        return Err(usage(format!(
-            "seed {last_seed}: a front holds seeds up to {}",
-            u32::MAX
-        )));
-    }
+    let seeds = seeds(args, sweep.seeds)?;
     if args.target.is_some() {
         let message = "--target: a sweep has --targets, one or more of them";
         return Err(usage(message.to_owned()));
     }
-    args.shows_no_front()?;
+    args.shows_nothing_more()?;
     args.leaves(
         "search",
         &["objective", "lambda", "target.latency"],
@@ -112,7 +89,7 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
     let bin_dir = stage::build_for(args)?;
     let mut shared: BTreeMap<String, PathBuf> = BTreeMap::new();
     let with_seed = PipelineArgs {
-        seed: Some(first_seed),
+        seed: seeds.clone().next().map(u64::from),
         ..args.clone()
     };
     let mut first = steps(&with_seed)?;
@@ -126,12 +103,12 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
     stage::check(&bin_dir, args, &checked)?;
     first.retain(|step| ["profile", "predictor"].contains(&step.stage.name));
     run_steps(&bin_dir, args, &first, &mut shared)?;
-    let started = SystemTime::now();
-    let clock = Instant::now();
+    let begun = Begun::now();
     let (mut found, mut evaluations) = (Vec::new(), Vec::new());
-    for seed in first_seed..=last_seed {
+    let mut unreached = Vec::new();
+    for seed in seeds {
         let args = PipelineArgs {
-            seed: Some(seed),
+            seed: Some(seed.into()),
             ..args.clone()
         };
         let mut artifacts = shared.clone();
@@ -140,19 +117,18 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
             baseline.retain(|step| step.name() == BASELINE_SEARCH);
             run_steps(&bin_dir, &args, &baseline, &mut artifacts)?;
         }
-        for Point { name, overrides } in &asked {
+        for (index, Point { name, overrides }) in asked.iter().enumerate() {
             eprintln!("seed {seed}, {name}");
             let has_neighbour = artifacts.contains_key(NEIGHBOUR) && !sweep.cold;
-            let mut steps = Vec::from(point_steps(
-                overrides.clone(),
-                has_neighbour,
-                is_ratio(name),
-            ));
-            if sweep.evaluate != Evaluate::Train {
-                steps.truncate(1);
-            }
-            for step in steps {
-                run_steps(&bin_dir, &args, &[step], &mut artifacts)?;
+            let [search, evaluate] = point_steps(overrides.clone(), has_neighbour, is_ratio(name));
+            match run_steps(&bin_dir, &args, &[search], &mut artifacts) {
+                // It has said why. The targets behind it are tighter still.
+                Err(error) if is_refused(&error) && !found.is_empty() => {
+                    let missed = asked[index..].iter();
+                    unreached.extend(missed.map(|point| format!("{} (seed {seed})", point.name)));
+                    break;
+                }
+                ran => ran?,
             }
             let dir = artifacts["search (point)"].clone();
             artifacts.insert(NEIGHBOUR.to_owned(), dir.clone());
@@ -162,31 +138,25 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
                 search: artifact::open::<SearchResult>(&dir)?,
             });
             if sweep.evaluate == Evaluate::Train {
+                run_steps(&bin_dir, &args, &[evaluate], &mut artifacts)?;
                 evaluations.push(artifact::open::<Evaluation>(
                     &artifacts["evaluate (point)"],
                 )?);
             }
         }
     }
+    if !unreached.is_empty() {
+        eprintln!(
+            "without a network, for no search keeps to that: {}",
+            unreached.join(", ")
+        );
+    }
     if sweep.evaluate == Evaluate::Train {
         let front = front(&found, &evaluations);
-        let keys = json!({ "asked": asked.iter().map(|point| &point.name).collect::<Vec<_>>() });
-        let parts = evaluations
-            .iter()
-            .enumerate()
-            .fold(KeyParts::new(&SWEEP, &keys)?, |parts, (index, one)| {
-                parts.input(&format!("evaluation-{index:03}"), one.digest())
-            });
-        let started_unix_secs = started.duration_since(SystemTime::UNIX_EPOCH);
-        let origin = Origin {
-            device: args.device.clone(),
-            n_threads: args.threads.unwrap_or(0),
-            machine: serde_json::Value::Null,
-            build: Build::current(),
-            started_unix_secs: started_unix_secs.map_or(0, |since| since.as_secs()),
-            elapsed_secs: clock.elapsed().as_secs_f64(),
-        };
-        let opened = Store::open(&args.store)?.publish(parts, origin, front)?;
+        let asked = json!({ "asked": asked.iter().map(|point| &point.name).collect::<Vec<_>>() });
+        let made_of = evaluations.iter().enumerate();
+        let made_of = made_of.map(|(index, one)| (format!("evaluation-{index:03}"), one.digest()));
+        let opened = begun.publish(&SWEEP, args, &asked, made_of, front)?;
         if sweep.json {
             println!("{}", serde_json::to_string(&opened.value)?);
         } else {
@@ -210,6 +180,12 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
         print!("{}", kept.table()?);
     }
     Ok(())
+}
+
+/// Whether a stage ended with the exit code of a config that cannot be met.
+fn is_refused(error: &anyhow::Error) -> bool {
+    let failed = error.downcast_ref::<Failed>();
+    failed.is_some_and(|failed| failed.code() == ExitCode::Usage as u8)
 }
 
 /// A search of the sweep: its name, and the config that makes it.
@@ -276,7 +252,7 @@ struct Kept {
 
 #[derive(Serialize)]
 struct Row {
-    seed: u64,
+    seed: u32,
     asked: String,
     target_millis: Option<f64>,
     predicted_millis: f64,
@@ -414,13 +390,14 @@ fn front(found: &[Found], evaluations: &[Opened<Evaluation>]) -> Front {
             _ => [measured; 2],
         };
         FrontPoint {
-            seed: u32::try_from(one.seed).expect("seeds are checked"),
+            seed: one.seed,
             asked: one.asked.clone(),
             target_millis: own.verdict().target_millis,
             predicted_latency_millis: own.search.predicted_latency_millis,
             latency_median_millis: measured,
             latency_p10_millis: p10,
             latency_p90_millis: p90,
+            disturbed: Some(own.latency.disturbed),
             test_accuracy: own.test_accuracy,
             is_on_front: false,
             genotype: own.genotype.to_string(),
@@ -454,13 +431,18 @@ fn front_table(front: &Front) -> Result<String, std::fmt::Error> {
         });
         writeln!(
             text,
-            "{:>4}  {:<16} {:>11.2} % {:>8.3} {unit}  {:<6}  {}",
+            "{:>4}  {:<16} {:>11.2} % {:>8.3} {unit}  {:<6}  {:<5}{}",
             point.seed,
             point.asked,
             100.0 * point.test_accuracy,
             point.latency_median_millis,
             verdict.unwrap_or("–"),
-            if point.is_on_front { "yes" } else { "" }
+            if point.is_on_front { "yes" } else { "" },
+            if point.disturbed == Some(true) {
+                " (restless)"
+            } else {
+                ""
+            }
         )?;
     }
     Ok(text)

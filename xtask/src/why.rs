@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use artifact::KeyParts;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::pipeline::steps_of;
@@ -80,13 +82,19 @@ pub(crate) fn short_reason(answer: &KeyAnswer, step: &Step, store: &Path) -> Res
     })
 }
 
+/// What is read of a manifest, whatever its version.
+#[derive(Deserialize)]
+struct Manifest {
+    key_parts: KeyParts,
+}
+
 /// The artifact of the same kind whose key parts differ least, and how they differ.
 fn nearest(
     answer: &KeyAnswer,
     step: &Step,
     store: &Path,
 ) -> Result<Option<(PathBuf, Vec<String>)>> {
-    let wanted = leaves(&answer.parts);
+    let wanted = leaves(&answer.parts.counted());
     let prefix = format!("{}-v", step.stage.output.name());
     let mut best: Option<(PathBuf, Vec<String>)> = None;
     for kind_dir in list(store)? {
@@ -99,10 +107,10 @@ fn nearest(
         for dir in list(&kind_dir)? {
             // What cannot be read is like nothing.
             let text = std::fs::read_to_string(dir.join("manifest.json")).unwrap_or_default();
-            let Ok(manifest) = serde_json::from_str::<Value>(&text) else {
+            let Ok(Manifest { key_parts }) = serde_json::from_str(&text) else {
                 continue;
             };
-            let differences = diff(&leaves(&manifest["key_parts"]), &wanted);
+            let differences = diff(&leaves(&key_parts.counted()), &wanted);
             if best
                 .as_ref()
                 .is_none_or(|(_, fewest)| differences.len() < fewest.len())

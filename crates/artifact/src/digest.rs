@@ -185,10 +185,18 @@ impl KeyParts {
         self.gpu(&format!("{n_threads} threads"))
     }
 
-    /// The key: BLAKE3 of the parts as JSON with sorted keys and no white space.
+    /// The parts as JSON, without the folder where images lie (`data.dir` of the config): what they are is an input.
+    pub fn counted(&self) -> Value {
+        let mut parts = serde_json::to_value(self).expect("strings, numbers and JSON are JSON");
+        if let Some(Value::Object(data)) = parts.pointer_mut("/config/data") {
+            data.remove("dir");
+        }
+        parts
+    }
+
+    /// The key: BLAKE3 of the parts that [count](Self::counted), as JSON with sorted keys and no white space.
     pub fn key(&self) -> Key {
-        let parts = serde_json::to_value(self).expect("strings, numbers and JSON are JSON");
-        Key(Digest::of(json::canonical(parts).as_bytes()))
+        Key(Digest::of(json::canonical(self.counted()).as_bytes()))
     }
 }
 

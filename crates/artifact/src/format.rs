@@ -22,17 +22,20 @@ pub enum Kind {
     Report,
     /// Networks from accurate to fast: [`Front`](crate::Front).
     Front,
+    /// Networks of several searches and seeds: [`Comparison`](crate::Comparison).
+    Comparison,
 }
 
 impl Kind {
-    /// Every kind, in the order of the pipeline; the front is made of several runs of it.
-    pub const ALL: [Self; 6] = [
+    /// Every kind, in the order of the pipeline; the last two are made of several runs of it.
+    pub const ALL: [Self; 7] = [
         Self::LatencyDataset,
         Self::LatencyModel,
         Self::SearchResult,
         Self::Evaluation,
         Self::Report,
         Self::Front,
+        Self::Comparison,
     ];
 
     /// The name in folders, manifests and command lines, such as `latency-dataset`.
@@ -44,6 +47,7 @@ impl Kind {
             Self::Evaluation => "evaluation",
             Self::Report => "report",
             Self::Front => "front",
+            Self::Comparison => "comparison",
         }
     }
 }
@@ -83,6 +87,8 @@ impl fmt::Display for Kind {
 /// | latency-dataset, search-result, evaluation; latency model | 1.3; 1.4 | `settings.timing.precision` and `.flush_l2`, where they are not `f32` and false |
 /// | latency-dataset; latency model; search-result; evaluation; front | 1.4; 1.6; 1.7; 1.5; 1.2 | `settings.anchor.revision`: whose code the anchor ran by |
 /// | evaluation | 1.6 | `n_test` |
+/// | front | 1.3 | `disturbed` |
+/// | comparison | 1.0 | the first |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FormatVersion {

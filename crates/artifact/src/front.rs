@@ -46,6 +46,9 @@ pub struct FrontPoint {
     pub latency_p10_millis: f64,
     /// The 90th percentile over the repeats, in milliseconds.
     pub latency_p90_millis: f64,
+    /// Whether the machine was restless meanwhile; `None` before format 1.3.
+    #[serde(default)]
+    pub disturbed: Option<bool>,
     /// The share of test images classified right.
     pub test_accuracy: f64,
     /// Whether no other point beats it: as accurate and as fast, and better in one.
@@ -66,6 +69,7 @@ one_column_per_field!(FrontPoint {
     latency_median_millis,
     latency_p10_millis,
     latency_p90_millis,
+    disturbed,
     test_accuracy,
     is_on_front,
     genotype,
@@ -101,7 +105,7 @@ impl Front {
 
 impl Artifact for Front {
     const KIND: Kind = Kind::Front;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 2);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 3);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -133,6 +137,7 @@ mod tests {
             latency_median_millis,
             latency_p10_millis: 1.0,
             latency_p90_millis: 1.0,
+            disturbed: None,
             test_accuracy,
             is_on_front: false,
             genotype: String::new(),

@@ -60,13 +60,14 @@
 //! | [`store`], [`manifest`], [`format`](mod@format) | where artifacts lie, how they are published and checked |
 //! | [`checkpoint`] | the state of a run that is not finished |
 //! | [`cost_table`] | tables of measured costs that others published |
-//! | [`latency_dataset`], [`latency_model`], [`search_result`], [`evaluation`], [`report`], [`front`] | the kinds |
+//! | [`latency_dataset`], [`latency_model`], [`search_result`], [`evaluation`], [`report`], [`front`], [`comparison`] | the kinds |
 //! | [`genotype`] | genotypes in JSON and on the command line |
 //!
 //! Whatever is written is written aside, flushed to the disk and renamed: it is there as a whole or not
 //! at all. The same value gives the same bytes. The schema of every file: `docs/formats.md`.
 
 pub mod checkpoint;
+pub mod comparison;
 pub mod config;
 pub mod cost_table;
 pub mod digest;
@@ -92,6 +93,7 @@ mod table;
 mod tensors;
 
 pub use crate::checkpoint::{Checkpoint, RawTensor};
+pub use crate::comparison::{Comparison, ComparisonRow, Differences, Interval, IntervalMethod};
 pub use crate::config::ConfigError;
 pub use crate::cost_table::CostTable;
 pub use crate::digest::{Digest, Key, KeyParts, digest_files};

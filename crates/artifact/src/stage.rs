@@ -86,7 +86,7 @@ pub const EVALUATE: StageSpec = StageSpec {
 pub const REPORT: StageSpec = StageSpec {
     name: "report",
     package: "stage-report",
-    revision: 6,
+    revision: 7,
     inputs: &[
         Kind::LatencyDataset,
         Kind::LatencyModel,
@@ -335,6 +335,19 @@ impl CheckArgs {
     /// As [`config::load_ranged`].
     pub fn load<C: DeserializeOwned + Ranged>(&self) -> Result<C, Error> {
         Ok(config::load_ranged(&self.config, &self.overrides)?)
+    }
+
+    /// Says on standard output that the config is right, if it is and `also` has nothing against it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load) and `also`.
+    pub fn check<C, E>(&self, also: impl FnOnce(&C) -> Result<(), E>) -> Result<(), E>
+    where
+        C: DeserializeOwned + Ranged,
+        E: From<Error>,
+    {
+        also(&self.load()?)?;
+        Ok(print_line(&format!("{}: right", self.config.display()))?)
     }
 }
 

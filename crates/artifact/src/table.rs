@@ -162,6 +162,21 @@ impl Column for bool {
     }
 }
 
+impl Column for Option<bool> {
+    fn put(columns: &mut Columns, name: &str, values: impl Iterator<Item = Self>) {
+        let values: Vec<Self> = values.collect();
+        columns.push(name, true, Arc::new(BooleanArray::from(values)));
+    }
+
+    fn get(table: &Table, name: &str) -> Result<Vec<Self>, Error> {
+        if !table.has(name) {
+            return Ok(vec![None; table.n_rows()]);
+        }
+        let column = table.nullable_column(name, &DataType::Boolean)?;
+        Ok(column.as_boolean().iter().collect())
+    }
+}
+
 impl Column for String {
     fn put(columns: &mut Columns, name: &str, values: impl Iterator<Item = Self>) {
         columns.push(name, false, Arc::new(StringArray::from_iter_values(values)));

@@ -62,7 +62,7 @@ fn main() -> ExitCode {
         .init();
     let command = Cli::parse().command;
     stage::main(|| match command {
-        Command::Check(args) => stage_evaluate::check(&args.load::<Config>()?),
+        Command::Check(args) => args.check(stage_evaluate::check),
         Command::Run {
             search_result,
             args,

@@ -14,7 +14,7 @@ use crate::args::{Cli, Command, Source};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Check(args) => stage::main(|| args.load::<Config>().map(drop)),
+        Command::Check(args) => stage::main(|| args.check(|_: &Config| Ok::<(), Error>(()))),
         Command::Run {
             args,
             source,

@@ -62,7 +62,7 @@ fn main() -> ExitCode {
         .without_time()
         .init();
     match Cli::parse().command {
-        Command::Check(args) => stage::main(|| args.load::<Config>().map(drop)),
+        Command::Check(args) => stage::main(|| args.check(|_: &Config| Ok::<(), Error>(()))),
         Command::Run {
             mut args,
             until_mape,

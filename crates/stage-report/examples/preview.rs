@@ -21,9 +21,16 @@ fn main() {
     let (first, baseline) = evaluation("PC_DARTS_cifar", 0.0, 0.882, None);
     let (second, aware) = evaluation("DARTS_V2", 0.5, 0.8805, Some(1.02));
     let front = fixture::publish(store, &EVALUATE, fixture::front());
-    let (searches, evaluations) = ([first, second], [baseline, aware]);
-    let inputs = Inputs::open(&dataset, &model, &searches, &evaluations, Some(&front))
-        .expect("artifacts just made");
+    let comparison = fixture::publish(store, &EVALUATE, fixture::comparison());
+    let inputs = Inputs::open(
+        &dataset,
+        &model,
+        &[first, second],
+        &[baseline, aware],
+        Some(&front),
+        Some(&comparison),
+    )
+    .expect("artifacts just made");
     let config = Config {
         title: "Latency-aware search on Fashion-MNIST".to_owned(),
     };

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use artifact::stage::REPORT;
 use artifact::{
-    Artifact, Evaluation, ExitCode, Front, KeyParts, Kind, LatencyDataset, LatencyModelArtifact,
-    Opened, Report, SearchResult, StageError,
+    Artifact, Comparison, Evaluation, ExitCode, Front, KeyParts, Kind, LatencyDataset,
+    LatencyModelArtifact, Opened, Report, SearchResult, StageError,
 };
 
 pub use crate::config::Config;
@@ -29,11 +29,13 @@ pub struct Inputs {
     pub evaluations: [Opened<Evaluation>; 2],
     /// Networks of several targets.
     pub front: Option<Opened<Front>>,
+    /// Networks of several seeds.
+    pub comparison: Option<Opened<Comparison>>,
 }
 
 impl Inputs {
     /// Opens artifacts in their folders; search results and evaluations are the baseline's and the latency-aware one's, the
-    /// front is what a sweep left.
+    /// front is what a sweep left, the comparison what `compare` left.
     ///
     /// # Errors
     /// As [`artifact::open`]; if there are not two search results and two evaluations; if an evaluation is not of its search
@@ -45,6 +47,7 @@ impl Inputs {
         search_results: &[PathBuf],
         evaluations: &[PathBuf],
         front: Option<&Path>,
+        comparison: Option<&Path>,
     ) -> Result<Self, Error> {
         let searches = two::<SearchResult>(search_results)?;
         let evaluations = two::<Evaluation>(evaluations)?;
@@ -85,6 +88,7 @@ impl Inputs {
             searches,
             evaluations: [baseline, aware],
             front: front.map(artifact::open).transpose()?,
+            comparison: comparison.map(artifact::open).transpose()?,
         })
     }
 
@@ -102,8 +106,12 @@ impl Inputs {
             .input("search-result (latency-aware)", aware_search.digest())
             .input("evaluation (baseline)", baseline.digest())
             .input("evaluation (latency-aware)", aware.digest());
-        Ok(match &self.front {
+        let parts = match &self.front {
             Some(front) => parts.input("front", front.digest()),
+            None => parts,
+        };
+        Ok(match &self.comparison {
+            Some(comparison) => parts.input("comparison", comparison.digest()),
             None => parts,
         })
     }

@@ -40,6 +40,9 @@ struct RunArgs {
     /// The folder of the front that a sweep left: shown as well
     #[arg(long, value_name = "DIR")]
     front: Option<PathBuf>,
+    /// The folder of the comparison that `compare` left: shown as well
+    #[arg(long, value_name = "DIR")]
+    comparison: Option<PathBuf>,
     #[command(flatten)]
     stage: StageArgs,
 }
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
         .without_time()
         .init();
     match Cli::parse().command {
-        Command::Check(args) => stage::main(|| args.load::<Config>().map(drop)),
+        Command::Check(args) => stage::main(|| args.check(|_: &Config| Ok::<(), Error>(()))),
         Command::Run(args) => stage::main(|| run(&args)),
     }
 }
@@ -63,6 +66,7 @@ fn run(args: &RunArgs) -> Result<(), Error> {
         &args.search_result,
         &args.evaluation,
         args.front.as_deref(),
+        args.comparison.as_deref(),
     )?;
     let key = inputs.key(&config)?;
     stage::execute(&args.stage, key, serde_json::Value::Null, |_| {

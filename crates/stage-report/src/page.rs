@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use artifact::manifest::Manifest;
 use artifact::{
-    CandidateRecord, Evaluation, FiguresRecord, LatencyModelArtifact, MeasurementSettings, Metric,
-    Opened, SearchResult, TraceRow,
+    CandidateRecord, Comparison, ComparisonRow, Differences, Evaluation, FiguresRecord, Interval,
+    LatencyModelArtifact, MeasurementSettings, Metric, Opened, SearchResult, TraceRow,
 };
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -44,10 +44,11 @@ struct Page<'a> {
     scatter_caption: String,
     front: Option<String>,
     front_caption: String,
+    comparison: Option<Seeds>,
     search_losses: String,
     search_latencies: String,
     search_ends: Vec<Row>,
-    candidates: Option<Candidates>,
+    candidates: Option<Table>,
     events: Vec<String>,
     loss_curves: String,
     accuracy_curves: String,
@@ -72,11 +73,21 @@ struct Row {
     cells: Vec<String>,
 }
 
-/// What the networks were chosen from.
+/// A table with a line of names above.
 #[derive(Serialize)]
-struct Candidates {
+struct Table {
     heads: Vec<String>,
     rows: Vec<Row>,
+}
+
+/// What several seeds found.
+#[derive(Serialize)]
+struct Seeds {
+    chart: String,
+    caption: String,
+    gains: Table,
+    note: String,
+    networks: Table,
 }
 
 /// A network with its cells.
@@ -156,6 +167,7 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
         ),
         front,
         front_caption,
+        comparison: inputs.comparison.as_ref().map(|own| seeds(&own.value)),
         search_losses: charts::curves(
             "Loss of the supernets",
             "cross entropy, nats",
@@ -592,14 +604,120 @@ fn front(inputs: &Inputs) -> Option<(String, String)> {
         0 => String::new(),
         n => format!(" Measured {cost} at most the target: {n_met} of {n}."),
     };
+    let n_restless = points.iter().filter(|point| point.disturbed == Some(true));
+    let restless = match n_restless.count() {
+        0 => String::new(),
+        n => format!(" {n} of them while the machine was restless."),
+    };
     let caption = format!(
-        "{}, searched with {} ({}), trained and timed alike.{met}",
+        "{}, searched with {} ({}), trained and timed alike.{restless}{met}",
         plural(points.len(), "network"),
         asked.join(", "),
         plural(seeds.len(), "seed"),
     );
     let of = format!("{cost}, {}", metric.unit());
     Some((charts::front(&of, &networks), caption))
+}
+
+/// What several seeds found, and what the latency-aware search gains.
+fn seeds(comparison: &Comparison) -> Seeds {
+    const SEARCHES: [(&str, &str); 3] = [
+        ("latency-aware", "latency-aware"),
+        ("baseline", "λ = 0"),
+        ("random", "random at its latency"),
+    ];
+    let (metric, rows) = (comparison.metric, &comparison.rows);
+    let (cost, unit) = (noun(metric), metric.unit());
+    let is_measured = rows.iter().all(|row| row.measured_millis.is_some());
+    let series = SEARCHES.map(|(search, name)| {
+        let own = rows.iter().filter(|row| row.search == search);
+        let points = own.map(|row| {
+            let cost = row.measured_millis.filter(|_| is_measured);
+            let cost = cost.unwrap_or(row.predicted_millis);
+            [cost, 100.0 * row.test_accuracy]
+        });
+        let points = points.collect();
+        Series { name, points }
+    });
+    let how = if is_measured { "measured" } else { "predicted" };
+    let n_seeds = rows.iter().map(|row| row.seed).collect::<BTreeSet<_>>();
+    let n_restless = rows.iter().filter(|row| row.disturbed == Some(true));
+    let restless = match n_restless.count() {
+        0 => String::new(),
+        n => format!(" {n} of them while the machine was restless."),
+    };
+    let targets = rows
+        .iter()
+        .filter_map(|row| Some(row.measured_millis? <= row.target_millis?));
+    let targets: Vec<bool> = targets.collect();
+    let met = match targets.len() {
+        0 => String::new(),
+        n => format!(
+            " Measured {cost} at most the target: {} of {n}.",
+            targets.iter().filter(|met| **met).count()
+        ),
+    };
+    // With a true minus.
+    let text = |own: &Interval, n_decimals| own.text("", n_decimals).replace('-', "−");
+    let gain = |name: &'static str, own: &Differences| Row {
+        name: name.into(),
+        cells: vec![
+            text(&own.test_accuracy, 2),
+            own.latency
+                .as_ref()
+                .map_or("–".to_owned(), |latency| text(latency, 1)),
+        ],
+    };
+    let value = |value: Option<f64>| {
+        value.map_or("–".to_owned(), |value| {
+            format!("{}\u{a0}{unit}", millis(value))
+        })
+    };
+    let network = |row: &ComparisonRow| Row {
+        name: format!("{}, {}", row.seed, row.search).into(),
+        cells: vec![
+            percent(row.test_accuracy, 2),
+            value(Some(row.predicted_millis)),
+            value(row.measured_millis),
+            value(row.target_millis),
+        ],
+    };
+    Seeds {
+        chart: charts::searches(&format!("{how} {cost}, {unit}"), &series),
+        caption: format!(
+            "{} of {}, trained alike{}.{restless}{met}",
+            plural(rows.len(), "network"),
+            plural(n_seeds.len(), "seed"),
+            if is_measured {
+                " and timed one after the other"
+            } else {
+                ", not timed yet"
+            },
+        ),
+        gains: Table {
+            heads: vec!["test accuracy, points".to_owned(), format!("{cost}, %")],
+            rows: vec![
+                gain("less λ = 0", &comparison.against_baseline),
+                gain(
+                    "less random search at its latency",
+                    &comparison.against_random,
+                ),
+            ],
+        },
+        note: match comparison.intervals {
+            None => "One seed has no interval; three or more tell what chance does.".to_owned(),
+            Some(method) => format!(
+                "Differences within a seed, their mean over seeds and its 95\u{a0}% interval ({}). An interval that holds 0 tells no difference.",
+                method.name()
+            ),
+        },
+        networks: Table {
+            heads: ["test accuracy", "predicted", "measured", "target"]
+                .map(str::to_owned)
+                .to_vec(),
+            rows: rows.iter().map(network).collect(),
+        },
+    }
 }
 
 /// The name of a model for people.
@@ -767,7 +885,7 @@ fn search_ends(searches: [&SearchResult; 2]) -> Vec<Row> {
 }
 
 /// What the networks were chosen from, each in front of the others of its search.
-fn candidates(searches: [&SearchResult; 2]) -> Option<Candidates> {
+fn candidates(searches: [&SearchResult; 2]) -> Option<Table> {
     let metric = searches[1].metric;
     let all = searches.iter().zip(NAMES).flat_map(|(search, name)| {
         let numbered = search.candidates.iter().enumerate();
@@ -798,7 +916,7 @@ fn candidates(searches: [&SearchResult; 2]) -> Option<Candidates> {
         "validation loss".to_owned(),
         "validation accuracy".to_owned(),
     ];
-    (!rows.is_empty()).then_some(Candidates { heads, rows })
+    (!rows.is_empty()).then_some(Table { heads, rows })
 }
 
 /// What the guards saw and did, and how the genotypes came about.
@@ -841,6 +959,8 @@ fn manifests(inputs: &Inputs) -> impl Iterator<Item = (&'static str, &Manifest)>
     let [baseline, aware] = &inputs.evaluations;
     let front = inputs.front.as_ref();
     let front = front.map(|front| ("front", &front.manifest));
+    let comparison = inputs.comparison.as_ref();
+    let comparison = comparison.map(|own| ("comparison", &own.manifest));
     [
         ("latency data set", &inputs.latency_dataset.manifest),
         ("latency model", &inputs.latency_model.manifest),
@@ -851,6 +971,7 @@ fn manifests(inputs: &Inputs) -> impl Iterator<Item = (&'static str, &Manifest)>
     ]
     .into_iter()
     .chain(front)
+    .chain(comparison)
 }
 
 fn provenance(name: &'static str, manifest: &Manifest) -> Provenance {

@@ -101,6 +101,7 @@ fn a_front_is_shown_where_there_is_one() {
     for said in [
         "4 networks, searched with 0.7x, 0.5x (2 seeds)",
         "at most the target: 3 of 4",
+        "1 of them while the machine was restless",
         "test accuracy, %",
     ] {
         assert!(page.contains(said), "{said}");
@@ -110,6 +111,30 @@ fn a_front_is_shown_where_there_is_one() {
     // Two are on the front; one more of each mark in the legend.
     assert_eq!(section.matches("mark first").count(), 2 + 1);
     assert_eq!(section.matches("mark second").count(), 2 + 1);
+}
+
+#[test]
+fn a_comparison_is_shown_where_there_is_one() {
+    let place = Place::new();
+    assert!(!place.page(&[]).contains("Several seeds"));
+    let comparison = fixture::publish(&place.path("comparisons"), &EVALUATE, fixture::comparison());
+    let page = place.page(&["--comparison", text(&comparison)]);
+    let section = page.split("<h2>Several seeds</h2>").nth(1).unwrap();
+    let section = section.split("</section>").next().unwrap();
+    for said in [
+        "8 networks of 2 seeds, trained alike and timed one after the other. 1 of them while the machine was restless.",
+        "Measured latency at most the target: 1 of 2.",
+        "<td>−0.05 [−1.95, +1.85]</td><td>−30.6 [−44.6, −16.6]</td>",
+        "95 % interval (Student&#x27;s t)",
+        "measured latency, ms",
+        "5, latency-aware",
+    ] {
+        assert!(section.contains(said), "{said} is not in {section}");
+    }
+    // A mark for each network, and one of each search in the legend.
+    for (mark, n) in [("first", 2 + 1), ("second", 2 + 1), ("third", 4 + 1)] {
+        assert_eq!(section.matches(&format!("mark {mark}")).count(), n);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What whole trainings came to, and how much of it could be known before.
 
-use artifact::{Evaluation, Metric, Opened};
+use artifact::{Evaluation, KeyParts, Metric, Opened};
 use latency::Figures;
 use serde_json::Value;
 
@@ -141,18 +141,14 @@ fn differs(both: [&Opened<Evaluation>; 2]) -> Option<String> {
                 .to_owned(),
         );
     }
-    let config = |config: &Value| {
-        let mut config = config.clone();
+    let config = |parts: &KeyParts| {
+        let mut config = parts.counted()["config"].take();
         if let Some(object) = config.as_object_mut() {
             object.retain(|key, _| !["seed", "timing"].contains(&key.as_str()));
-            // Where the images lay does not matter.
-            if let Some(Value::Object(data)) = object.get_mut("data") {
-                data.remove("dir");
-            }
         }
         config
     };
-    differing_key(&config(&one.config), &config(&other.config))
+    differing_key(&config(one), &config(other))
 }
 
 /// The first key, with dots, under which two configs differ.

@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         .init();
     let command = Cli::parse().command;
     stage::main(|| match command {
-        Command::Check(args) => stage_search::check(&args.load::<Config>()?),
+        Command::Check(args) => args.check(stage_search::check),
         Command::Run {
             args,
             latency_model,

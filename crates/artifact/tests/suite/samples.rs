@@ -2,11 +2,12 @@
 
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    AnchorRecord, Artifact, CandidateRecord, CellSample, EpochRow, Evaluation, Export,
-    FiguresRecord, FloatTensor, FloatTensors, Front, FrontPoint, GpuRecord, HeldOut, ImagesRecord,
-    KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, MeasurementSettings, Metric,
-    ModelCard, NetworkRecord, Opened, PIPELINE, Report, SearchResult, SearchSummary, Store,
-    TargetRecord, TimingRecord, TimingResult, TraceRow, Validation,
+    AnchorRecord, Artifact, CandidateRecord, CellSample, Comparison, ComparisonRow, Differences,
+    EpochRow, Evaluation, Export, FiguresRecord, FloatTensor, FloatTensors, Front, FrontPoint,
+    GpuRecord, HeldOut, ImagesRecord, Interval, IntervalMethod, KeyParts, LatencyDataset,
+    LatencyModelArtifact, LatencySample, MeasurementSettings, Metric, ModelCard, NetworkRecord,
+    Opened, PIPELINE, Report, SearchResult, SearchSummary, Store, TargetRecord, TimingRecord,
+    TimingResult, TraceRow, Validation,
 };
 use serde_json::json;
 use space::{CellKind, Genotype, NetworkSpec};
@@ -25,13 +26,14 @@ macro_rules! for_every_kind {
         $function::<artifact::Evaluation>($($argument),*);
         $function::<artifact::Report>($($argument),*);
         $function::<artifact::Front>($($argument),*);
+        $function::<artifact::Comparison>($($argument),*);
     };
 }
 pub(crate) use for_every_kind;
 
 /// The question that the sample of a kind answers.
 pub(crate) fn key_parts<A: Artifact>() -> KeyParts {
-    // The front is no stage's: it is made of evaluations.
+    // The last kinds are no stage's: they are made of evaluations.
     let spec = PIPELINE.iter().find(|spec| spec.output == A::KIND);
     let spec = spec.unwrap_or(&artifact::stage::EVALUATE);
     KeyParts::new(spec, &json!({"seed": 0})).unwrap()
@@ -310,6 +312,7 @@ impl Sample for Front {
             latency_median_millis: millis,
             latency_p10_millis: 0.9 * millis,
             latency_p90_millis: 1.25 * millis,
+            disturbed: Some(target_millis.is_some()),
             test_accuracy,
             is_on_front: false,
             genotype: genotype().to_string(),
@@ -324,6 +327,50 @@ impl Sample for Front {
                 point("0.6x", Some(12.6), 0.974, 12.5),
             ],
         )
+    }
+}
+
+impl Sample for Comparison {
+    fn sample() -> Self {
+        let row = |search: &str, measured_millis, target_millis| ComparisonRow {
+            seed: 3,
+            search: search.to_owned(),
+            genotype: genotype().to_string(),
+            test_accuracy: 0.9743,
+            predicted_millis: 20.1,
+            measured_millis,
+            disturbed: measured_millis.map(|_| false),
+            target_millis,
+            search_result: "0".repeat(64),
+            evaluation: "1".repeat(64),
+        };
+        let one = Interval {
+            mean: -0.25,
+            low: None,
+            high: None,
+        };
+        Self {
+            metric: Metric::PeakMemory,
+            settings: Some(settings()),
+            rows: vec![
+                row("baseline", Some(25.5), None),
+                row("latency-aware", Some(20.25), Some(21.0)),
+                row("random", None, None),
+            ],
+            intervals: Some(IntervalMethod::StudentT),
+            against_baseline: Differences {
+                test_accuracy: Interval {
+                    low: Some(-0.5),
+                    high: Some(0.1 + 0.2),
+                    ..one
+                },
+                latency: Some(one),
+            },
+            against_random: Differences {
+                test_accuracy: one,
+                latency: None,
+            },
+        }
     }
 }
 

@@ -13,11 +13,11 @@ pub(crate) const NETWORKS: [&str; 2] = ["baseline", "aware"];
 pub(crate) struct Series<'a> {
     /// The name in the legend.
     pub(crate) name: &'a str,
-    /// (measured, predicted), in milliseconds.
+    /// Across and up.
     pub(crate) points: Vec<[f64; 2]>,
 }
 
-/// Predicted against measured costs, of what is said with its unit, with the line on which they are equal and ±5 % about it.
+/// Predicted (up) against measured (across) costs, of what is said with its unit, with the line on which they are equal and ±5 % about it.
 /// The first series has filled circles, the second open squares, further ones open circles.
 pub(crate) fn scatter(of: &str, series: &[Series<'_>]) -> String {
     let values = series
@@ -271,16 +271,8 @@ pub(crate) struct Swept {
 
 /// Test accuracy over a cost, of what is said with its unit; those that nothing beats are filled and joined by steps.
 pub(crate) fn front(of: &str, networks: &[Swept]) -> String {
-    let frame = Frame {
-        x: Axis::covering(networks.iter().map(|network| network.millis), 6),
-        y: Axis::covering(networks.iter().map(|network| network.accuracy), 5),
-        left: 62.0,
-        right: WIDTH - 24.0,
-        top: 34.0,
-        bottom: 266.0,
-    };
-    let mut svg = Svg::new(WIDTH, 310.0, "Test accuracy over what was measured");
-    frame.draw(&mut svg, &format!("measured {of}"), "test accuracy, %");
+    let points = networks.iter().map(|own| [own.millis, own.accuracy]);
+    let (mut svg, frame) = accuracies(&format!("measured {of}"), points);
     let at = |network: &Swept| frame.at(network.millis, network.accuracy);
     let mut best: Vec<&Swept> = networks.iter().filter(|one| one.is_on_front).collect();
     best.sort_by(|a, b| a.millis.total_cmp(&b.millis));
@@ -296,16 +288,54 @@ pub(crate) fn front(of: &str, networks: &[Swept]) -> String {
     for network in networks {
         mark(&mut svg, usize::from(!network.is_on_front), at(network));
     }
-    let mut x = frame.left;
-    for (series, name) in ["nothing is as accurate and faster", "beaten"]
+    mark_legend(
+        &mut svg,
+        &frame,
+        &["nothing is as accurate and faster", "beaten"],
+    );
+    svg.finish()
+}
+
+/// Test accuracy, in percent, over what is said with its unit, of the networks of several searches.
+pub(crate) fn searches(of: &str, series: &[Series<'_>]) -> String {
+    let points = series
         .iter()
-        .enumerate()
-    {
-        mark(&mut svg, series, [x + 6.0, 14.0]);
+        .flat_map(|series| series.points.iter().copied());
+    let (mut svg, frame) = accuracies(of, points);
+    // Backwards, so that the first series lies on top.
+    for (index, series) in series.iter().enumerate().rev() {
+        for &[x, y] in &series.points {
+            mark(&mut svg, index, frame.at(x, y));
+        }
+    }
+    let names: Vec<&str> = series.iter().map(|series| series.name).collect();
+    mark_legend(&mut svg, &frame, &names);
+    svg.finish()
+}
+
+/// The axes of test accuracies over a cost, and room for a legend above.
+fn accuracies(cost: &str, points: impl Iterator<Item = [f64; 2]> + Clone) -> (Svg, Frame) {
+    let frame = Frame {
+        x: Axis::covering(points.clone().map(|[x, _]| x), 6),
+        y: Axis::covering(points.map(|[_, y]| y), 5),
+        left: 62.0,
+        right: WIDTH - 24.0,
+        top: 34.0,
+        bottom: 266.0,
+    };
+    let mut svg = Svg::new(WIDTH, 310.0, format!("Test accuracy over {cost}"));
+    frame.draw(&mut svg, cost, "test accuracy, %");
+    (svg, frame)
+}
+
+/// The marks of series with their names, in a row above the frame.
+fn mark_legend(svg: &mut Svg, frame: &Frame, names: &[&str]) {
+    let mut x = frame.left;
+    for (series, name) in names.iter().enumerate() {
+        mark(svg, series, [x + 6.0, 14.0]);
         svg.text("legend", [x + 18.0, 14.0], Anchor::Start, name);
         x += 38.0 + 7.0 * name.chars().count() as f64;
     }
-    svg.finish()
 }
 
 /// A diamond.
