@@ -94,7 +94,19 @@ fn the_key_says_what_it_is_made_of_and_writes_nothing() {
         .run(&["--key-only", "--set", "weights.momentum=0.8"])
         .json();
     assert_ne!(other["key"], answer["key"]);
-    // One changed pixel is another data set.
+    // A data set that was moved is the same.
+    let moved = place.path("moved");
+    fs::create_dir(&moved).unwrap();
+    for file in fs::read_dir(place.path("data")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), moved.join(file.file_name())).unwrap();
+    }
+    let other = place
+        .run(&["--key-only", "--set", &format!("data.dir={}", text(&moved))])
+        .json();
+    assert_eq!(other["key"], answer["key"]);
+    assert_eq!(other["parts"]["config"]["data"]["dir"], text(&moved));
+    // One changed pixel is another one.
     let images = place.path("data/train-images-idx3-ubyte");
     let mut bytes = fs::read(&images).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
