@@ -88,6 +88,7 @@ impl fmt::Display for Kind {
 /// | latency-dataset; latency model; search-result; evaluation; front | 1.4; 1.6; 1.7; 1.5; 1.2 | `settings.anchor.revision`: whose code the anchor ran by |
 /// | evaluation | 1.6 | `n_test` |
 /// | front | 1.3 | `disturbed` |
+/// | latency-dataset | 1.5 | the column `chosen`, of a profile in rounds |
 /// | comparison | 1.0 | the first |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -16,6 +16,7 @@ use crate::table::{Column, Columns, Table};
 
 const SAMPLES: &str = "samples.parquet";
 const CELLS: &str = "cells.parquet";
+const CHOSEN: &str = "chosen";
 const PEAK_MEMORY: &str = "peak_memory_bytes";
 const ENERGY: &str = "energy_joules";
 const GRAPH: &str = "latency_graph_median_millis";
@@ -294,6 +295,9 @@ pub struct LatencySample {
     pub anchor_ratio: f64,
     /// Whether the machine was too restless around this sample.
     pub disturbed: bool,
+    /// Whether a round of the profile took it for what its latency tells, so that it was not drawn at random and judges
+    /// no model; false before format 1.5.
+    pub chosen: bool,
     /// The median of a second timing later in the run: the noise floor of the measurement.
     pub repeat_median_millis: Option<f64>,
     /// The bytes of the network, its input and its largest set of buffers during one call on one thread: whole bytes. `None`
@@ -414,7 +418,7 @@ impl MeasurementSettings {
 
 impl Artifact for LatencyDataset {
     const KIND: Kind = Kind::LatencyDataset;
-    const FORMAT: FormatVersion = FormatVersion::new(1, 4);
+    const FORMAT: FormatVersion = FormatVersion::new(1, 5);
 
     fn to_files(&self) -> Result<Files, Error> {
         let mut files = Files::default();
@@ -444,6 +448,9 @@ impl Artifact for LatencyDataset {
             "latency_repeat_median_millis",
             samples.iter().map(|s| s.repeat_median_millis),
         );
+        if samples.iter().any(|sample| sample.chosen) {
+            columns.put(CHOSEN, samples.iter().map(|s| s.chosen));
+        }
         for (name, of) in MORE {
             if samples.iter().any(|sample| of(sample).is_some()) {
                 columns.put(name, samples.iter().map(of));
@@ -581,6 +588,7 @@ fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
     let n_repeats = optional(table, "n_repeats", |_| 1)?;
     let anchor_ratio = optional(table, "anchor_ratio", |_| 1.0)?;
     let disturbed = optional(table, "disturbed", |_| false)?;
+    let chosen = optional(table, CHOSEN, |_| false)?;
     let repeat = optional(table, "latency_repeat_median_millis", |_| None)?;
     let peak_memory: Vec<Option<f64>> = optional(table, PEAK_MEMORY, |_| None)?;
     let energy: Vec<Option<f64>> = optional(table, ENERGY, |_| None)?;
@@ -621,6 +629,7 @@ fn samples_of(table: &Table) -> Result<Vec<LatencySample>, Error> {
             n_repeats: n_repeats[row],
             anchor_ratio: anchor_ratio[row],
             disturbed: disturbed[row],
+            chosen: chosen[row],
             repeat_median_millis: repeat[row],
             peak_memory_bytes: peak_memory[row],
             energy_joules: energy[row],

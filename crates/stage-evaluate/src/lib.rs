@@ -339,6 +339,7 @@ pub fn time(config: &Config, found: &Found, context: &RunContext) -> Result<Late
             n_repeats: latency.n_repeats,
             anchor_ratio: latency.anchor_ratio,
             disturbed: latency.disturbed,
+            chosen: false,
             repeat_median_millis: None,
             peak_memory_bytes: costs.peak_memory_bytes.map(|bytes| bytes as f64),
             energy_joules: costs.energy_joules,

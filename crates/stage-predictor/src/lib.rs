@@ -154,7 +154,11 @@ pub fn run(
     let (samples, n_disturbed) = inputs.undisturbed(config.metric, MIN_ARCHITECTURES)?;
 
     let genotypes: Vec<&Genotype> = samples.iter().map(|a| &a.sample.genotype).collect();
-    let Split { train, held_out } = split(&genotypes, config.held_out, config.seed);
+    let is_drawn = |index: usize| !samples[index].sample.chosen;
+    let Split { train, held_out } = split(&genotypes, is_drawn, config.held_out, config.seed);
+    if held_out.is_empty() {
+        return Err(Error::NoneDrawn);
+    }
     if train.is_empty() {
         return Err(Error::NothingToFit {
             held_out: config.held_out,
@@ -344,6 +348,11 @@ pub enum Error {
         /// The ratio.
         held_out: f64,
     },
+    /// All were chosen.
+    #[error(
+        "every architecture of the data set was chosen for what it tells (the column `chosen`), none drawn at random that could judge the models:          profile some that are"
+    )]
+    NoneDrawn,
     /// A further data set that cannot be compared with the first.
     #[error(
         "the latencies of {dir} are of another network, protocol, revision of profile or state of the machine than those \
@@ -442,6 +451,7 @@ impl StageError for Error {
             | Self::Pool { .. }
             | Self::NothingToJudge => ExitCode::Usage,
             Self::TooFew { .. }
+            | Self::NoneDrawn
             | Self::Source { .. }
             | Self::NotMeasured { .. }
             | Self::OtherCells { .. }

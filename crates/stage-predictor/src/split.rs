@@ -14,9 +14,14 @@ pub(crate) struct Split {
     pub(crate) held_out: Vec<usize>,
 }
 
-/// Draws at least `ratio` of the architectures to hold out. Genotypes that are one graph stay together: a
+/// Draws at least `ratio` of the architectures to hold out, as far as they may judge. Genotypes that are one graph stay together: a
 /// model must not be judged by what it was fitted on under another name.
-pub(crate) fn split(genotypes: &[&Genotype], ratio: f64, seed: u64) -> Split {
+pub(crate) fn split(
+    genotypes: &[&Genotype],
+    may_judge: impl Fn(usize) -> bool,
+    ratio: f64,
+    seed: u64,
+) -> Split {
     let mut graphs: Vec<Vec<usize>> = Vec::new();
     let mut graph_of = HashMap::new();
     for (index, genotype) in genotypes.iter().enumerate() {
@@ -34,7 +39,7 @@ pub(crate) fn split(genotypes: &[&Genotype], ratio: f64, seed: u64) -> Split {
         held_out: Vec::new(),
     };
     for graph in graphs {
-        if split.held_out.len() < n_held_out {
+        if split.held_out.len() < n_held_out && graph.iter().all(|&index| may_judge(index)) {
             split.held_out.extend(graph);
         } else {
             split.train.extend(graph);
@@ -62,13 +67,24 @@ mod tests {
     fn every_architecture_is_on_one_side_and_the_seed_decides_which() {
         let genotypes = genotypes(50);
         let genotypes: Vec<&Genotype> = genotypes.iter().collect();
-        let drawn = split(&genotypes, 0.2, 3);
+        let drawn = split(&genotypes, |_| true, 0.2, 3);
         assert_eq!(drawn.held_out.len(), 10);
         let mut all = [drawn.train.clone(), drawn.held_out.clone()].concat();
         all.sort_unstable();
         assert_eq!(all, (0..50).collect::<Vec<_>>());
-        assert_eq!(split(&genotypes, 0.2, 3), drawn);
-        assert_ne!(split(&genotypes, 0.2, 4), drawn);
+        assert_eq!(split(&genotypes, |_| true, 0.2, 3), drawn);
+        assert_ne!(split(&genotypes, |_| true, 0.2, 4), drawn);
+    }
+
+    #[test]
+    fn what_was_chosen_does_not_judge() {
+        let genotypes = genotypes(50);
+        let genotypes: Vec<&Genotype> = genotypes.iter().collect();
+        let drawn = split(&genotypes, |index| index >= 30, 0.2, 3);
+        assert_eq!((drawn.train.len(), drawn.held_out.len()), (40, 10));
+        assert!(drawn.held_out.iter().all(|&index| index >= 30));
+        let few = split(&genotypes, |index| index >= 45, 0.2, 3);
+        assert_eq!(few.held_out, [45, 46, 47, 48, 49]);
     }
 
     #[test]
@@ -88,7 +104,7 @@ mod tests {
             .collect();
         let all: Vec<&Genotype> = once.iter().chain(&mirrored).collect();
         for seed in 0..20 {
-            let drawn = split(&all, 0.25, seed);
+            let drawn = split(&all, |_| true, 0.25, seed);
             assert_eq!(drawn.held_out.len(), 10);
             for index in &drawn.held_out {
                 assert!(drawn.held_out.contains(&((index + 20) % 40)), "seed {seed}");

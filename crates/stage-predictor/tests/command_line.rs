@@ -125,6 +125,7 @@ fn dataset(n: usize) -> LatencyDataset {
                 n_repeats: 15,
                 anchor_ratio: 1.0,
                 disturbed,
+                chosen: false,
                 repeat_median_millis: (index < 12).then(&mut noisy),
                 peak_memory_bytes: None,
                 energy_joules: None,
@@ -436,6 +437,21 @@ fn too_few_architectures_are_refused_with_the_remedy() {
     // One more, and there is a model.
     let place = Place::with(dataset(21));
     assert_eq!(model_of(&place.run(&[])).value.card.n_train, 15);
+}
+
+#[test]
+fn what_a_profile_chose_is_fitted_and_judges_nothing() {
+    let mut dataset = dataset(41);
+    dataset.samples[..35]
+        .iter_mut()
+        .for_each(|row| row.chosen = true);
+    let card = model_of(&Place::with(dataset.clone()).run(&[])).value.card;
+    // Of 40 undisturbed ones a quarter would be held out.
+    assert_eq!((card.n_train, card.n_test), (34, 6));
+    dataset.samples.iter_mut().for_each(|row| row.chosen = true);
+    Place::with(dataset)
+        .run(&[])
+        .failed(3, &["none drawn at random"]);
 }
 
 #[test]

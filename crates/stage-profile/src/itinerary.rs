@@ -137,6 +137,11 @@ impl Itinerary {
         &self.architectures[self.visits[visit]]
     }
 
+    /// Whether the architecture of a visit was drawn, or given.
+    pub(crate) fn is_drawn(&self, visit: usize) -> bool {
+        self.drawn[self.visits[visit]]
+    }
+
     /// Whether the architecture of a visit has not been visited before.
     pub(crate) fn is_first(&self, visit: usize) -> bool {
         !self.visits[..visit].contains(&self.visits[visit])

@@ -373,6 +373,7 @@ impl Profiling {
                 n_repeats: timing.n_repeats,
                 anchor_ratio: drift.ratio,
                 disturbed: drift.disturbed,
+                chosen: !self.itinerary.is_drawn(visit.index),
                 repeat_median_millis: seconds.get(row).and_then(|second| {
                     let drift = second.drift(&anchor);
                     let timing = drift.correct(&second.network.into());

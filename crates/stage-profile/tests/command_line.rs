@@ -331,6 +331,8 @@ fn rounds_go_on_where_they_were() {
     assert_eq!(graphs.len(), 70);
     for (row, sample) in dataset.samples.iter().enumerate() {
         assert_eq!(sample.repeat_median_millis.is_some(), row < 4);
+        // Of the second round half is drawn, and all of the last one, which is that short.
+        assert_eq!(sample.chosen, (50..60).contains(&row), "row {row}");
     }
     // The same timings, the same architectures.
     assert_eq!(open().finish().unwrap(), dataset);

@@ -183,13 +183,13 @@ prop_compose! {
         median_millis in positive(),
         numbers in [finite(), finite(), finite()],
         n_repeats in any::<u32>(),
-        disturbed in any::<bool>(),
+        [disturbed, chosen] in any::<[bool; 2]>(),
         repeat_median_millis in proptest::option::of(finite()),
     ) -> LatencySample {
         let [p10_millis, p90_millis, anchor_ratio] = numbers;
         LatencySample {
             genotype: SearchSpace::darts().sample(&mut ChaCha8Rng::seed_from_u64(seed)),
-            median_millis, p10_millis, p90_millis, n_repeats, anchor_ratio, disturbed,
+            median_millis, p10_millis, p90_millis, n_repeats, anchor_ratio, disturbed, chosen,
             repeat_median_millis,
             peak_memory_bytes: None,
             energy_joules: None,

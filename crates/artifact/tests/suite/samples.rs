@@ -93,6 +93,7 @@ impl Sample for LatencyDataset {
             n_repeats: 10,
             anchor_ratio: 1.0 + f64::EPSILON,
             disturbed: repeat_median_millis.is_none(),
+            chosen: repeat_median_millis.is_none(),
             repeat_median_millis,
             peak_memory_bytes: repeat_median_millis.map(|_| 650_000.0),
             energy_joules: repeat_median_millis.map(|_| 0.125),
