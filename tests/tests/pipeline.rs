@@ -184,14 +184,7 @@ fn a_sweep_is_timed_the_predictor_learns_from_it_and_a_front_comes_out() {
         // No network keeps to the last one, which ends nothing.
         let args = ["sweep", "--targets", "9x,8x,0.0001x", "--evaluate", how];
         let promise = ["--set", "search.target.probability=0.5"];
-        let output = output(xtask(&store, &[&args[..], &promise, more].concat()));
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{stderr}");
-        assert!(
-            stderr.contains("keeps to that: 0.0001x (seed 0)"),
-            "{stderr}"
-        );
-        String::from_utf8(output.stdout).unwrap()
+        stdout(xtask(&store, &[&args[..], &promise, more].concat()))
     };
     let timed: Value = serde_json::from_str(&sweep("time", &["--json"])).unwrap();
     let rows = timed["rows"].as_array().unwrap();
@@ -206,6 +199,13 @@ fn a_sweep_is_timed_the_predictor_learns_from_it_and_a_front_comes_out() {
         "{timed}"
     );
     assert_eq!(timed["n_met"], 2);
+    let unreached = serde_json::json!([{ "seed": 0, "asked": "0.0001x" }]);
+    assert_eq!(timed["unreached"], unreached);
+    // Alone it does end the sweep.
+    let alone = ["sweep", "--targets", "0.0001x", "--evaluate", "none"];
+    let promise = ["--set", "search.target.probability=0.5"];
+    let failed = output(xtask(&store, &[&alone[..], &promise].concat()));
+    assert_eq!(failed.status.code(), Some(6), "{failed:?}");
 
     // What was measured is a data set that the predictor takes beside the profile's.
     let sets = folders(&store, "latency-dataset");
@@ -238,11 +238,14 @@ fn a_sweep_is_timed_the_predictor_learns_from_it_and_a_front_comes_out() {
 
     let said = sweep("train", &[]);
     assert!(said.contains("0  9x") && said.contains("PASS"), "{said}");
+    let named = "no network keeps to 0.0001x (seed 0)";
+    assert!(said.contains(named), "{said}");
     let fronts = folders(&store, "front");
     assert_eq!(fronts.len(), 1);
     let front = artifact::open::<Front>(&fronts[0]).unwrap().value;
     assert_eq!(front.points.len(), 2);
     assert!(front.points.iter().any(|point| point.is_on_front));
+    assert_eq!(serde_json::to_value(front.unreached).unwrap(), unreached);
     // The searches were those that were timed before.
     assert_eq!(folders(&store, "search-result").len(), 3);
 }
@@ -286,10 +289,12 @@ fn a_comparison_trains_first_and_times_later() {
     assert_eq!(folders(&store, "latency-dataset").len(), n_sets + 1);
     assert_eq!(folders(&store, "evaluation").len(), 4);
 
-    // Both are kept, and a report shows one.
+    // Asked again, it is the same. Both are kept, and a report shows one.
+    assert_eq!(compare(&[]), now);
     let comparisons = folders(&store, "comparison");
     let open = |dir: &PathBuf| artifact::open::<Comparison>(dir).unwrap().value;
-    let of_now = comparisons.iter().find(|dir| open(dir).settings.is_some());
+    let is_timed = |dir: &PathBuf| open(dir).against_random.latency.is_some();
+    let of_now = comparisons.iter().find(|dir| is_timed(dir));
     assert_eq!(comparisons.len(), 2);
     let kept = serde_json::to_value(open(of_now.unwrap())).unwrap();
     assert_eq!(kept, now);

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use artifact::{
-    Comparison, ComparisonRow, Differences, Digest, Evaluation, Interval, IntervalMethod,
-    LatencyDataset, Opened, SearchResult,
+    ComparedBaseline, Comparison, ComparisonRow, Differences, Digest, Evaluation, Interval,
+    IntervalMethod, LatencyDataset, Opened, SearchResult,
 };
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -64,6 +64,15 @@ enum Baseline {
     Alpha,
 }
 
+impl From<Baseline> for ComparedBaseline {
+    fn from(of: Baseline) -> Self {
+        match of {
+            Baseline::Best => Self::Best,
+            Baseline::Alpha => Self::Alpha,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Timing {
     Now,
@@ -86,7 +95,7 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
     checked.extend(random_steps(1.0, args.metric()?, 0));
     stage::check(&bin_dir, args, &checked)?;
     let begun = Begun::now();
-    let (mut rows, mut searches) = (Vec::new(), Vec::new());
+    let (mut rows, mut searches, mut settings) = (Vec::new(), Vec::new(), None);
     let mut made_of: Vec<(String, Digest)> = Vec::new();
     for seed in seeds.clone() {
         eprintln!("seed {seed}");
@@ -104,6 +113,7 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
                 evaluation.digest(),
             ));
             rows.push(row(seed, search, &found, &evaluation));
+            settings.get_or_insert(evaluation.value.settings);
             searches.push(found);
             anyhow::Ok(())
         };
@@ -129,7 +139,6 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
             add(RANDOM, &artifacts)?;
         }
     }
-    let mut settings = None;
     if compare.timing == Timing::Now {
         let searches: Vec<&Opened<SearchResult>> = searches.iter().collect();
         let measured = stage::time(&bin_dir, args, &searches)?;
@@ -139,17 +148,20 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
         }
         let timings = artifact::open::<LatencyDataset>(&measured.dir)?;
         made_of.push(("latency-dataset".to_owned(), timings.digest()));
-        settings = timings.value.settings;
     }
     let comparison = Comparison {
         metric: searches[0].value.metric,
         settings,
+        baseline: compare.baseline.into(),
         intervals: interval_method(seeds.clone().count()),
         against_baseline: differences(&rows, BASELINE),
         against_random: differences(&rows, RANDOM),
         rows,
     };
-    let asked = json!({ "seeds": seeds.collect::<Vec<_>>() });
+    let asked = json!({
+        "seeds": seeds.collect::<Vec<_>>(),
+        "baseline": comparison.baseline,
+    });
     let opened = begun.publish(&COMPARE, args, &asked, made_of, comparison)?;
     if compare.json {
         println!("{}", serde_json::to_string(&opened.value)?);
@@ -282,7 +294,7 @@ fn table(comparison: &Comparison) -> Result<String, std::fmt::Error> {
     };
     let n_seeds = of(LATENCY_AWARE).count();
     let by = match comparison.intervals {
-        None => " (no interval: --seeds 3 or more)".to_owned(),
+        None => " (no interval, which three seeds or more give)".to_owned(),
         Some(method) => format!(" [95 %, {}]", method.name()),
     };
     for (search, other, differences) in [
@@ -388,6 +400,7 @@ mod tests {
         let comparison = |rows: Vec<ComparisonRow>| Comparison {
             metric: artifact::Metric::Latency,
             settings: None,
+            baseline: ComparedBaseline::Best,
             intervals: interval_method(2),
             against_baseline: differences(&rows, BASELINE),
             against_random: differences(&rows, RANDOM),

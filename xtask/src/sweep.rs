@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use artifact::stage::SEARCH;
-use artifact::{Evaluation, ExitCode, Front, FrontPoint, Metric, Opened, SearchResult};
+use artifact::{Evaluation, ExitCode, Front, FrontPoint, Metric, Opened, SearchResult, Unreached};
 use serde::Serialize;
 use serde_json::json;
 
@@ -105,7 +105,7 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
     run_steps(&bin_dir, args, &first, &mut shared)?;
     let begun = Begun::now();
     let (mut found, mut evaluations) = (Vec::new(), Vec::new());
-    let mut unreached = Vec::new();
+    let (mut unreached, mut refusal) = (Vec::new(), None);
     for seed in seeds {
         let args = PipelineArgs {
             seed: Some(seed.into()),
@@ -117,16 +117,18 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
             baseline.retain(|step| step.name() == BASELINE_SEARCH);
             run_steps(&bin_dir, &args, &baseline, &mut artifacts)?;
         }
-        for (index, Point { name, overrides }) in asked.iter().enumerate() {
+        for Point { name, overrides } in &asked {
             eprintln!("seed {seed}, {name}");
             let has_neighbour = artifacts.contains_key(NEIGHBOUR) && !sweep.cold;
             let [search, evaluate] = point_steps(overrides.clone(), has_neighbour, is_ratio(name));
             match run_steps(&bin_dir, &args, &[search], &mut artifacts) {
-                // It has said why. The targets behind it are tighter still.
-                Err(error) if is_refused(&error) && !found.is_empty() => {
-                    let missed = asked[index..].iter();
-                    unreached.extend(missed.map(|point| format!("{} (seed {seed})", point.name)));
-                    break;
+                Err(error) if is_out_of_reach(&error) => {
+                    unreached.push(Unreached {
+                        seed,
+                        asked: name.clone(),
+                    });
+                    refusal = Some(error);
+                    continue;
                 }
                 ran => ran?,
             }
@@ -145,14 +147,11 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
             }
         }
     }
-    if !unreached.is_empty() {
-        eprintln!(
-            "without a network, for no search keeps to that: {}",
-            unreached.join(", ")
-        );
+    if let (Some(error), true) = (refusal, found.is_empty()) {
+        return Err(error);
     }
     if sweep.evaluate == Evaluate::Train {
-        let front = front(&found, &evaluations);
+        let front = front(&found, &evaluations, unreached);
         let asked = json!({ "asked": asked.iter().map(|point| &point.name).collect::<Vec<_>>() });
         let made_of = evaluations.iter().enumerate();
         let made_of = made_of.map(|(index, one)| (format!("evaluation-{index:03}"), one.digest()));
@@ -173,7 +172,7 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
     } else {
         Vec::new()
     };
-    let kept = Kept::new(&found, &measured);
+    let kept = Kept::new(&found, &measured, unreached);
     if sweep.json {
         println!("{}", serde_json::to_string(&kept)?);
     } else {
@@ -182,10 +181,22 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
     Ok(())
 }
 
-/// Whether a stage ended with the exit code of a config that cannot be met.
-fn is_refused(error: &anyhow::Error) -> bool {
+/// Whether a search ended because no network keeps to its target.
+fn is_out_of_reach(error: &anyhow::Error) -> bool {
     let failed = error.downcast_ref::<Failed>();
-    failed.is_some_and(|failed| failed.code() == ExitCode::Usage as u8)
+    failed.is_some_and(|failed| failed.code() == ExitCode::Unreachable as u8)
+}
+
+/// A line of a table about targets that no network keeps to.
+fn said_of(unreached: &[Unreached]) -> String {
+    let said = |own: &Unreached| format!("{} (seed {})", own.asked, own.seed);
+    match unreached {
+        [] => String::new(),
+        _ => format!(
+            "no network keeps to {}\n",
+            unreached.iter().map(said).collect::<Vec<_>>().join(", ")
+        ),
+    }
 }
 
 /// A search of the sweep: its name, and the config that makes it.
@@ -248,6 +259,8 @@ struct Kept {
     measured_by_target: Option<f64>,
     /// The mean of predicted latency / target.
     predicted_by_target: Option<f64>,
+    /// What no network keeps to.
+    unreached: Vec<Unreached>,
 }
 
 #[derive(Serialize)]
@@ -269,7 +282,7 @@ struct Row {
 
 impl Kept {
     /// `measured`: a median in ms (or what else the search kept low) and whether it was disturbed, for each network, or nothing.
-    fn new(found: &[Found], measured: &[(f64, bool)]) -> Self {
+    fn new(found: &[Found], measured: &[(f64, bool)], unreached: Vec<Unreached>) -> Self {
         let row = |(index, one): (usize, &Found)| {
             let search = &one.search.value;
             let target = search.target.as_ref();
@@ -296,10 +309,11 @@ impl Kept {
         Self::of(
             metric_of(found),
             found.iter().enumerate().map(row).collect(),
+            unreached,
         )
     }
 
-    fn of(metric: Metric, rows: Vec<Row>) -> Self {
+    fn of(metric: Metric, rows: Vec<Row>, unreached: Vec<Unreached>) -> Self {
         let mean = |of: &dyn Fn(&Row) -> Option<f64>| {
             let ratios: Vec<f64> = rows
                 .iter()
@@ -317,6 +331,7 @@ impl Kept {
             measured_by_target: mean(&|row| row.measured_millis),
             predicted_by_target: mean(&|row| Some(row.predicted_millis)),
             rows,
+            unreached,
         }
     }
 
@@ -371,6 +386,7 @@ impl Kept {
                 "measured / target: {ratio:.3} on average; {n_met} of {n} at most the target"
             )?;
         }
+        text.push_str(&said_of(&self.unreached));
         Ok(text)
     }
 }
@@ -381,7 +397,7 @@ fn metric_of(found: &[Found]) -> Metric {
     first.map_or(Metric::Latency, |one| one.search.value.metric)
 }
 
-fn front(found: &[Found], evaluations: &[Opened<Evaluation>]) -> Front {
+fn front(found: &[Found], evaluations: &[Opened<Evaluation>], unreached: Vec<Unreached>) -> Front {
     let point = |(one, evaluation): (&Found, &Opened<Evaluation>)| {
         let own = &evaluation.value;
         let measured = own.verdict().measured_millis;
@@ -408,7 +424,10 @@ fn front(found: &[Found], evaluations: &[Opened<Evaluation>]) -> Front {
     let settings = evaluations.first().map(|one| one.value.settings.clone());
     let metric = metric_of(found);
     let points = found.iter().zip(evaluations).map(point).collect();
-    Front::new(metric, settings, points)
+    Front {
+        unreached,
+        ..Front::new(metric, settings, points)
+    }
 }
 
 fn front_table(front: &Front) -> Result<String, std::fmt::Error> {
@@ -445,6 +464,7 @@ fn front_table(front: &Front) -> Result<String, std::fmt::Error> {
             }
         )?;
     }
+    text.push_str(&said_of(&front.unreached));
     Ok(text)
 }
 
@@ -487,12 +507,23 @@ mod tests {
             n_changed_genes: Some(2),
             discretisation_gap: Some(0.1),
         };
-        let kept = Kept::of(Metric::Latency, vec![row(1.0, 0.9), row(2.0, 2.2)]);
+        let unreached = vec![Unreached {
+            seed: 4,
+            asked: "0.1x".to_owned(),
+        }];
+        let rows = vec![row(1.0, 0.9), row(2.0, 2.2)];
+        let kept = Kept::of(Metric::Latency, rows, unreached);
         assert_eq!(kept.n_met, Some(1));
         assert!((kept.measured_by_target.unwrap() - 1.0).abs() < 1e-12);
         assert!((kept.predicted_by_target.unwrap() - 0.96).abs() < 1e-12);
         let table = kept.table().unwrap();
-        for text in ["0.900  ", "PASS", "FAIL", "1 of 2 at most the target"] {
+        for text in [
+            "0.900  ",
+            "PASS",
+            "FAIL",
+            "1 of 2 at most the target",
+            "no network keeps to 0.1x (seed 4)",
+        ] {
             assert!(table.contains(text), "{text} is not in\n{table}");
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use artifact::KeyParts;
+use artifact::{Key, KeyParts};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -85,6 +85,7 @@ pub(crate) fn short_reason(answer: &KeyAnswer, step: &Step, store: &Path) -> Res
 /// What is read of a manifest, whatever its version.
 #[derive(Deserialize)]
 struct Manifest {
+    key: Key,
     key_parts: KeyParts,
 }
 
@@ -107,10 +108,13 @@ fn nearest(
         for dir in list(&kind_dir)? {
             // What cannot be read is like nothing.
             let text = std::fs::read_to_string(dir.join("manifest.json")).unwrap_or_default();
-            let Ok(Manifest { key_parts }) = serde_json::from_str(&text) else {
+            let Ok(Manifest { key, key_parts }) = serde_json::from_str(&text) else {
                 continue;
             };
-            let differences = diff(&leaves(&key_parts.counted()), &wanted);
+            let mut differences = diff(&leaves(&key_parts.counted()), &wanted);
+            if key != key_parts.key() {
+                differences.push("the key: of an earlier version in the store".to_owned());
+            }
             if best
                 .as_ref()
                 .is_none_or(|(_, fewest)| differences.len() < fewest.len())

@@ -22,8 +22,10 @@ pub struct Comparison {
     /// What is kept low. Where it is not latency, every number that is named after milliseconds is in
     /// [the unit of that metric](Metric::unit).
     pub metric: Metric,
-    /// What was measured, of one network after the other; `None` where they are timed later.
+    /// What latencies are of; measured ones are of one network after the other.
     pub settings: Option<MeasurementSettings>,
+    /// Which network of the search with lambda = 0 is the baseline.
+    pub baseline: ComparedBaseline,
     /// Seed by seed.
     pub rows: Vec<ComparisonRow>,
     /// How the ends of intervals came about; `None` of one seed, which has none.
@@ -32,6 +34,16 @@ pub struct Comparison {
     pub against_baseline: Differences,
     /// Latency-aware less random.
     pub against_random: Differences,
+}
+
+/// Which network of the search with lambda = 0 is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ComparedBaseline {
+    /// The best of as many candidates as the other searches train.
+    Best,
+    /// What alpha stands for, where no candidate is trained: so the published searches end.
+    Alpha,
 }
 
 /// A trained network.

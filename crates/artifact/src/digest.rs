@@ -89,7 +89,7 @@ impl From<Digest> for String {
     }
 }
 
-/// The name of a question: the digest of its [`KeyParts`].
+/// The name of a question: the digest of what [counts](KeyParts::counted) of its [`KeyParts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Key(Digest);
@@ -107,7 +107,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// What a stage is asked: everything that decides what comes out.
+/// What a stage is asked: everything that decides what comes out, and where images lie.
 ///
 /// Inputs count by what they hold ([`Digest`]), not by how they were asked for: an input that is made
 /// again with the same bytes leaves the key as it was.

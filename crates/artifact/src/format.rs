@@ -87,7 +87,7 @@ impl fmt::Display for Kind {
 /// | latency-dataset, search-result, evaluation; latency model | 1.3; 1.4 | `settings.timing.precision` and `.flush_l2`, where they are not `f32` and false |
 /// | latency-dataset; latency model; search-result; evaluation; front | 1.4; 1.6; 1.7; 1.5; 1.2 | `settings.anchor.revision`: whose code the anchor ran by |
 /// | evaluation | 1.6 | `n_test` |
-/// | front | 1.3 | `disturbed` |
+/// | front | 1.3 | `disturbed`; `unreached` |
 /// | latency-dataset | 1.5 | the column `chosen`, of a profile in rounds |
 /// | comparison | 1.0 | the first |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

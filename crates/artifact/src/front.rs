@@ -26,6 +26,19 @@ pub struct Front {
     pub settings: Option<MeasurementSettings>,
     /// Seed by seed, from the loosest to the tightest.
     pub points: Vec<FrontPoint>,
+    /// What was asked for as well, but no network keeps to; empty before format 1.3, when that ended a sweep.
+    #[serde(default)]
+    pub unreached: Vec<Unreached>,
+}
+
+/// A target that no network keeps to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unreached {
+    /// The seed of the search.
+    pub seed: u32,
+    /// The target, such as `0.3x`.
+    pub asked: String,
 }
 
 /// A trained network.
@@ -99,6 +112,7 @@ impl Front {
             metric,
             settings,
             points,
+            unreached: Vec::new(),
         }
     }
 }

@@ -93,7 +93,9 @@ mod table;
 mod tensors;
 
 pub use crate::checkpoint::{Checkpoint, RawTensor};
-pub use crate::comparison::{Comparison, ComparisonRow, Differences, Interval, IntervalMethod};
+pub use crate::comparison::{
+    ComparedBaseline, Comparison, ComparisonRow, Differences, Interval, IntervalMethod,
+};
 pub use crate::config::ConfigError;
 pub use crate::cost_table::CostTable;
 pub use crate::digest::{Digest, Key, KeyParts, digest_files};
@@ -103,7 +105,7 @@ pub use crate::evaluation::{
 };
 pub use crate::files::Files;
 pub use crate::format::{FormatVersion, Kind};
-pub use crate::front::{Front, FrontPoint};
+pub use crate::front::{Front, FrontPoint, Unreached};
 pub use crate::genotype::{genotype_from_arg, genotype_from_json, genotype_to_json};
 pub use crate::latency_dataset::{
     AnchorRecord, CellSample, GpuRecord, LatencyDataset, LatencySample, MeasurementSettings,

@@ -30,7 +30,7 @@ pub struct Manifest {
     pub format: FormatVersion,
     /// The fingerprint of the search space that codes and genotypes are of.
     pub space_fingerprint: String,
-    /// What was asked: the digest of `key_parts`.
+    /// What was asked: [the key](KeyParts::key) of `key_parts`.
     pub key: Key,
     /// What was asked, in full: stage, revision, resolved config, inputs, machine.
     pub key_parts: KeyParts,

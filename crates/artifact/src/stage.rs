@@ -117,6 +117,8 @@ pub enum ExitCode {
     Device = 4,
     /// Numbers went wrong: NaN, divergence.
     Numbers = 5,
+    /// Nothing keeps to the target.
+    Unreachable = 6,
 }
 
 impl From<ExitCode> for std::process::ExitCode {

@@ -156,8 +156,14 @@ pub fn run(
     let genotypes: Vec<&Genotype> = samples.iter().map(|a| &a.sample.genotype).collect();
     let is_drawn = |index: usize| !samples[index].sample.chosen;
     let Split { train, held_out } = split(&genotypes, is_drawn, config.held_out, config.seed);
-    if held_out.is_empty() {
-        return Err(Error::NoneDrawn);
+    let n_wanted = (genotypes.len() as f64 * config.held_out).ceil() as usize;
+    match held_out.len() {
+        0 => return Err(Error::NoneDrawn),
+        n if n < n_wanted => context.progress.line(&format!(
+            "held out are all {n} architectures that were drawn at random; held_out = {} would be {n_wanted} (the others were chosen by the profile)",
+            config.held_out
+        )),
+        _ => {}
     }
     if train.is_empty() {
         return Err(Error::NothingToFit {
@@ -350,7 +356,8 @@ pub enum Error {
     },
     /// All were chosen.
     #[error(
-        "every architecture of the data set was chosen for what it tells (the column `chosen`), none drawn at random that could judge the models:          profile some that are"
+        "every undisturbed architecture of the data set was chosen for what it tells (the column chosen), none drawn at random that could judge the models: \
+         profile more"
     )]
     NoneDrawn,
     /// A further data set that cannot be compared with the first.

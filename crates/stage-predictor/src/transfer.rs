@@ -115,10 +115,20 @@ pub fn run_transfer(
         .unzip();
     let transfer = Arc::new(sources.transfer(&pool(config.seed).1)?);
     let (model, left_out) = transfer.fit(&codes, &millis)?;
-    let figures = Figures::compute(&left_out.predicted, &millis);
+    // What a profile in rounds chose is fitted, and judges nothing.
+    let drawn: Vec<usize> = (0..samples.len())
+        .filter(|&index| !samples[index].sample.chosen)
+        .collect();
+    if drawn.is_empty() {
+        return Err(Error::NoneDrawn);
+    }
+    let of_drawn = |of: &[f64]| -> Vec<f64> { drawn.iter().map(|&index| of[index]).collect() };
+    let [predicted, spread, measured] =
+        [&left_out.predicted, &left_out.spread, &millis].map(|own| of_drawn(own));
+    let figures = Figures::compute(&predicted, &measured);
     let pairs = timed_twice(config.metric, &samples);
     let name = || TRANSFER.to_owned();
-    let held_out = millis.iter().zip(&left_out.predicted).zip(&left_out.spread);
+    let held_out = measured.iter().zip(&predicted).zip(&spread);
     let validation = Validation {
         models: BTreeMap::from([(
             name(),
@@ -146,7 +156,7 @@ pub fn run_transfer(
         ),
         reference_millis: median(&millis),
         n_train: samples.len(),
-        n_test: samples.len(),
+        n_test: drawn.len(),
     };
     let model = LatencyModelArtifact {
         card,

@@ -573,7 +573,10 @@ fn a_few_timings_and_the_model_of_another_device_make_a_model() {
         sample.median_millis = 3.0 * known.predict_millis(&space.encode(genotype));
         sample.disturbed = false;
     }
+    let mut in_rounds = timed.clone();
+    in_rounds.samples[3].chosen = true;
     let timed = publish(&place.path("other"), timed);
+    let in_rounds = publish(&place.path("rounds"), in_rounds);
     let run = |more: &[&str]| place.run_on("--latency-dataset", &timed, "store", more);
     run(&[]).failed(3, &["8 undisturbed architectures", "at least 20"]);
     let asked = ["--source-model", &source];
@@ -582,6 +585,11 @@ fn a_few_timings_and_the_model_of_another_device_make_a_model() {
     let model = model_of(&answer).value;
     assert_eq!(model.card.chosen, "transfer");
     assert_eq!((model.card.n_train, model.card.n_test), (8, 8));
+    // What a profile chose judges this model no more than another.
+    let answer = place.run_on("--latency-dataset", &in_rounds, "store", &asked);
+    let judged = model_of(&answer).value;
+    let n_judges = judged.validation.held_out.len();
+    assert_eq!((judged.card.n_test, n_judges), (7, 7));
     assert!(model.validation.models["transfer"].mape < 0.02);
     let moved = Transferred::from_state(&Topology::darts(), &state(&model, "transfer/")).unwrap();
     for sample in &dataset(40).samples {

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use artifact::manifest::Manifest;
 use artifact::{
-    CandidateRecord, Comparison, ComparisonRow, Differences, Evaluation, FiguresRecord, Interval,
-    LatencyModelArtifact, MeasurementSettings, Metric, Opened, SearchResult, TraceRow,
+    CandidateRecord, ComparedBaseline, Comparison, ComparisonRow, Differences, Evaluation,
+    FiguresRecord, Interval, LatencyModelArtifact, MeasurementSettings, Metric, Opened,
+    SearchResult, TraceRow,
 };
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -167,7 +168,10 @@ fn page<'a>(config: &'a Config, inputs: &'a Inputs) -> Page<'a> {
         ),
         front,
         front_caption,
-        comparison: inputs.comparison.as_ref().map(|own| seeds(&own.value)),
+        comparison: inputs
+            .comparison
+            .as_ref()
+            .map(|own| seeds(&own.value, inputs)),
         search_losses: charts::curves(
             "Loss of the supernets",
             "cross entropy, nats",
@@ -551,7 +555,9 @@ fn notes(inputs: &Inputs) -> Vec<String> {
 
 fn histogram(inputs: &Inputs, latencies: [f64; 2]) -> (String, String) {
     let samples = &inputs.latency_dataset.value.samples;
-    let sampled: Vec<f64> = samples.iter().map(|sample| sample.median_millis).collect();
+    // Those that a profile in rounds chose are not random.
+    let drawn = samples.iter().filter(|sample| !sample.chosen);
+    let sampled: Vec<f64> = drawn.clone().map(|sample| sample.median_millis).collect();
     let marked = [0, 1].map(|index| Marked {
         name: NAMES[index],
         millis: latencies[index],
@@ -560,8 +566,7 @@ fn histogram(inputs: &Inputs, latencies: [f64; 2]) -> (String, String) {
         let n_slower = sampled.iter().filter(|millis| **millis > latency).count();
         percent(n_slower as f64 / sampled.len().max(1) as f64, 0)
     });
-    let n_disturbed = samples.iter().filter(|sample| sample.disturbed).count();
-    let disturbed = match n_disturbed {
+    let disturbed = match drawn.filter(|sample| sample.disturbed).count() {
         0 => String::new(),
         n => format!(" Disturbed timings: {n}."),
     };
@@ -585,11 +590,12 @@ fn front(inputs: &Inputs) -> Option<(String, String)> {
         })
         .collect();
     let seeds: BTreeSet<u32> = points.iter().map(|point| point.seed).collect();
-    // Each seed was asked the same, in one order.
-    let first = points
-        .iter()
-        .take_while(|point| point.seed == points[0].seed);
-    let asked: Vec<&str> = first.map(|point| point.asked.as_str()).collect();
+    let mut asked: Vec<&str> = Vec::new();
+    for point in points {
+        if !asked.contains(&point.asked.as_str()) {
+            asked.push(&point.asked);
+        }
+    }
     let targets: Vec<&_> = points
         .iter()
         .filter(|point| point.target_millis.is_some())
@@ -598,8 +604,16 @@ fn front(inputs: &Inputs) -> Option<(String, String)> {
         .iter()
         .filter(|point| Some(point.latency_median_millis) <= point.target_millis)
         .count();
-    let metric = inputs.front.as_ref()?.value.metric;
+    let front = &inputs.front.as_ref()?.value;
+    let metric = front.metric;
     let cost = noun(metric);
+    let unreached = front.unreached.iter();
+    let unreached = unreached.map(|own| format!("{} (seed {})", own.asked, own.seed));
+    let unreached = match unreached.collect::<Vec<_>>() {
+        own if own.is_empty() => String::new(),
+        own => format!(" No network keeps to {}.", own.join(", ")),
+    };
+    let elsewhere = elsewhere(front.settings.as_ref(), inputs);
     let met = match targets.len() {
         0 => String::new(),
         n => format!(" Measured {cost} at most the target: {n_met} of {n}."),
@@ -610,7 +624,7 @@ fn front(inputs: &Inputs) -> Option<(String, String)> {
         n => format!(" {n} of them while the machine was restless."),
     };
     let caption = format!(
-        "{}, searched with {} ({}), trained and timed alike.{restless}{met}",
+        "{}, searched with {} ({}), trained and timed alike.{restless}{met}{unreached}{elsewhere}",
         plural(points.len(), "network"),
         asked.join(", "),
         plural(seeds.len(), "seed"),
@@ -619,8 +633,27 @@ fn front(inputs: &Inputs) -> Option<(String, String)> {
     Some((charts::front(&of, &networks), caption))
 }
 
+/// A sentence where networks beside those of the run are of other conditions.
+fn elsewhere(settings: Option<&MeasurementSettings>, inputs: &Inputs) -> &'static str {
+    let own = &inputs.evaluations[0].value.settings;
+    let conditions = |of: &MeasurementSettings| {
+        (
+            of.network.clone(),
+            of.timing.clone(),
+            of.device.clone(),
+            of.runtime.clone(),
+        )
+    };
+    match settings {
+        Some(settings) if conditions(settings) != conditions(own) => {
+            " Not to be compared with the two networks above: network, protocol or device are others."
+        }
+        _ => "",
+    }
+}
+
 /// What several seeds found, and what the latency-aware search gains.
-fn seeds(comparison: &Comparison) -> Seeds {
+fn seeds(comparison: &Comparison, inputs: &Inputs) -> Seeds {
     const SEARCHES: [(&str, &str); 3] = [
         ("latency-aware", "latency-aware"),
         ("baseline", "λ = 0"),
@@ -674,7 +707,17 @@ fn seeds(comparison: &Comparison) -> Seeds {
         })
     };
     let network = |row: &ComparisonRow| Row {
-        name: format!("{}, {}", row.seed, row.search).into(),
+        name: format!(
+            "seed {}, {}{}",
+            row.seed,
+            row.search,
+            if row.disturbed == Some(true) {
+                " (restless)"
+            } else {
+                ""
+            }
+        )
+        .into(),
         cells: vec![
             percent(row.test_accuracy, 2),
             value(Some(row.predicted_millis)),
@@ -682,10 +725,16 @@ fn seeds(comparison: &Comparison) -> Seeds {
             value(row.target_millis),
         ],
     };
+    let baseline = match comparison.baseline {
+        ComparedBaseline::Best => {
+            "λ = 0: the best of as many trained candidates as the others choose from. "
+        }
+        ComparedBaseline::Alpha => "λ = 0: what alpha stands for, no candidate was trained. ",
+    };
     Seeds {
         chart: charts::searches(&format!("{how} {cost}, {unit}"), &series),
         caption: format!(
-            "{} of {}, trained alike{}.{restless}{met}",
+            "{} of {}, trained alike{}.{restless}{met}{}",
             plural(rows.len(), "network"),
             plural(n_seeds.len(), "seed"),
             if is_measured {
@@ -693,6 +742,7 @@ fn seeds(comparison: &Comparison) -> Seeds {
             } else {
                 ", not timed yet"
             },
+            elsewhere(comparison.settings.as_ref(), inputs)
         ),
         gains: Table {
             heads: vec!["test accuracy, points".to_owned(), format!("{cost}, %")],
@@ -705,9 +755,11 @@ fn seeds(comparison: &Comparison) -> Seeds {
             ],
         },
         note: match comparison.intervals {
-            None => "One seed has no interval; three or more tell what chance does.".to_owned(),
+            None => {
+                format!("{baseline}One seed has no interval; three or more tell what chance does.")
+            }
             Some(method) => format!(
-                "Differences within a seed, their mean over seeds and its 95\u{a0}% interval ({}). An interval that holds 0 tells no difference.",
+                "{baseline}Differences within a seed, their mean over seeds and its 95\u{a0}% interval ({}). An interval that holds 0 tells no difference.",
                 method.name()
             ),
         },

@@ -93,6 +93,17 @@ fn report(args: &[&str]) -> Answer {
 }
 
 #[test]
+fn a_right_config_is_said_to_be_right() {
+    let place = Place::new();
+    let config = place.path("report.toml");
+    let answer = report(&["check", "--config", text(&config)]);
+    assert_eq!(
+        (answer.code, answer.stdout),
+        (0, format!("{}: right\n", text(&config)))
+    );
+}
+
+#[test]
 fn a_front_is_shown_where_there_is_one() {
     let place = Place::new();
     assert!(!place.page(&[]).contains("The front"));
@@ -102,6 +113,7 @@ fn a_front_is_shown_where_there_is_one() {
         "4 networks, searched with 0.7x, 0.5x (2 seeds)",
         "at most the target: 3 of 4",
         "1 of them while the machine was restless",
+        "No network keeps to 0.2x (seed 1).",
         "test accuracy, %",
     ] {
         assert!(page.contains(said), "{said}");
@@ -127,7 +139,9 @@ fn a_comparison_is_shown_where_there_is_one() {
         "<td>−0.05 [−1.95, +1.85]</td><td>−30.6 [−44.6, −16.6]</td>",
         "95 % interval (Student&#x27;s t)",
         "measured latency, ms",
-        "5, latency-aware",
+        "seed 5, latency-aware",
+        "seed 5, baseline (restless)",
+        "the best of as many trained candidates",
     ] {
         assert!(section.contains(said), "{said} is not in {section}");
     }

@@ -194,7 +194,6 @@ impl StageError for Error {
             Self::Setting { .. }
             | Self::Network { .. }
             | Self::Metric { .. }
-            | Self::Unreachable { .. }
             | Self::NothingDrawn { .. } => ExitCode::Usage,
             Self::LatencyModel { .. }
             | Self::UnknownModel { .. }
@@ -208,6 +207,7 @@ impl StageError for Error {
             | Self::Checkpoint { .. }
             | Self::Images(_) => ExitCode::Input,
             Self::NonFinite { .. } => ExitCode::Numbers,
+            Self::Unreachable { .. } => ExitCode::Unreachable,
             Self::Artifact(error) => error.exit_code(),
             Self::Ranks(error) => of_ranks(error),
             // A rank may be lost in the middle of a step.

@@ -2,12 +2,12 @@
 
 use artifact::manifest::{Build, Origin};
 use artifact::{
-    AnchorRecord, Artifact, CandidateRecord, CellSample, Comparison, ComparisonRow, Differences,
-    EpochRow, Evaluation, Export, FiguresRecord, FloatTensor, FloatTensors, Front, FrontPoint,
-    GpuRecord, HeldOut, ImagesRecord, Interval, IntervalMethod, KeyParts, LatencyDataset,
-    LatencyModelArtifact, LatencySample, MeasurementSettings, Metric, ModelCard, NetworkRecord,
-    Opened, PIPELINE, Report, SearchResult, SearchSummary, Store, TargetRecord, TimingRecord,
-    TimingResult, TraceRow, Validation,
+    AnchorRecord, Artifact, CandidateRecord, CellSample, ComparedBaseline, Comparison,
+    ComparisonRow, Differences, EpochRow, Evaluation, Export, FiguresRecord, FloatTensor,
+    FloatTensors, Front, FrontPoint, GpuRecord, HeldOut, ImagesRecord, Interval, IntervalMethod,
+    KeyParts, LatencyDataset, LatencyModelArtifact, LatencySample, MeasurementSettings, Metric,
+    ModelCard, NetworkRecord, Opened, PIPELINE, Report, SearchResult, SearchSummary, Store,
+    TargetRecord, TimingRecord, TimingResult, TraceRow, Unreached, Validation,
 };
 use serde_json::json;
 use space::{CellKind, Genotype, NetworkSpec};
@@ -320,14 +320,17 @@ impl Sample for Front {
             search_result: "0".repeat(64),
             evaluation: "1".repeat(64),
         };
-        Self::new(
-            Metric::PeakMemory,
-            Some(settings()),
-            vec![
-                point("none", None, 0.975, 21.0),
-                point("0.6x", Some(12.6), 0.974, 12.5),
-            ],
-        )
+        let points = vec![
+            point("none", None, 0.975, 21.0),
+            point("0.6x", Some(12.6), 0.974, 12.5),
+        ];
+        Self {
+            unreached: vec![Unreached {
+                seed: 1,
+                asked: "0.1x".to_owned(),
+            }],
+            ..Self::new(Metric::PeakMemory, Some(settings()), points)
+        }
     }
 }
 
@@ -353,6 +356,7 @@ impl Sample for Comparison {
         Self {
             metric: Metric::PeakMemory,
             settings: Some(settings()),
+            baseline: ComparedBaseline::Alpha,
             rows: vec![
                 row("baseline", Some(25.5), None),
                 row("latency-aware", Some(20.25), Some(21.0)),
