@@ -8,6 +8,7 @@ use std::process::Stdio;
 use artifact::{Comparison, Front, LatencyDataset, LatencyModelArtifact, SearchResult, Store};
 use pipeline_tests::{binary, command, output, root, stdout, tiny};
 use serde_json::Value;
+use space::Genotype;
 use tempfile::TempDir;
 
 fn xtask(store: &Path, args: &[&str]) -> std::process::Command {
@@ -316,6 +317,46 @@ fn a_comparison_trains_first_and_times_later() {
     let alpha = compare(&["--baseline", "alpha", "--timing", "later"]);
     assert_eq!(column(&alpha, "search"), searches);
     assert_eq!(n_without(), 1);
+}
+
+#[test]
+fn a_genotype_that_is_there_is_evaluated_like_a_found_one() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("store");
+    let genotype = Genotype::named("PC_DARTS_cifar").unwrap();
+    let evaluate = |given: &str| -> Value {
+        let said = stdout(xtask(&store, &["evaluate", given, "--json"]));
+        serde_json::from_str(&said).unwrap()
+    };
+    let network = evaluate("PC_DARTS_cifar");
+    assert_eq!(network["genotype"], artifact::genotype_to_json(&genotype));
+    assert!(network["latency_median_millis"].as_f64() > Some(0.0));
+    let folder = root().join(network["evaluation"].as_str().unwrap());
+    assert!(folder.join("model.onnx").is_file());
+    let [search] = &folders(&store, "search-result")[..] else {
+        panic!("one search result");
+    };
+    let record = artifact::open::<SearchResult>(search).unwrap().value;
+    assert_eq!((&*record.method, &*record.objective), ("given", "none"));
+    assert_eq!(record.genotype, genotype);
+    assert!(record.target.is_none() && record.trace.is_empty());
+
+    // However it is named, it is the same.
+    let file = dir.path().join("genotype.json");
+    std::fs::write(&file, artifact::genotype_to_json(&genotype).to_string()).unwrap();
+    for given in [genotype.to_string(), file.to_str().unwrap().to_owned()] {
+        assert_eq!(evaluate(&given), network);
+    }
+    assert_eq!(folders(&store, "evaluation").len(), 1);
+    for (given, more, says) in [
+        ("PC_DARTS", &[][..], "PC_DARTS_cifar"),
+        ("PC_DARTS_cifar", &["--target", "0.5x"], "no baseline"),
+    ] {
+        let failed = output(xtask(&store, &[&["evaluate", given], more].concat()));
+        let stderr = String::from_utf8_lossy(&failed.stderr);
+        assert_eq!(failed.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(says), "{stderr}");
+    }
 }
 
 #[test]

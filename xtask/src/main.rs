@@ -7,6 +7,7 @@ mod ci;
 mod compare;
 mod cuda;
 mod doctor;
+mod evaluate;
 mod gpu_check;
 mod layers;
 mod new_preset;
@@ -53,6 +54,16 @@ enum Command {
         /// target; the predictor learns from that measurement before
         #[arg(long, value_name = "N", default_value_t = 2)]
         attempts: u32,
+        /// Print the result as one JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Train, test, time and export a genotype that is there, by the same recipe as found ones
+    Evaluate {
+        /// The name of a published genotype, its text, or a file with the text or JSON
+        genotype: String,
+        #[command(flatten)]
+        args: PipelineArgs,
         /// Print the result as one JSON object on stdout
         #[arg(long)]
         json: bool,
@@ -129,6 +140,11 @@ fn main() -> ExitCode {
             attempts,
             json,
         } => pipeline::run(&args, attempts, json),
+        Command::Evaluate {
+            genotype,
+            args,
+            json,
+        } => evaluate::run(&genotype, &args, json),
         Command::Compare { args, compare } => compare::run(&args, &compare),
         Command::Sweep { args, sweep } => sweep::run(&args, &sweep),
         Command::Plan { args } => plan::run(&args),

@@ -76,6 +76,8 @@ pub(crate) struct Step {
     pub(crate) reference: Option<&'static str>,
     /// The search whose alpha this one begins with.
     pub(crate) warm_start: Option<&'static str>,
+    /// The genotype that is taken instead of a search.
+    pub(crate) genotype: Option<String>,
 }
 
 impl Step {
@@ -111,6 +113,9 @@ pub(crate) const POINT: &str = "point";
 pub(crate) const NEIGHBOUR: &str = "search (neighbour)";
 /// The best of some genotypes drawn at random, or one, of the latency of the latency-aware one.
 pub(crate) const RANDOM: &str = "random";
+
+/// A genotype that no search found.
+pub(crate) const GIVEN: &str = "given";
 
 /// A row of [`STEPS`]: stage, variant, the steps it reads, overrides.
 type StepRow = (
@@ -152,6 +157,7 @@ pub(crate) fn random_steps(predicted: f64, metric: Metric, seed: u64) -> [Step; 
         overrides,
         reference: None,
         warm_start: None,
+        genotype: None,
     };
     [
         step(&SEARCH, &["predictor"], draw.to_vec()),
@@ -173,6 +179,7 @@ pub(crate) fn point_steps(
         overrides,
         reference: None,
         warm_start: None,
+        genotype: None,
     };
     [
         Step {
@@ -212,8 +219,34 @@ pub(crate) fn steps(args: &PipelineArgs) -> Result<Vec<Step>> {
             reference: (stage == "search" && variant == Some(LATENCY_AWARE) && has_ratio)
                 .then_some(BASELINE_SEARCH),
             warm_start: None,
+            genotype: None,
         })
         .collect())
+}
+
+/// What `evaluate` runs: a genotype that is there is taken instead of a search, and evaluated.
+pub(crate) fn given_steps(genotype: &str, target: Option<&str>) -> [Step; 2] {
+    let step = |stage, inputs| Step {
+        stage,
+        variant: Some(GIVEN),
+        inputs,
+        overrides: Vec::new(),
+        reference: None,
+        warm_start: None,
+        genotype: None,
+    };
+    [
+        Step {
+            overrides: vec![
+                // What asks for no target.
+                "objective=penalty".to_owned(),
+                format!("target.latency={}", target.unwrap_or("none")),
+            ],
+            genotype: Some(genotype.to_owned()),
+            ..step(&SEARCH, &["predictor"])
+        },
+        step(&EVALUATE, &["search (given)"]),
+    ]
 }
 
 /// The number of a target such as `0.4ms` or `0.6x`, which `option` gave.

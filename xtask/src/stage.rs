@@ -213,7 +213,13 @@ pub(crate) fn command(
     artifacts: &BTreeMap<String, PathBuf>,
 ) -> Result<Command> {
     let stage = step.stage.name;
-    let mut command = start(bin_dir, args, stage, "run")?;
+    let subcommand = if step.genotype.is_some() {
+        "take"
+    } else {
+        "run"
+    };
+    let mut command = start(bin_dir, args, stage, subcommand)?;
+    command.args(&step.genotype);
     override_for(&mut command, args, step);
     if let Some(name) = step.reference {
         let dir = artifacts

@@ -91,54 +91,139 @@ impl Summary {
     }
 }
 
-impl fmt::Display for Summary {
+/// One network by itself; field names are a contract of `--json`.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub(crate) struct Network(Row);
+
+impl Network {
+    /// Reads its evaluation.
+    pub(crate) fn read(evaluation: &Path) -> Result<Self> {
+        Row::read(evaluation).map(Self)
+    }
+}
+
+impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns = [
-            "search",
-            "test accuracy",
-            "latency (p10 to p90)",
-            "predicted",
-            "parameters",
-            "multiply-adds",
-        ];
-        let cells = |name: &str, row: &Row| {
-            [
-                name.to_owned(),
-                format!("{:.2} %", 100.0 * row.test_accuracy),
-                format!(
-                    "{:.3} ms ({:.3} to {:.3})",
-                    row.latency_median_millis, row.latency_p10_millis, row.latency_p90_millis
-                ),
-                format!(
-                    "{:.3} {}",
-                    row.predicted_latency_millis,
-                    row.verdict.metric.unit()
-                ),
-                thousands(row.n_params),
-                thousands(row.n_macs),
-            ]
-        };
-        let rows = [
-            columns.map(str::to_owned),
-            cells("lambda = 0", &self.baseline),
-            cells("latency-aware", &self.latency_aware),
-        ];
-        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-        for (index, row) in rows.iter().enumerate() {
-            for (column, cell) in row.iter().enumerate() {
-                let width = width(column);
-                if column == 0 {
-                    write!(f, "{cell:<width$}")?;
-                } else {
-                    write!(f, "   {cell:>width$}")?;
-                }
-            }
-            writeln!(f)?;
-            if index == 0 {
-                let total: usize = (0..columns.len()).map(width).sum();
-                writeln!(f, "{}", "-".repeat(total + 3 * (columns.len() - 1)))?;
+        let Self(row) = self;
+        write_table(f, &[("given", row)])?;
+        writeln!(f)?;
+        if let (Some(n), Some(error)) = (row.n_test, row.accuracy_error) {
+            writeln!(
+                f,
+                "one seed; by {} test images alone the accuracy has a standard error of {:.1} points",
+                thousands(n),
+                100.0 * error
+            )?;
+        }
+        row.write_verdict(f)?;
+        row.write_notes(f, "given")?;
+        writeln!(
+            f,
+            "the network: {}",
+            row.evaluation.join("model.onnx").display()
+        )
+    }
+}
+
+impl Row {
+    /// Whether the target is met and the prediction right, where that can be told.
+    fn write_verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = &self.verdict;
+        let (metric, unit) = (verdict.metric, verdict.metric.unit());
+        if let (Some(word), Some(target)) = (verdict.word(), verdict.target_millis) {
+            writeln!(
+                f,
+                "{word}: measured {:.3} {unit}, target {target:.3} {unit} ({:.1} % of it)",
+                verdict.measured_millis,
+                100.0 * verdict.measured_millis / target
+            )?;
+        }
+        if let (Some([low, high]), Some(false)) = (verdict.interval_millis, verdict.is_in_interval)
+        {
+            writeln!(
+                f,
+                "the measured {metric} is outside of what was predicted, {low:.3} to {high:.3} {unit}"
+            )?;
+        }
+        Ok(())
+    }
+
+    /// What there is to know of its timing.
+    fn write_notes(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+        if let Some(ratio) = self.slowdown {
+            writeln!(
+                f,
+                "while the {name} network was timed the machine took {ratio:.2} times as long as when it was profiled, which is divided \
+                 out: as it was, {:.3} ms",
+                ratio * self.latency_median_millis
+            )?;
+        }
+        if self.disturbed {
+            writeln!(
+                f,
+                "the machine was restless while the {name} network was timed: its latency is uncertain"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A line of names, and one for each network.
+fn write_table(f: &mut fmt::Formatter<'_>, networks: &[(&str, &Row)]) -> fmt::Result {
+    let columns = [
+        "search",
+        "test accuracy",
+        "latency (p10 to p90)",
+        "predicted",
+        "parameters",
+        "multiply-adds",
+    ];
+    let cells = |(name, row): &(&str, &Row)| {
+        [
+            (*name).to_owned(),
+            format!("{:.2} %", 100.0 * row.test_accuracy),
+            format!(
+                "{:.3} ms ({:.3} to {:.3})",
+                row.latency_median_millis, row.latency_p10_millis, row.latency_p90_millis
+            ),
+            format!(
+                "{:.3} {}",
+                row.predicted_latency_millis,
+                row.verdict.metric.unit()
+            ),
+            thousands(row.n_params),
+            thousands(row.n_macs),
+        ]
+    };
+    let names = [columns.map(str::to_owned)].into_iter();
+    let rows: Vec<[String; 6]> = names.chain(networks.iter().map(cells)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    for (index, row) in rows.iter().enumerate() {
+        for (column, cell) in row.iter().enumerate() {
+            let width = width(column);
+            if column == 0 {
+                write!(f, "{cell:<width$}")?;
+            } else {
+                write!(f, "   {cell:>width$}")?;
             }
         }
+        writeln!(f)?;
+        if index == 0 {
+            let total: usize = (0..columns.len()).map(width).sum();
+            writeln!(f, "{}", "-".repeat(total + 3 * (columns.len() - 1)))?;
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let both = [
+            ("lambda = 0", &self.baseline),
+            ("latency-aware", &self.latency_aware),
+        ];
+        write_table(f, &both)?;
         let verdict = &self.latency_aware.verdict;
         let (metric, unit) = (verdict.metric, verdict.metric.unit());
         let points = 100.0 * (self.latency_aware.test_accuracy - self.baseline.test_accuracy);
@@ -162,7 +247,6 @@ impl fmt::Display for Summary {
             ", test accuracy {points:+.2} percentage points (seed {})",
             self.latency_aware.seed
         )?;
-        let both = [&self.latency_aware, &self.baseline];
         if self.latency_aware.genotype == self.baseline.genotype {
             writeln!(
                 f,
@@ -170,7 +254,7 @@ impl fmt::Display for Summary {
             )?;
         } else if let (Some(n), [Some(own), Some(other)]) = (
             self.latency_aware.n_test,
-            both.map(|row| row.accuracy_error),
+            [&self.latency_aware, &self.baseline].map(|row| row.accuracy_error),
         ) {
             writeln!(
                 f,
@@ -179,39 +263,9 @@ impl fmt::Display for Summary {
                 100.0 * own.hypot(other)
             )?;
         }
-        if let (Some(word), Some(target)) = (verdict.word(), verdict.target_millis) {
-            writeln!(
-                f,
-                "{word}: measured {:.3} {unit}, target {target:.3} {unit} ({:.1} % of it)",
-                verdict.measured_millis,
-                100.0 * verdict.measured_millis / target
-            )?;
-        }
-        if let (Some([low, high]), Some(false)) = (verdict.interval_millis, verdict.is_in_interval)
-        {
-            writeln!(
-                f,
-                "the measured {metric} is outside of what was predicted, {low:.3} to {high:.3} {unit}"
-            )?;
-        }
-        for (name, row) in [
-            ("lambda = 0", &self.baseline),
-            ("latency-aware", &self.latency_aware),
-        ] {
-            if let Some(ratio) = row.slowdown {
-                writeln!(
-                    f,
-                    "while the {name} network was timed the machine took {ratio:.2} times as long as when it was profiled, which is divided \
-                     out: as it was, {:.3} ms",
-                    ratio * row.latency_median_millis
-                )?;
-            }
-            if row.disturbed {
-                writeln!(
-                    f,
-                    "the machine was restless while the {name} network was timed: its latency is uncertain"
-                )?;
-            }
+        self.latency_aware.write_verdict(f)?;
+        for (name, row) in both {
+            row.write_notes(f, name)?;
         }
         let found = &self.latency_aware.evaluation;
         writeln!(

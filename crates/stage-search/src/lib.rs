@@ -16,6 +16,7 @@
 //! | `outcome` | what a search ends with |
 //! | `guard` | signs of collapse, and what is done about them |
 //! | `random` | no search: genotypes drawn within the limits |
+//! | `given` | no search: a genotype that is there |
 //! | `selection` | several genotypes trained for a short while, of which the best comes out |
 //! | `surrogate` | what is expected of genotypes that nobody has trained |
 //! | `hindsight` | what whole trainings came to, and how much of it could be known before |
@@ -29,6 +30,7 @@ mod bridge;
 mod config;
 mod derivation;
 mod error;
+mod given;
 mod guard;
 mod hindsight;
 mod objective;
@@ -62,6 +64,7 @@ pub use crate::config::{
     WeightsConfig,
 };
 pub use crate::error::Error;
+pub use crate::given::take;
 pub use crate::hindsight::{Estimate, Hindsight};
 use crate::outcome::Found;
 use crate::predictor::Predictor;
@@ -135,14 +138,19 @@ pub fn run_together(
     config.check_ranks(ranks.as_ref().map_or(1, |ranks| ranks.n_ranks()))?;
     let _guard = context.machine_use.compute()?;
     let predictor = Predictor::new(&inputs.latency_model)?;
-    let target_millis = target_millis(config, inputs, &predictor, &context.progress)?;
+    let target_millis = target_millis(config, inputs, &predictor)?;
+    if let Some(millis) = target_millis {
+        is_in_reach(config, &predictor, millis, &context.progress)?;
+    }
     let record = |found| outcome::result(config, inputs, &predictor, target_millis, found);
+    let method = config.method.name();
     let drawn = match config.method {
         Method::Random => random::draw(config, &predictor, target_millis, &context.progress)?,
         _ => Vec::new(),
     };
     if let [genotype] = &drawn[..] {
-        return Ok(record(Found::drawn(genotype.clone(), Vec::new())));
+        let genotype = genotype.clone();
+        return Ok(record(Found::without_alpha(method, genotype, Vec::new())));
     }
     let set = load_images(config, None)?;
     let profiled = inputs.latency_model.value.card.settings.as_ref();
@@ -167,7 +175,7 @@ pub fn run_together(
         plan(&short_training, None, context.device)?.check(context.device)?;
         let candidates = short_training.choose(&drawn, &predictor, context)?;
         let genotype = candidates[0].genotype.clone();
-        return Ok(record(Found::drawn(genotype, candidates)));
+        return Ok(record(Found::without_alpha(method, genotype, candidates)));
     }
     let objective = objective::new(config, predictor.reference_millis, target_millis);
     let mut search = Search::new(config, &set, &predictor, objective, &device, ranks.clone())?;
@@ -376,12 +384,11 @@ fn plan_for(
         .with("program", nn::memory::PROGRAM_BYTES))
 }
 
-/// The target in ms; an error if the model cannot tell, or if nothing is that fast.
+/// The target in ms; an error if the model cannot tell whether it is kept.
 fn target_millis(
     config: &Config,
     inputs: &Inputs,
     predictor: &Predictor,
-    progress: &Progress,
 ) -> Result<Option<f64>, Error> {
     let target = &config.target;
     let millis = match target.latency {
@@ -411,18 +418,29 @@ fn target_millis(
             probability,
         });
     }
+    Ok(Some(millis))
+}
+
+/// An error if nothing is as fast as the target.
+fn is_in_reach(
+    config: &Config,
+    predictor: &Predictor,
+    target_millis: f64,
+    progress: &Progress,
+) -> Result<(), Error> {
     // Any genotype that is fast enough will do. If there is none, that takes half a minute.
     progress.line("looking for a genotype that is fast enough");
+    let upper = |genotype: &Genotype| predictor.upper(genotype, config.target.probability);
     let bound = |genotype: &Genotype| upper(genotype).unwrap_or(f64::INFINITY);
-    let (_, fastest_millis) = derivation::fastest(bound, millis);
-    if fastest_millis > millis {
+    let (_, fastest_millis) = derivation::fastest(bound, target_millis);
+    if fastest_millis > target_millis {
         return Err(Error::Unreachable {
             unit: predictor.metric.unit(),
-            target_millis: millis,
+            target_millis,
             fastest_millis,
         });
     }
-    Ok(Some(millis))
+    Ok(())
 }
 
 /// The precision of the config, as the network takes it.

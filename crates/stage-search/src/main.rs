@@ -42,6 +42,17 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Take a genotype that is there, as if a search had found it, and print the folder of the search result, which `evaluate run` trains, tests,
+    /// times and exports
+    Take {
+        /// The name of a published genotype, its text, or a file with the text or JSON
+        genotype: String,
+        #[command(flatten)]
+        args: StageArgs,
+        /// The folder of the latency model
+        #[arg(long, value_name = "DIR")]
+        latency_model: PathBuf,
+    },
     /// Learn from the candidates of searches what to expect of genotypes, and print it as the table [selection.surrogate] of search.toml
     Learn {
         /// The folders of their results
@@ -76,6 +87,11 @@ fn main() -> ExitCode {
             ranks,
             dry_run,
         } => run(args, &latency_model, warm_start.as_deref(), ranks, dry_run),
+        Command::Take {
+            genotype,
+            args,
+            latency_model,
+        } => take(&genotype, &args, &latency_model),
         Command::Learn { search_results } => learn(&search_results),
         Command::Expect {
             args,
@@ -88,6 +104,17 @@ fn main() -> ExitCode {
             dirs,
         } => look_back(&args.load::<Config>()?, &dirs),
     })
+}
+
+fn take(genotype: &str, args: &StageArgs, latency_model: &Path) -> Result<(), Error> {
+    let config: Config = args.load_config()?;
+    let genotype = artifact::genotype_from_arg(genotype).map_err(artifact::Error::from)?;
+    let inputs = Inputs::open(latency_model, None)?;
+    let parts = inputs.key_of(&config, &genotype)?;
+    stage::execute(args, parts, serde_json::Value::Null, |_| {
+        stage_search::take(&config, &inputs, genotype)
+    })
+    .map(drop)
 }
 
 fn learn(search_results: &[PathBuf]) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use space::{CellKind, Genotype};
 
 use crate::bridge;
-use crate::config::{Config, Method};
+use crate::config::Config;
 use crate::derivation::{self, Band, Derivation, GeneLimits, Limits};
 use crate::error::Error;
 use crate::predictor::Predictor;
@@ -25,9 +25,11 @@ const MAX_ROUNDS: usize = 4;
 
 /// What a search ends with.
 pub(crate) struct Found {
+    /// The name of the method.
+    pub(crate) method: &'static str,
     /// The architecture.
     pub(crate) genotype: Genotype,
-    /// What alpha stood for, without limits; of a draw the draw itself.
+    /// What alpha stood for, without limits; where there is no alpha, the architecture itself.
     pub(crate) derived: Genotype,
     /// Genes that differ between both.
     pub(crate) n_changed_genes: usize,
@@ -41,8 +43,13 @@ pub(crate) struct Found {
 
 impl Found {
     /// Without alpha.
-    pub(crate) fn drawn(genotype: Genotype, candidates: Vec<CandidateRecord>) -> Self {
+    pub(crate) fn without_alpha(
+        method: &'static str,
+        genotype: Genotype,
+        candidates: Vec<CandidateRecord>,
+    ) -> Self {
         Self {
+            method,
             derived: genotype.clone(),
             genotype,
             n_changed_genes: 0,
@@ -227,6 +234,7 @@ pub(crate) fn found(
         row.event = (!events.is_empty()).then(|| events.join("; "));
     }
     Ok(Found {
+        method: config.method.name(),
         genotype,
         derived: free,
         n_changed_genes,
@@ -246,6 +254,7 @@ pub(crate) fn result(
     found: Found,
 ) -> SearchResult {
     let Found {
+        method,
         genotype,
         derived,
         n_changed_genes,
@@ -254,8 +263,8 @@ pub(crate) fn result(
         trace,
         candidates,
     } = found;
-    let is_random = config.method == Method::Random;
-    let name = |name: &str| if is_random { "none" } else { name }.to_owned();
+    let has_alpha = !alphas.is_empty();
+    let name = |name: &str| if has_alpha { name } else { "none" }.to_owned();
     let probability = config.target.probability;
     let upper = predictor.upper(&genotype, probability);
     SearchResult {
@@ -272,7 +281,7 @@ pub(crate) fn result(
                 n_changed_genes: n_changed_genes as u32,
             }),
         genotype,
-        method: config.method.name().to_owned(),
+        method: method.to_owned(),
         seed: config.seed,
         objective: name(config.objective.name()),
         bridge: name(config.bridge.name()),

@@ -448,7 +448,6 @@ fn another_metric_is_kept_to_in_its_unit() {
 #[test]
 fn a_ratio_is_of_the_genotype_that_it_names() {
     let place = Place::new();
-    // DARTS_V1 has 7 slow operations by the law, so 8 ms.
     let sets = [
         "--set",
         "target.latency=0.75x",
@@ -464,8 +463,39 @@ fn a_ratio_is_of_the_genotype_that_it_names() {
     let sets = ["--set", "target.latency=0.75x", "--set", &of];
     let answer = place.run(&[&TARGET[..], &sets].concat()).json();
     assert_eq!(search_result(&answer).target.unwrap().target_millis, slow);
+    assert!((slow - 0.75 * millis_by_law(&text)).abs() < 0.1, "{slow}");
+}
+
+/// What a genotype takes by the law.
+fn millis_by_law(text: &str) -> f64 {
     let n_slow = text.matches("sep_conv").count() + text.matches("dil_conv_5x5").count();
-    assert!((slow - 0.75 * (1.0 + n_slow as f64)).abs() < 0.1, "{slow}");
+    1.0 + n_slow as f64
+}
+
+#[test]
+fn a_given_genotype_is_recorded_with_what_is_predicted_of_it() {
+    let place = Place::new();
+    let take = |genotype: &str, target: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_search"));
+        command.args(["take", genotype, "--config"]);
+        command.arg(place.path("search.toml")).arg("--store");
+        command.arg(place.path("store")).arg("--latency-model");
+        command.arg(&place.latency_model).args(["--set", target]);
+        Answer::of(command.arg("--json"))
+    };
+    let expected = millis_by_law(&Genotype::named("DARTS_V1").unwrap().to_string());
+    for (target, is_met) in [("99ms", true), ("2ms", false)] {
+        let answer = take("DARTS_V1", &format!("target.latency={target}"));
+        let found = search_result(&answer.json());
+        assert_eq!(found.genotype, Genotype::named("DARTS_V1").unwrap());
+        assert_eq!(found.method, "given");
+        let predicted = found.predicted_latency_millis;
+        assert!((predicted - expected).abs() < 0.2, "{predicted}");
+        let target = found.target.unwrap();
+        assert_eq!((target.is_met, target.n_changed_genes), (is_met, 0));
+        assert!(found.candidates.is_empty() && found.alphas.is_empty());
+    }
+    take("DARTS_V3", "target.latency=none").failed(2, &["DARTS_V3", "DARTS_V1"]);
 }
 
 #[test]
