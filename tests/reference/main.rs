@@ -14,23 +14,27 @@ use anyhow::{Context, Result, bail};
 use artifact::DeviceSpec;
 use candle_core::Device;
 use check::{Report, Vectors};
+use clap::Parser;
+
+/// Compares the networks with reference vectors of the original PyTorch implementations
+#[derive(Parser)]
+#[command(name = "reference", version)]
+struct Cli {
+    /// A folder of .safetensors files as `docs/reference.md` describes them
+    dir: PathBuf,
+    /// cpu, cuda or cuda:N
+    #[arg(default_value = "cpu")]
+    device: DeviceSpec,
+}
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    let (Some(dir), device, None) = (args.next().map(PathBuf::from), args.next(), args.next())
-    else {
-        eprintln!(
-            "usage: reference DIR [DEVICE] (a folder of .safetensors reference vectors; cpu, cuda or cuda:N)"
-        );
-        return ExitCode::from(2);
-    };
-    if let Some(device) = device {
-        match open_device(&device.to_string_lossy()) {
-            Ok(device) => check::compute_on(device),
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                return artifact::ExitCode::Device.into();
-            }
+    let Cli { dir, device } = Cli::parse();
+    match open_device(device) {
+        Ok(Device::Cpu) => {}
+        Ok(device) => check::compute_on(device),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return artifact::ExitCode::Device.into();
         }
     }
     match run(&dir) {
@@ -45,8 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn open_device(text: &str) -> Result<Device> {
-    let spec: DeviceSpec = text.parse()?;
+fn open_device(spec: DeviceSpec) -> Result<Device> {
     spec.find()?;
     Ok(match spec {
         DeviceSpec::Cpu => Device::Cpu,

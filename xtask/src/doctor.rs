@@ -55,6 +55,7 @@ pub(crate) fn run() -> Result<()> {
             ["libcurand.so.10", "libcurand.so", "libcurand.so.11"],
         ),
         ("NVML", ["libnvidia-ml.so.1", "libnvidia-ml.so", "nvml.dll"]),
+        ("NCCL", ["libnccl.so.2", "libnccl.so", "libnccl.so.3"]),
     ];
     let found = libraries.map(|(name, names)| {
         let found = loads(&names);
@@ -100,6 +101,7 @@ pub(crate) fn run() -> Result<()> {
         (nvrtc.is_some(), "no NVRTC"),
         (found[0], "no cuBLAS"),
         (found[1], "no cuRAND"),
+        (found[3], "no NCCL"),
     ];
     let missing = missing
         .into_iter()

@@ -111,7 +111,7 @@ impl fmt::Display for Network {
         if let (Some(n), Some(error)) = (row.n_test, row.accuracy_error) {
             writeln!(
                 f,
-                "one seed; by {} test images alone the accuracy has a standard error of {:.1} points",
+                "one seed: {} test images alone give the accuracy a standard error of {:.1} points",
                 thousands(n),
                 100.0 * error
             )?;
@@ -258,7 +258,7 @@ impl fmt::Display for Summary {
         ) {
             writeln!(
                 f,
-                "one seed; by {} test images alone the difference has a standard error of up to {:.1} points: compare --seeds 3 tells more",
+                "one seed: {} test images alone give the difference a standard error of up to {:.1} points; several seeds: cargo xtask compare --seeds 3",
                 thousands(n),
                 100.0 * own.hypot(other)
             )?;

@@ -257,7 +257,7 @@ pub struct StageArgs {
     /// cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: DeviceSpec,
-    /// Override a value of the config, such as seed=1 or timing.n_repeats=5 (may be repeated)
+    /// Override a value of the config; of a table, TABLE.KEY=VALUE (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
     /// Threads to compute with; 0 means all cores

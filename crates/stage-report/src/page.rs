@@ -701,11 +701,7 @@ fn seeds(comparison: &Comparison, inputs: &Inputs) -> Seeds {
                 .map_or("–".to_owned(), |latency| text(latency, 1)),
         ],
     };
-    let value = |value: Option<f64>| {
-        value.map_or("–".to_owned(), |value| {
-            format!("{}\u{a0}{unit}", millis(value))
-        })
-    };
+    let value = |value: Option<f64>| value.map_or("–".to_owned(), millis);
     let network = |row: &ComparisonRow| Row {
         name: format!(
             "seed {}, {}{}",
@@ -719,7 +715,7 @@ fn seeds(comparison: &Comparison, inputs: &Inputs) -> Seeds {
         )
         .into(),
         cells: vec![
-            percent(row.test_accuracy, 2),
+            format!("{:.2}", 100.0 * row.test_accuracy),
             value(Some(row.predicted_millis)),
             value(row.measured_millis),
             value(row.target_millis),
@@ -764,9 +760,12 @@ fn seeds(comparison: &Comparison, inputs: &Inputs) -> Seeds {
             ),
         },
         networks: Table {
-            heads: ["test accuracy", "predicted", "measured", "target"]
-                .map(str::to_owned)
-                .to_vec(),
+            heads: vec![
+                "test accuracy, %".to_owned(),
+                format!("predicted, {unit}"),
+                format!("measured, {unit}"),
+                format!("target, {unit}"),
+            ],
             rows: rows.iter().map(network).collect(),
         },
     }
