@@ -152,7 +152,10 @@ pub(crate) fn run(args: &PipelineArgs, sweep: &SweepArgs) -> Result<()> {
     }
     if sweep.evaluate == Evaluate::Train {
         let front = front(&found, &evaluations, unreached);
-        let asked = json!({ "asked": asked.iter().map(|point| &point.name).collect::<Vec<_>>() });
+        let asked = json!({
+            "asked": asked.iter().map(|point| &point.name).collect::<Vec<_>>(),
+            "unreached": front.unreached,
+        });
         let made_of = evaluations.iter().enumerate();
         let made_of = made_of.map(|(index, one)| (format!("evaluation-{index:03}"), one.digest()));
         let opened = begun.publish(&SWEEP, args, &asked, made_of, front)?;

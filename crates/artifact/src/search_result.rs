@@ -65,7 +65,8 @@ pub struct CandidateRecord {
 pub struct SearchResult {
     /// The architecture.
     pub genotype: Genotype,
-    /// The search method: `darts`, `pc-darts`, `p-darts` or `random`.
+    /// The search method: `darts`, `pc-darts`, `p-darts` or `random`; `given` where nothing was searched. The last two have no alpha and no
+    /// trace.
     pub method: String,
     /// The seed of the search.
     pub seed: u64,

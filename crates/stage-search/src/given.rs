@@ -5,7 +5,7 @@ use artifact::{KeyParts, SearchResult};
 use serde::Serialize;
 use space::Genotype;
 
-use crate::config::{Config, TargetConfig};
+use crate::config::{Config, TargetConfig, TargetLatency};
 use crate::error::Error;
 use crate::outcome::{self, Found};
 use crate::predictor::Predictor;
@@ -20,7 +20,8 @@ struct Given<'a> {
     seed: u64,
     method: &'static str,
     genotype: String,
-    target: &'a TargetConfig,
+    /// Without a latency to keep to, what else is said of targets does not count.
+    target: Option<&'a TargetConfig>,
 }
 
 impl Inputs {
@@ -34,7 +35,7 @@ impl Inputs {
             seed: config.seed,
             method: GIVEN,
             genotype: genotype.to_string(),
-            target: &config.target,
+            target: (config.target.latency != TargetLatency::None).then_some(&config.target),
         };
         let parts = KeyParts::new(&SEARCH, &asked)?;
         Ok(parts.input("latency-model", self.latency_model.digest()))

@@ -1,6 +1,6 @@
 //! What is known of a genotype before it is trained: a surrogate, learned from short trainings of other genotypes.
 //!
-//! A network's training loss goes with a few counts of its cells, nearly alike on different images (`docs/search.md`). So of
+//! A network's training loss goes with a few counts of its cells, nearly alike on different images (`docs/results.md`). So of
 //! many draws only those are trained of which the surrogate expects most.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ pub struct Surrogate(BTreeMap<String, f64>);
 const MIN_CANDIDATES: usize = 8;
 
 impl Surrogate {
-    /// The one that ships. `docs/search.md` tells what it was learned from, and what it is worth elsewhere.
+    /// The one that ships. `docs/results.md` tells what it was learned from, and what it is worth elsewhere.
     pub(crate) fn shipped() -> &'static Self {
         static SHIPPED: LazyLock<Surrogate> = LazyLock::new(|| {
             let shipped: toml::Table =
