@@ -50,27 +50,10 @@ pub(crate) struct CompareArgs {
     timing: Timing,
     /// Which network of the search with lambda = 0 is the baseline
     #[arg(long, value_name = "WHICH", default_value = "best")]
-    baseline: Baseline,
+    baseline: ComparedBaseline,
     /// Print the result as one JSON object on stdout
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Baseline {
-    /// The best of as many candidates as the other searches train
-    Best,
-    /// What alpha stands for, where no candidate is trained: so the published searches end
-    Alpha,
-}
-
-impl From<Baseline> for ComparedBaseline {
-    fn from(of: Baseline) -> Self {
-        match of {
-            Baseline::Best => Self::Best,
-            Baseline::Alpha => Self::Alpha,
-        }
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -119,7 +102,7 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
         };
         let mut steps = steps(&args)?;
         steps.retain(|step| step.stage.name != "report");
-        if compare.baseline == Baseline::Alpha && args.chooses_between_candidates()? {
+        if compare.baseline == ComparedBaseline::Alpha && args.chooses_between_candidates()? {
             let searches = steps
                 .iter_mut()
                 .filter(|step| step.name() == BASELINE_SEARCH);
@@ -152,7 +135,7 @@ pub(crate) fn run(args: &PipelineArgs, compare: &CompareArgs) -> Result<()> {
     let comparison = Comparison {
         metric: searches[0].value.metric,
         settings,
-        baseline: compare.baseline.into(),
+        baseline: compare.baseline,
         intervals: interval_method(seeds.clone().count()),
         against_baseline: differences(&rows, BASELINE),
         against_random: differences(&rows, RANDOM),

@@ -192,12 +192,15 @@ fn is_out_of_reach(error: &anyhow::Error) -> bool {
 
 /// A line of a table about targets that no network keeps to.
 fn said_of(unreached: &[Unreached]) -> String {
-    let said = |own: &Unreached| format!("{} (seed {})", own.asked, own.seed);
     match unreached {
         [] => String::new(),
         _ => format!(
             "no network keeps to {}\n",
-            unreached.iter().map(said).collect::<Vec<_>>().join(", ")
+            unreached
+                .iter()
+                .map(Unreached::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
         ),
     }
 }

@@ -37,12 +37,12 @@ pub struct Comparison {
 }
 
 /// Which network of the search with lambda = 0 is compared with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum ComparedBaseline {
-    /// The best of as many candidates as the other searches train.
+    /// The best of as many candidates as the other searches train
     Best,
-    /// What alpha stands for, where no candidate is trained: so the published searches end.
+    /// What alpha stands for, where no candidate is trained: so the published searches end
     Alpha,
 }
 

@@ -1,5 +1,7 @@
 //! Networks from accurate to fast, and which of them nothing beats: what `cargo xtask sweep` writes.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -39,6 +41,12 @@ pub struct Unreached {
     pub seed: u32,
     /// The target, such as `0.3x`.
     pub asked: String,
+}
+
+impl fmt::Display for Unreached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (seed {})", self.asked, self.seed)
+    }
 }
 
 /// A trained network.

@@ -7,7 +7,7 @@ use artifact::manifest::Manifest;
 use artifact::{
     CandidateRecord, ComparedBaseline, Comparison, ComparisonRow, Differences, Evaluation,
     FiguresRecord, Interval, LatencyModelArtifact, MeasurementSettings, Metric, Opened,
-    SearchResult, TraceRow,
+    SearchResult, TraceRow, Unreached,
 };
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -607,8 +607,7 @@ fn front(inputs: &Inputs) -> Option<(String, String)> {
     let front = &inputs.front.as_ref()?.value;
     let metric = front.metric;
     let cost = noun(metric);
-    let unreached = front.unreached.iter();
-    let unreached = unreached.map(|own| format!("{} (seed {})", own.asked, own.seed));
+    let unreached = front.unreached.iter().map(Unreached::to_string);
     let unreached = match unreached.collect::<Vec<_>>() {
         own if own.is_empty() => String::new(),
         own => format!(" No network keeps to {}.", own.join(", ")),
@@ -618,11 +617,7 @@ fn front(inputs: &Inputs) -> Option<(String, String)> {
         0 => String::new(),
         n => format!(" Measured {cost} at most the target: {n_met} of {n}."),
     };
-    let n_restless = points.iter().filter(|point| point.disturbed == Some(true));
-    let restless = match n_restless.count() {
-        0 => String::new(),
-        n => format!(" {n} of them while the machine was restless."),
-    };
+    let restless = restless(points.iter().map(|point| point.disturbed));
     let caption = format!(
         "{}, searched with {} ({}), trained and timed alike.{restless}{met}{unreached}{elsewhere}",
         plural(points.len(), "network"),
@@ -631,6 +626,14 @@ fn front(inputs: &Inputs) -> Option<(String, String)> {
     );
     let of = format!("{cost}, {}", metric.unit());
     Some((charts::front(&of, &networks), caption))
+}
+
+/// A sentence where some of several networks were timed while the machine was restless.
+fn restless(disturbed: impl Iterator<Item = Option<bool>>) -> String {
+    match disturbed.filter(|own| *own == Some(true)).count() {
+        0 => String::new(),
+        n => format!(" {n} of them while the machine was restless."),
+    }
 }
 
 /// A sentence where networks beside those of the run are of other conditions.
@@ -674,11 +677,7 @@ fn seeds(comparison: &Comparison, inputs: &Inputs) -> Seeds {
     });
     let how = if is_measured { "measured" } else { "predicted" };
     let n_seeds = rows.iter().map(|row| row.seed).collect::<BTreeSet<_>>();
-    let n_restless = rows.iter().filter(|row| row.disturbed == Some(true));
-    let restless = match n_restless.count() {
-        0 => String::new(),
-        n => format!(" {n} of them while the machine was restless."),
-    };
+    let restless = restless(rows.iter().map(|row| row.disturbed));
     let targets = rows
         .iter()
         .filter_map(|row| Some(row.measured_millis? <= row.target_millis?));
